@@ -1,0 +1,67 @@
+"""The batch contract: every key's dtype and axes, in one table, checked where batches leave the
+pipeline.
+
+Axes: ``b`` rows of this process, ``h w`` pixels, ``t`` text tokens, ``n`` image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmflax.errors import MmflaxError
+
+Batch = dict[str, Any]
+
+
+class Field(NamedTuple):
+    """``kind`` is a numpy dtype name, or ``str`` for numpy text; ``axes`` one letter each."""
+
+    kind: str
+    axes: tuple[str | int, ...]
+    required: bool
+    meaning: str
+
+
+CONTRACT = {
+    "image": Field("float32", ("b", "h", "w", 3), True, "pixels in the processor's normalisation"),
+    "tokens": Field("int32", ("b", "t"), True, "token ids, padded"),
+    "text_mask": Field("bool", ("b", "t"), True, "true = use this token"),
+    "image_mask": Field("bool", ("b", "n"), False, "true = use this image token"),
+    "label": Field("int32", ("b",), True, "answer index, -1 = not among the answers"),
+    "question_type": Field("int32", ("b",), True, "question type index, -1 = none"),
+    "mask": Field("bool", ("b",), True, "false on rows that only fill the batch"),
+    "id": Field("str", ("b",), True, "names the example; never placed on a device"),
+}
+
+
+def check_batch(batch: Mapping[str, Any]) -> None:
+    """Raises MmflaxError naming the first key that is missing, unknown or of another form."""
+    missing = [key for key, field in CONTRACT.items() if field.required and key not in batch]
+    unknown = [key for key in batch if key not in CONTRACT]
+    if missing or unknown:
+        raise MmflaxError(
+            f"The batch lacks {missing or 'nothing'} and has unknown keys {unknown or 'none'}; "
+            f"the keys are {', '.join(CONTRACT)}."
+        )
+    sizes: dict[str, int] = {}
+    for key, value in batch.items():
+        field = CONTRACT[key]
+        dtype = getattr(value, "dtype", None)
+        kind = "str" if getattr(dtype, "kind", "") in ("U", "O") else str(dtype)
+        shape = np.shape(value)
+        good = kind == field.kind and len(shape) == len(field.axes)
+        if good:
+            for axis, size in zip(field.axes, shape, strict=True):
+                expected = axis if isinstance(axis, int) else sizes.setdefault(axis, size)
+                good = good and size == expected
+        if not good:
+            axes = " ".join(
+                f"{axis}={sizes[axis]}" if axis in sizes else str(axis) for axis in field.axes
+            )
+            raise MmflaxError(
+                f"The batch's {key!r} is {kind} {list(shape)}; expected {field.kind} [{axes}] "
+                f"({field.meaning})."
+            )

@@ -1,0 +1,89 @@
+"""Random-access datasets: what the pipeline reads, before any decoding.
+
+A *raw example* is a dict: ``image`` (PIL image, encoded bytes, path, or uint8 array), ``question``,
+``answer``, ``question_type``, ``id`` and, where the dataset has one, ``caption``. Sources stay
+undecoded so that walking over every text of a dataset costs no image work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from mmflax.errors import MmflaxError
+
+Raw = dict[str, Any]
+
+
+class Source(Protocol):
+    """Random access to raw examples; ``index`` is in ``0..len-1`` and threads may read at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Raw: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Named splits and what is known about them (``info`` goes into ``run.json``)."""
+
+    name: str
+    splits: Mapping[str, Source]
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def source(self, split: str) -> Source:
+        """The split's source; an unknown split lists those that exist."""
+        if split not in self.splits:
+            raise MmflaxError(
+                f"The dataset {self.name!r} has no split {split!r}; it has "
+                f"{', '.join(self.splits) or 'none'}."
+            )
+        return self.splits[split]
+
+    def describe(self) -> str:
+        """One line a split: its size and its first question with the answer."""
+        lines = [f"{self.name}"]
+        for split, source in self.splits.items():
+            line = f"  {split}: {len(source)} examples"
+            if len(source):
+                first = source[0]
+                line += f", e.g. {first['question']!r} -> {first.get('answer')!r}"
+            lines.append(line)
+        lines += [f"  {key}: {value}" for key, value in self.info.items()]
+        return "\n".join(lines)
+
+
+class Subset:
+    """The examples of ``source`` at ``indices``, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int, /) -> Raw:
+        return self._source[int(self._indices[index])]
+
+
+def in_memory(splits: Mapping[str, Sequence[Raw]], *, name: str = "in_memory") -> Dataset:
+    """A dataset from lists of raw examples; fills in a missing ``id`` and ``question_type``.
+
+    Raises:
+      MmflaxError: an example without an image or a question, named by split and position.
+    """
+    filled: dict[str, Source] = {}
+    for split, examples in splits.items():
+        rows: list[Raw] = []
+        for index, example in enumerate(examples):
+            missing = [key for key in ("image", "question") if example.get(key) is None]
+            if missing:
+                raise MmflaxError(
+                    f"Example {index} of split {split!r} has no {' and no '.join(missing)}; "
+                    "every example needs both."
+                )
+            rows.append({"id": f"{split}:{index}", "question_type": "all", **example})
+        filled[split] = rows
+    return Dataset(name=name, splits=filled)

@@ -1,0 +1,36 @@
+"""What the question alone gives away: the answer that its words had most often in training."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from mmflax.data.dataset import Source
+
+
+def question_prior(train: Source, split: Source) -> dict[str, float]:
+    """Accuracy of answering with the commonest training answer of the same question text.
+
+    An unseen question falls back to the commonest answer of its type. No model and no image: the
+    strongest guess that counting can make, after Goyal et al. 2017 (section 3, "language priors").
+
+    Returns:
+      ``{"accuracy": …, "accuracy/<question type>": …}`` on ``split``.
+    """
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    by_type: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(len(train)):
+        raw = train[index]
+        by_text[raw["question"]][raw["answer"]] += 1
+        by_type[raw.get("question_type", "all")][raw["answer"]] += 1
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for index in range(len(split)):
+        raw = split[index]
+        kind = raw.get("question_type", "all")
+        known = by_text.get(raw["question"]) or by_type.get(kind) or Counter([""])
+        # Ties go to the first in the alphabet, so that the figure does not depend on the order.
+        guess = min(known, key=lambda answer: (-known[answer], answer))
+        for name in ("accuracy", f"accuracy/{kind}"):
+            right[name] += guess == raw["answer"]
+            total[name] += 1
+    return {name: right[name] / total[name] for name in sorted(total)}

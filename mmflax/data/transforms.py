@@ -1,0 +1,213 @@
+"""Images from anything a user holds to float32 pixels; the only place that decodes.
+
+What decoding settles, so that no later code asks again: EXIF orientation is applied, palette, gray,
+CMYK and 16-bit gray become RGB, and an alpha channel is dropped (the stored colours are kept).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from mmflax.errors import MmflaxError
+
+# Formats that PIL decodes by itself: PostScript and the like would start other programs. Imported
+# by name because a restricted Image.open fails on a plugin that nobody has loaded.
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+        PpmImagePlugin.PpmImageFile,
+    )
+)
+MAX_PIXELS = 89_478_485  # a quarter of a GiB at 3 bytes each; PIL's own limit for its warning
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+RESIZES = ("squash", "crop")
+_EXIF_ORIENTATION = 0x0112
+
+
+def open_image(raw: Any, *, at_least: int | None = None) -> Image.Image:
+    """An upright RGB image from a PIL image, encoded bytes, a path, or a uint8 [h w 3] / [h w].
+
+    Args:
+      raw: the image.
+      at_least: when both sides of a JPEG may shrink to this many pixels, it is decoded at 1/2, 1/4
+        or 1/8 of its size, which skips most of the work. ``None`` decodes every pixel.
+
+    Raises:
+      MmflaxError: unreadable, truncated, too large, or of a kind that is not an image.
+    """
+    if isinstance(raw, np.ndarray) or (hasattr(raw, "__array__") and not _is_pil(raw)):
+        return _from_array(np.asarray(raw))
+    name = _name(raw)
+    try:
+        if _is_pil(raw):
+            return _upright_rgb(raw, at_least, name)
+        # A file is read at once: PIL's many small reads are slow on network disks.
+        with _open(raw) as image:
+            return _upright_rgb(image, at_least, name)
+    except (MmflaxError, MemoryError):
+        raise
+    except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
+        raise _unreadable(name, error) from error
+
+
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Reads the first bytes only: a missing, foreign or oversized image raises MmflaxError."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image.size, _name(path))
+    except MmflaxError:
+        raise
+    except Exception as error:
+        raise _unreadable(_name(path), error) from error
+
+
+def resize(image: Image.Image, size: int, *, how: str, filter: str) -> Image.Image:
+    """To ``size`` x ``size``: ``squash`` ignores the aspect ratio, ``crop`` keeps the middle."""
+    resample = FILTERS[filter]
+    if how == "squash":
+        return image if image.size == (size, size) else image.resize((size, size), resample)
+    width, height = image.size
+    short = min(width, height)
+    # Floor for the long side and round for the offset, as torchvision's Resize and CenterCrop do.
+    scaled = (max(size, size * width // short), max(size, size * height // short))
+    if scaled != image.size:
+        image = image.resize(scaled, resample)
+    left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def normalise(
+    image: Image.Image, scale: np.ndarray, shift: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
+    """``pixel * scale + shift`` as float32 [h w 3]; see ``affine`` for the two rows.
+
+    Args:
+      image: RGB.
+      scale, shift: float32 [w*3], one value for each byte of a pixel row: numpy's inner loop is
+        then a row long rather than 3.
+      out: float32 [h w 3] to write into.
+    """
+    width, height = image.size
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width * 3)
+    if out is None:
+        out = np.empty((height, width, 3), np.float32)
+    rows = out.reshape(height, width * 3)
+    np.multiply(pixels, scale, out=rows)
+    np.add(rows, shift, out=rows)
+    return out
+
+
+def affine(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that turn 0..255 into ``(pixel / 255 - mean) / std``; mean and std are of 0..1."""
+    scale = 1.0 / (255.0 * np.asarray(std, np.float64))
+    shift = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
+    return np.tile(scale, width).astype(np.float32), np.tile(shift, width).astype(np.float32)
+
+
+def _open(raw: Any) -> Image.Image:
+    if isinstance(raw, (str, os.PathLike)):
+        with open(raw, "rb") as file:
+            raw = file.read()
+    if not isinstance(raw, (bytes, bytearray, memoryview)):
+        raise MmflaxError(
+            f"An image was given as {type(raw).__name__}; give a PIL image, a path, encoded bytes, "
+            "or a uint8 array [h w 3]."
+        )
+    return Image.open(io.BytesIO(raw), formats=FORMATS)
+
+
+def _upright_rgb(image: Image.Image, at_least: int | None, name: str) -> Image.Image:
+    _check_size(image.size, name)
+    if at_least is not None and image.format in ("JPEG", "MPO"):  # MPO: a phone's JPEG
+        image.draft(None, (at_least, at_least))
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # PIL's own conversion clips at 255, which turns a 16-bit scan white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise MmflaxError(
+            f"{name} has {'32-bit integer' if image.mode == 'I' else 'floating point'} pixels, "
+            "whose range is unknown; convert it to 8 bits."
+        )
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode == "P":  # straight to RGB, PIL warns about palettes with transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    shape = array.shape
+    good_shape = array.ndim == 2 or (array.ndim == 3 and shape[2] == 3)
+    if array.dtype != np.uint8 or not good_shape or 0 in shape:
+        hint = " (multiply pixels in 0..1 by 255 and cast)" if array.dtype.kind == "f" else ""
+        raise MmflaxError(
+            f"An image array is {array.dtype} {list(shape)}; expected uint8 [height width 3] or "
+            f"[height width]{hint}."
+        )
+    _check_size((shape[1], shape[0]), "An image array")
+    image = Image.fromarray(np.ascontiguousarray(array))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise MmflaxError(
+            f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {MAX_PIXELS}; "
+            "shrink it first."
+        )
+
+
+def _unreadable(name: str, error: Exception) -> MmflaxError:
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return MmflaxError(f"{name} has more than {MAX_PIXELS} pixels; shrink it first.")
+    if isinstance(error, FileNotFoundError):
+        return MmflaxError(f"{name} does not exist.")
+    if isinstance(error, PermissionError):
+        return MmflaxError(f"{name} may not be read (permission denied).")
+    if isinstance(error, IsADirectoryError):
+        return MmflaxError(f"{name} is a folder, not an image.")
+    if "cannot identify image" in str(error):
+        return MmflaxError(f"{name} is not an image in {', '.join(FORMATS)} format.")
+    return MmflaxError(f"{name} is damaged: {str(error).rstrip('.')}.")
+
+
+def _name(raw: Any) -> str:
+    if isinstance(raw, (str, os.PathLike)):
+        return f"The image {os.fspath(raw)}"
+    return f"The image {raw.filename}" if getattr(raw, "filename", "") else "The image"
+
+
+def _is_pil(raw: Any) -> bool:
+    return isinstance(raw, Image.Image)

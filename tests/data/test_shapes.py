@@ -1,0 +1,130 @@
+"""The builder writes what the scenes draw, once, and serves it by question."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmflax.data import pipeline
+from mmflax.data.datasets import shapes, shapes_scenes
+from mmflax.data.processor import Processor
+from mmflax.errors import MmflaxError
+
+# sha256 of the first scenes' pixels and texts. When it changes on purpose, raise shapes.VERSION
+# and record the new one: earlier scores no longer compare.
+GOLDEN = "0556b88f6c36e5a032bdf1a53808ca8a3f1a1524e3a0bc740c80296d696ef499"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return shapes.build(data_dir=folder, num_scenes=16, image_size=32)
+
+
+def test_content_is_recorded():
+    assert shapes.fingerprint(64, 0) == GOLDEN
+
+
+def test_serves_every_question_of_every_scene(data):
+    for split, size in shapes.split_sizes(16).items():
+        expected = [
+            (scene, *asked)
+            for scene in shapes_scenes.generate(split, size, 0, 32)
+            for asked in scene.questions
+        ]
+        source = data.source(split)
+        assert len(source) == len(expected) > size
+        for index in np.random.default_rng(0).permutation(len(source)):
+            scene, question, answer, question_type = expected[index]
+            raw = source[int(index)]
+            assert raw["scene"] == scene.id and raw["caption"] == scene.caption
+            assert (raw["question"], raw["answer"]) == (question, answer)
+            assert raw["question_type"] == question_type
+            np.testing.assert_array_equal(np.asarray(raw["image"]), scene.image)
+        with pytest.raises(IndexError):
+            source[len(source)]
+
+
+def test_ids_differ_and_splits_share_no_scene(data):
+    ids, pictures = [], []
+    for source in data.splits.values():
+        raws = [source[index] for index in range(len(source))]
+        ids += [raw["id"] for raw in raws]
+        pictures.append({np.asarray(raw["image"]).tobytes() for raw in raws})
+    assert len(set(ids)) == len(ids)
+    assert (
+        len(set.union(*pictures)) == sum(map(len, pictures)) == sum(shapes.split_sizes(16).values())
+    )
+
+
+def test_drawing_on_an_image_leaves_the_kept_one_alone(data):
+    source = data.source("train")
+    before = np.asarray(source[0]["image"])
+    source[0]["image"].paste((1, 2, 3), (0, 0, 32, 32))
+    np.testing.assert_array_equal(np.asarray(source[0]["image"]), before)
+
+
+def test_trains_through_the_pipeline(data):
+    processor = Processor.learn(data, image_size=32)
+    assert processor.question_types == tuple(sorted(shapes_scenes.QUESTION_TYPES))
+    with pipeline.train_iterator(data.source("train"), processor, batch_size=8, seed=0) as batches:
+        batch = next(batches)
+    assert batch["image"].shape == (8, 32, 32, 3) and (batch["label"] >= 0).all()
+    assert (batch["question_type"] >= 0).all()
+
+
+def test_is_made_once_and_fields_never_share_files(data, folder, capfd):
+    again = shapes.build(data_dir=folder, num_scenes=16, image_size=32)
+    assert again.info == data.info
+    assert capfd.readouterr() == ("", "")
+    other = shapes.build(data_dir=folder, num_scenes=16, image_size=32, seed=1)
+    assert other.info["files"] != data.info["files"]
+    assert other.source("train")[0]["question"] != data.source("train")[0]["question"] or (
+        np.asarray(other.source("train")[0]["image"]).tobytes()
+        != np.asarray(data.source("train")[0]["image"]).tobytes()
+    )
+    out, err = capfd.readouterr()
+    assert out == "" and err.splitlines()[0] == "shapes: drawing 20 scenes ..."
+    assert len(err.splitlines()) == 2
+
+
+def test_processes_that_start_together_make_it_once(tmp_path):
+    code = (
+        "import sys; from mmflax.data.datasets import shapes;"
+        "data = shapes.build(num_scenes=8, image_size=32);"
+        "print(data.source('train')[3]['id'],"
+        " [m for m in ('tensorflow', 'torch') if m in sys.modules])"
+    )
+    environment = {**os.environ, "MMFLAX_DATA_DIR": str(tmp_path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], results
+    assert {out for out, _ in results} == {"train-000000/3 []\n"}
+    assert sum("drawing" in err for _, err in results) == 1
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MmflaxError, match="cannot be written to .*MMFLAX_DATA_DIR"):
+        shapes.build(data_dir=tmp_path / "file", num_scenes=8)
+
+
+@pytest.mark.parametrize("fields", [{"num_scenes": 0}, {"image_size": 4}, {"seed": -1}])
+def test_bad_fields(fields):
+    with pytest.raises(MmflaxError, match=f"{next(iter(fields))} is "):
+        shapes.build(**fields)
