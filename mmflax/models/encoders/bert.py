@@ -1,0 +1,154 @@
+"""BERT-style text encoder (Devlin et al. 2019): post-norm blocks, erf GELU, epsilon 1e-12."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmflax.errors import MmflaxError
+from mmflax.models.layers import (
+    TABLE_INIT,
+    Block,
+    LayerNorm,
+    Pooler,
+    as_dtype,
+    choose,
+    constrain_batch,
+)
+from mmflax.models.masks import attention_mask, causal_mask
+from mmflax.models.stack import Stack
+
+# tiny to medium: Turc et al. 2019 (github.com/google-research/bert, "24 smaller models");
+# base, large: Devlin et al. 2019, sec. 3.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": dict(width=128, depth=2, num_heads=2, mlp_dim=512),
+    "mini": dict(width=256, depth=4, num_heads=4, mlp_dim=1024),
+    "small": dict(width=512, depth=4, num_heads=8, mlp_dim=2048),
+    "medium": dict(width=512, depth=8, num_heads=8, mlp_dim=2048),
+    "base": dict(width=768, depth=12, num_heads=12, mlp_dim=3072),
+    "large": dict(width=1024, depth=24, num_heads=16, mlp_dim=4096),
+}
+
+
+class BERT(nn.Module):
+    """Tokens to contextual vectors [b t d]; `pool` makes BERT's summary of the first one.
+
+    Positions count from 0 at the first column, so padding belongs on the right. What a masked
+    column holds never matters, not even an index outside the vocabulary. `causal=True` limits every
+    token to itself and what lies before it.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    vocab_size: int
+    max_length: int = 512
+    num_token_types: int = 2
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: str = "none"
+    scan_layers: bool = False
+    attention_impl: str = "auto"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def table(rows: int) -> nn.Embed:
+            return nn.Embed(rows, self.width, embedding_init=TABLE_INIT, **kinds)
+
+        self.word_embedding = table(self.vocab_size)
+        self.position_embedding = table(self.max_length)
+        self.token_type_embedding = table(self.num_token_types)
+        self.embedding_norm = LayerNorm(epsilon=self.epsilon, **kinds)
+        self.embedding_dropout = nn.Dropout(self.dropout_rate)
+        layer = functools.partial(
+            Block,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            norm_style="post",
+            activation=self.activation,
+            epsilon=self.epsilon,
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            attention_impl=self.attention_impl,
+            **kinds,
+        )
+        self.encoder = Stack(
+            layer,
+            depth=self.depth,
+            drop_path_rate=self.drop_path_rate,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+        )
+        self.pooler = Pooler(self.width, **kinds)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        text_mask: Bool[Array, "b t"] | None = None,
+        token_types: Int[Array, "b t"] | None = None,
+        *,
+        causal: bool = False,
+        train: bool,
+    ) -> Float[Array, "b t d"]:
+        length = tokens.shape[1]
+        if length > self.max_length:
+            raise MmflaxError(
+                f"the text is {length} tokens long, the position table holds {self.max_length}; "
+                "shorten the text or raise max_length."
+            )
+        if text_mask is not None:
+            tokens = jnp.where(text_mask, tokens, jnp.zeros_like(tokens))
+        types = jnp.zeros_like(tokens) if token_types is None else token_types
+        x = self.word_embedding(tokens) + self.token_type_embedding(types)
+        x = self.embedding_norm(x + self.position_embedding(jnp.arange(length))[None])
+        x = constrain_batch(self.embedding_dropout(x, deterministic=not train))
+        mask = attention_mask(text_mask)
+        if causal:
+            mask = causal_mask(length) if mask is None else mask & causal_mask(length)
+        return self.encoder(x, mask, train=train)
+
+    def pool(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
+        """tanh(dense(first token)), trained by next-sentence prediction in the paper.
+
+        Its parameters exist only if `init` runs through it.
+        """
+        return self.pooler(text[:, 0])
+
+
+def build(
+    *,
+    vocab_size: int,
+    variant: str | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    mlp_dim: int | None = None,
+    dtype: Any = None,
+    param_dtype: Any = "float32",
+    **fields: Any,
+) -> BERT:
+    """A `BERT` of a named variant; sizes given one by one override it; `fields` are `BERT`'s."""
+    sizes: dict[str, Any] = dict(choose("BERT variant", variant, SIZES)) if variant else {}
+    given = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
+    sizes |= {name: value for name, value in given.items() if value is not None}
+    if width is not None and mlp_dim is None:
+        sizes["mlp_dim"] = 4 * width
+    missing = [name for name in given if name not in sizes]
+    if missing:
+        raise MmflaxError(f"BERT needs a variant such as 'base', or also {', '.join(missing)}.")
+    return BERT(
+        **sizes,
+        vocab_size=vocab_size,
+        dtype=as_dtype(dtype),
+        param_dtype=as_dtype(param_dtype),
+        **fields,
+    )

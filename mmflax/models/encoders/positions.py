@@ -1,0 +1,46 @@
+"""Positions of image patches: fixed 2-D sin-cos tables, and learned ones at a new resolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mmflax.errors import MmflaxError
+
+
+def sincos2d(grid: tuple[int, int], width: int, temperature: float = 10_000.0) -> np.ndarray:
+    """Fixed table [h*w d], row by row: sin x, cos x, sin y, cos y (MoCo v3, Chen et al. 2021)."""
+    if width % 4:
+        raise MmflaxError(f"sincos2d positions need a width divisible by 4; found {width}.")
+    y, x = np.mgrid[: grid[0], : grid[1]].astype(np.float32)
+    quarter = width // 4
+    frequency = temperature ** -(np.arange(quarter) / max(quarter - 1, 1))
+    x, y = (np.outer(axis.ravel(), frequency) for axis in (x, y))
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+
+
+def resize_positions(
+    table: Float[Array | np.ndarray, "n d"],
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix: int = 1,
+) -> Float[Array, "m d"]:
+    """A learned table [prefix + h*w, d] resampled (bicubic) from one patch grid to another.
+
+    The first `num_prefix` rows (CLS) have no place on the grid and are kept. Equal grids return the
+    table unchanged. Shrinking smooths first. PyTorch's bicubic differs slightly: it uses another
+    cubic, and smooths only if asked.
+    """
+    table = jnp.asarray(table)
+    expected = num_prefix + old_grid[0] * old_grid[1]
+    if table.shape[0] != expected:
+        raise MmflaxError(
+            f"the position table has {table.shape[0]} rows; a {old_grid[0]}x{old_grid[1]} grid "
+            f"with {num_prefix} prefix rows has {expected}. Change old_grid or num_prefix."
+        )
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    width = table.shape[1]
+    patches = table[num_prefix:].reshape(*old_grid, width)
+    patches = jax.image.resize(patches, (*new_grid, width), method="bicubic")
+    return jnp.concatenate([table[:num_prefix], patches.reshape(-1, width)])

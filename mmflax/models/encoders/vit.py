@@ -1,0 +1,185 @@
+"""Vision Transformer (Dosovitskiy et al. 2021): an image as a sequence of patch tokens."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmflax.errors import MmflaxError
+from mmflax.models.encoders.positions import resize_positions, sincos2d
+from mmflax.models.layers import (
+    KERNEL_INIT,
+    TABLE_INIT,
+    Block,
+    LayerNorm,
+    as_dtype,
+    choose,
+    constrain_batch,
+)
+from mmflax.models.stack import Stack
+
+__all__ = ["SIZES", "ViT", "build", "decode_variant", "resize_positions"]
+
+# S, B, L, H: "Scaling Vision Transformers" (Zhai et al. 2022), table 2; Ti: DeiT (Touvron et al.
+# 2021), table 1. B, L, H are those of Dosovitskiy et al. 2021, table 1.
+SIZES: dict[str, dict[str, int]] = {
+    "Ti": dict(width=192, depth=12, num_heads=3, mlp_dim=768),
+    "S": dict(width=384, depth=12, num_heads=6, mlp_dim=1536),
+    "B": dict(width=768, depth=12, num_heads=12, mlp_dim=3072),
+    "L": dict(width=1024, depth=24, num_heads=16, mlp_dim=4096),
+    "H": dict(width=1280, depth=32, num_heads=16, mlp_dim=5120),
+}
+
+
+class ViT(nn.Module):
+    """Pre-norm Vision Transformer; returns every token, CLS first where there is one.
+
+    `image_size` (pixels, a side or (h, w)) fixes the position table; to move learned positions to
+    another resolution pass the table through `resize_positions`. `pool` says which summary of its
+    tokens a head should take (see `models/pooling.py`); the encoder itself never pools.
+    `pre_norm`, `patch_bias=False` and `activation="quick_gelu"` give CLIP's tower.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch_size: int
+    image_size: int | tuple[int, int]
+    pool: str = "none"
+    cls_token: bool = True
+    position: str = "learned"
+    pre_norm: bool = False
+    patch_bias: bool = True
+    activation: str = "gelu"
+    epsilon: float = 1e-6
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: str = "none"
+    scan_layers: bool = False
+    attention_impl: str = "auto"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+        """Patches down and across an image of `image_size` pixels (default: the model's own)."""
+        size = self.image_size if image_size is None else image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if height % self.patch_size or width % self.patch_size:
+            raise MmflaxError(
+                f"image_size {height}x{width} does not divide into patches of {self.patch_size}; "
+                "change image_size or patch_size."
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
+        """Tokens returned for an image of that size, CLS included."""
+        rows, columns = self.grid(image_size)
+        return rows * columns + int(self.cls_token)
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b n d"]:
+        size = self.image_size
+        expected = (size, size) if isinstance(size, int) else tuple(size)
+        if image.shape[1:3] != expected:
+            raise MmflaxError(
+                f"image is {image.shape[1]}x{image.shape[2]} pixels, the model was built for "
+                f"{expected[0]}x{expected[1]}; resize the image or set image_size."
+            )
+        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        patch = (self.patch_size, self.patch_size)
+        x = nn.Conv(
+            self.width,
+            kernel_size=patch,
+            strides=patch,
+            padding="VALID",
+            use_bias=self.patch_bias,
+            kernel_init=KERNEL_INIT,
+            name="patch_embedding",
+            **kinds,
+        )(image)
+        x = x.reshape(x.shape[0], -1, self.width)
+        if self.cls_token:
+            cls = self.param("cls", TABLE_INIT, (1, 1, self.width), self.param_dtype)
+            cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
+            x = jnp.concatenate([cls, x], axis=1)
+        x = constrain_batch(x + self._positions().astype(x.dtype)[None])
+        if self.pre_norm:
+            x = LayerNorm(epsilon=self.epsilon, name="pre_norm_layer", **kinds)(x)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        layer = functools.partial(
+            Block,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            norm_style="pre",
+            activation=self.activation,
+            epsilon=self.epsilon,
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            attention_impl=self.attention_impl,
+            **kinds,
+        )
+        x = Stack(
+            layer,
+            depth=self.depth,
+            drop_path_rate=self.drop_path_rate,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            name="encoder",
+        )(x, train=train)
+        return LayerNorm(epsilon=self.epsilon, name="norm", **kinds)(x)
+
+    def _positions(self) -> Float[Array, "n d"]:
+        if choose("position", self.position, {"learned": True, "sincos2d": False}):
+            shape = (self.num_tokens(), self.width)
+            return self.param("position_embedding", TABLE_INIT, shape, self.param_dtype)
+        table = jnp.asarray(sincos2d(self.grid(), self.width))
+        return jnp.pad(table, ((int(self.cls_token), 0), (0, 0)))
+
+
+def decode_variant(variant: str) -> dict[str, int]:
+    """Fields of a variant: "B/16" gives width, depth, num_heads, mlp_dim and patch_size."""
+    size, _, patch = variant.partition("/")
+    if size not in SIZES or not patch.isdigit():
+        raise MmflaxError(
+            f"ViT variant is {variant!r}; expected a size of {', '.join(SIZES)}, a slash and the "
+            'patch size in pixels, as in "B/16".'
+        )
+    return {**SIZES[size], "patch_size": int(patch)}
+
+
+def build(
+    *,
+    image_size: int | tuple[int, int],
+    variant: str | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    mlp_dim: int | None = None,
+    patch_size: int | None = None,
+    dtype: Any = None,
+    param_dtype: Any = "float32",
+    **fields: Any,
+) -> ViT:
+    """A `ViT` of a named variant; sizes given one by one override it; `fields` are `ViT`'s."""
+    sizes: dict[str, Any] = decode_variant(variant) if variant else {}
+    given = dict(
+        width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim, patch_size=patch_size
+    )
+    sizes |= {name: value for name, value in given.items() if value is not None}
+    if width is not None and mlp_dim is None:
+        sizes["mlp_dim"] = 4 * width
+    missing = [name for name in given if name not in sizes]
+    if missing:
+        raise MmflaxError(f"ViT needs a variant such as 'B/16', or also {', '.join(missing)}.")
+    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
+    return ViT(
+        **sizes,
+        image_size=size,
+        dtype=as_dtype(dtype),
+        param_dtype=as_dtype(param_dtype),
+        **fields,
+    )

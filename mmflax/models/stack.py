@@ -1,0 +1,93 @@
+"""A stack of equal layers, as a loop or as one scanned layer, with rematerialisation.
+
+A loop keeps parameters under `layers_0 … layers_{n-1}`; a scan keeps them under `layers` with a
+leading depth axis and compiles one layer only. `stack_layers` and `unstack_layers` convert.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmflax.models.layers import choose
+
+# "full" keeps each layer's input only; "dots" also keeps the results of dense layers.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nn.Module):
+    """`depth` layers in sequence: `carry = layer(carry, *inputs, drop_path=rate, train=train)`.
+
+    `layer(name=…)` makes one. Drop-path grows linearly from 0 at the first layer to
+    `drop_path_rate` at the last. Scan and loop differ only in the random numbers dropout draws.
+    """
+
+    layer: Callable[..., nn.Module]
+    depth: int
+    drop_path_rate: float = 0.0
+    remat: str = "none"
+    scan_layers: bool = False
+
+    @nn.compact
+    def __call__(self, carry: Any, *inputs: Any, train: bool) -> Any:
+        policy = choose("remat", self.remat, REMAT_POLICIES)
+
+        def body(layer: Any, carry: Any, rate: Any) -> tuple[Any, None]:
+            return layer(carry, *inputs, drop_path=rate, train=train), None
+
+        if policy is not None:
+            # A scan already keeps XLA from merging the recomputation with the first computation.
+            body = nn.remat(body, policy=policy, prevent_cse=not self.scan_layers)
+        rates = None
+        if train and self.drop_path_rate > 0.0:
+            rates = jnp.linspace(0.0, self.drop_path_rate, self.depth, dtype=jnp.float32)
+        if self.scan_layers:
+            scan = nn.scan(
+                body,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=self.depth,
+            )
+            return scan(self.layer(name="layers"), carry, rates)[0]
+        for i in range(self.depth):
+            rate = None if rates is None else rates[i]
+            carry, _ = body(self.layer(name=f"layers_{i}"), carry, rate)
+        return carry
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The scanned form of a loop's parameters, at any depth of the tree; the rest is unchanged."""
+    tree = {name: _descend(child, stack_layers) for name, child in params.items()}
+    loop = {name for name in tree if re.fullmatch(r"layers_\d+", name)}
+    if not loop:
+        return tree
+    layers = [tree.pop(f"layers_{i}") for i in range(len(loop))]
+    tree["layers"] = jax.tree.map(lambda *leaves: _numpy_or_jax(leaves[0]).stack(leaves), *layers)
+    return tree
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The loop form of scanned parameters, at any depth of the tree; the rest is unchanged."""
+    tree = {name: _descend(child, unstack_layers) for name, child in params.items()}
+    if "layers" not in tree:
+        return tree
+    layers = tree.pop("layers")
+    for i in range(len(jax.tree.leaves(layers)[0])):
+        tree[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+    return tree
+
+
+def _descend(child: Any, convert: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+    return convert(child) if isinstance(child, Mapping) else child
+
+
+def _numpy_or_jax(leaf: Any) -> Any:
+    return np if isinstance(leaf, np.ndarray) else jnp

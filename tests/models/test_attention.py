@@ -1,0 +1,124 @@
+"""Attention: both implementations agree, empty rows give zero, what is masked has no gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmflax.errors import MmflaxError
+from mmflax.models.attention import attend, attention_weights
+from mmflax.models.layers import MultiHeadAttention
+
+B, T, S, H, K = 2, 5, 7, 3, 4
+
+
+def qkv(seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    shapes = [(B, T, H, K), (B, S, H, K), (B, S, H, K)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def random_mask(shape, seed=1):
+    """Random, with one query of example 0 that may use nothing."""
+    mask = np.random.default_rng(seed).random(shape) < 0.6
+    mask[..., 0] = True
+    mask[0, :, -1] = False
+    return jnp.asarray(mask)
+
+
+MASKS = {
+    "none": None,
+    "keys": random_mask((B, 1, 1, S)),
+    "queries": random_mask((B, 1, T, S)),
+    "heads": random_mask((B, H, T, S)),
+    "shared": random_mask((1, 1, T, S)),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_einsum_equals_xla_with_gradients(name):
+    def value_and_grads(implementation):
+        def total(query, key, value):
+            mixed = attend(query, key, value, MASKS[name], implementation=implementation)
+            cotangent = jnp.cos(jnp.arange(mixed.size, dtype=jnp.float32)).reshape(mixed.shape)
+            return (mixed * cotangent).sum(), mixed
+
+        grads, mixed = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*qkv())
+        return mixed, *grads
+
+    for ours, xla in zip(value_and_grads("einsum"), value_and_grads("xla"), strict=True):
+        np.testing.assert_allclose(ours, xla, atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+def test_a_query_with_nothing_to_use_gives_zero(implementation):
+    mixed = attend(*qkv(), MASKS["heads"], implementation=implementation)
+    assert (mixed[0, -1] == 0).all() and (mixed[0, 0] != 0).all()
+
+
+def test_weights_sum_to_one_or_to_zero():
+    query, key, _ = qkv()
+    weights = attention_weights(query, key, MASKS["heads"])
+    expected = np.ones((B, H, T))
+    expected[0, :, -1] = 0
+    np.testing.assert_allclose(weights.sum(-1), expected, atol=1e-6)
+    assert (weights[~MASKS["heads"]] == 0).all()
+
+
+@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+def test_masked_keys_and_values_get_no_gradient(implementation):
+    mask = MASKS["keys"]
+
+    def total(query, key, value):
+        return (attend(query, key, value, mask, implementation=implementation) ** 2).sum()
+
+    for grad in jax.jit(jax.grad(total, argnums=(1, 2)))(*qkv()):
+        hidden = ~np.asarray(mask)[:, 0, 0]
+        assert (grad[hidden] == 0).all() and (grad[~hidden] != 0).any()
+
+
+def test_half_precision_keeps_its_dtype_and_is_close():
+    exact = attend(*qkv(), MASKS["keys"])
+    half = attend(*qkv(dtype=jnp.bfloat16), MASKS["keys"])
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=0.05)
+
+
+def test_module_gives_zero_not_its_bias_where_nothing_may_be_used(zoo):
+    x = jnp.ones((B, T, 12))
+    mask = jnp.asarray([[[[False] * T]], [[[True] * T]]])
+    module = MultiHeadAttention(num_heads=3)
+    params = zoo.params(module, x, mask=mask, train=False)
+    out = zoo.run(module, params, x, mask=mask, train=False)
+    assert (out[0] == 0).all() and (out[1] != 0).all()
+
+
+def test_sown_weights_are_those_used(zoo):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, 12)), jnp.float32)
+    module = MultiHeadAttention(num_heads=3)
+    params = zoo.params(module, x, train=False)
+    out, sown = zoo.run(module, params, x, train=False, mutable=["intermediates"])
+    (weights,) = sown["intermediates"]["attention"]
+    value = jnp.einsum("bsd,dhk->bshk", x, params["value"]["kernel"])
+    mixed = jnp.einsum("bhts,bshk->bthk", weights, value + params["value"]["bias"][None, None])
+    again = jnp.einsum("bthk,hkd->btd", mixed, params["out"]["kernel"])
+    np.testing.assert_allclose(again + params["out"]["bias"][None, None], out, atol=1e-5)
+
+
+def test_kernels_carry_heads(zoo):
+    x = jnp.ones((1, 2, 12))
+    module = MultiHeadAttention(num_heads=3, qkv_bias=False)
+    shapes = jax.tree.map(jnp.shape, zoo.params(module, x, train=False))
+    assert shapes == {
+        "query": {"kernel": (12, 3, 4)},
+        "key": {"kernel": (12, 3, 4)},
+        "value": {"kernel": (12, 3, 4)},
+        "out": {"kernel": (3, 4, 12), "bias": (12,)},
+    }
+
+
+def test_errors_name_the_field_and_the_choices(zoo):
+    with pytest.raises(MmflaxError, match="attention_impl.*'flash'.*auto, xla"):
+        attend(*qkv(), implementation="flash")
+    with pytest.raises(MmflaxError, match="width 12.*5 heads"):
+        zoo.params(MultiHeadAttention(num_heads=5), jnp.ones((1, 2, 12)), train=False)

@@ -1,0 +1,163 @@
+"""Scan, loop and rematerialisation are one model; conversion between the two forms is exact."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mmflax.errors import MmflaxError
+from mmflax.models.encoders import vit
+from mmflax.models.stack import stack_layers, unstack_layers
+
+
+def loss_and_grads(model, params, inputs):
+    def loss(params):
+        encoded = model.apply({"params": params}, **inputs, train=False)
+        return (encoded.pooled**2).sum() + (encoded.image**2).mean() + (encoded.text**2).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_close(left, right):
+    """Within 1e-5 of the largest entry of the tree: key biases are rounding noise around zero."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(right))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a / scale, b / scale, atol=1e-5), left, right
+    )
+
+
+def test_scan_equals_loop_with_gradients(tiny, zoo):
+    scanned = zoo.model(form=tiny.form, scan_layers=True)
+    loss, grads = loss_and_grads(tiny.model, tiny.params, tiny.inputs)
+    scan_loss, scan_grads = loss_and_grads(scanned, stack_layers(tiny.params), tiny.inputs)
+    np.testing.assert_allclose(loss, scan_loss, rtol=1e-5)
+    assert_close(unstack_layers(scan_grads), grads)
+
+
+def vit_loss(zoo, **fields):
+    """A loss of a two-layer ViT's parameters, and parameters in the form of a loop."""
+    image = zoo.inputs()["image"]
+    sizes = dict(image_size=8, patch_size=4, width=16, num_heads=4, depth=2)
+    model, loop = vit.build(**sizes, **fields), vit.build(**sizes)
+
+    def loss(params):
+        return (model.apply({"params": params}, image, train=False) ** 3).sum()
+
+    return loss, zoo.params(loop, image, train=False)
+
+
+@pytest.fixture(scope="module")
+def plain(zoo):
+    loss, params = vit_loss(zoo)
+    assert "remat" not in str(jax.make_jaxpr(jax.grad(loss))(params))
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_remat_and_scan_change_nothing(zoo, plain, remat, scan_layers):
+    if remat == "none" and not scan_layers:
+        pytest.skip("this is what the others are compared with")
+    loss, params = vit_loss(zoo, remat=remat, scan_layers=scan_layers)
+    params = stack_layers(params) if scan_layers else params
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(value, plain[0], rtol=1e-5)
+    assert_close(unstack_layers(grads), plain[1])
+    if remat != "none":
+        assert "remat" in str(jax.make_jaxpr(jax.grad(loss))(params)), "nothing is recomputed"
+
+
+def test_the_two_forms_of_parameters_convert_exactly(tiny, zoo):
+    scanned = zoo.model(form=tiny.form, scan_layers=True)
+    shapes = jax.eval_shape(
+        lambda: scanned.init(jax.random.key(0), **tiny.inputs, train=False)["params"]
+    )
+    stacked = stack_layers(tiny.params)
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
+    back = unstack_layers(stacked)
+    assert jax.tree.structure(back) == jax.tree.structure(tiny.params)
+    jax.tree.map(np.testing.assert_array_equal, back, tiny.params)
+
+
+def test_conversion_keeps_layer_order_past_ten():
+    tree = {"encoder": {f"layers_{i}": {"bias": np.full(2, i)} for i in range(12)}, "x": np.ones(1)}
+    stacked = stack_layers(tree)
+    np.testing.assert_array_equal(stacked["encoder"]["layers"]["bias"][:, 0], np.arange(12))
+    assert isinstance(stacked["encoder"]["layers"]["bias"], np.ndarray)
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), tree)
+
+
+def test_scanned_layers_start_different_and_drop_differently(zoo):
+    image = zoo.inputs()["image"]
+    sizes = dict(image_size=8, patch_size=4, width=16, depth=3, num_heads=4, scan_layers=True)
+    model = vit.build(**sizes, drop_path_rate=0.5, dropout_rate=0.1)
+    params = jax.jit(lambda key: model.init(key, image, train=False))(jax.random.key(0))
+    kernel = params["params"]["encoder"]["layers"]["mlp"]["fc1"]["kernel"]
+    assert (kernel[0] != kernel[1]).all()
+
+    @jax.jit
+    def run(key):
+        return model.apply(params, image, train=True, rngs={"dropout": key})
+
+    assert (run(jax.random.key(0)) == run(jax.random.key(0))).all()
+    assert (run(jax.random.key(0)) != run(jax.random.key(1))).any()
+
+
+def test_scan_gives_attention_of_every_layer(tiny, zoo):
+    scanned = zoo.model(form=tiny.form, scan_layers=True)
+
+    def sown(model, params):
+        run = jax.jit(
+            lambda params: model.apply(
+                {"params": params}, **tiny.inputs, train=False, mutable=["intermediates"]
+            )
+        )
+        return run(params)[1]["intermediates"]
+
+    loop, scan = sown(tiny.model, tiny.params), sown(scanned, stack_layers(tiny.params))
+    assert_close(stack_layers(loop), scan)
+
+
+def test_unknown_remat_lists_the_known(zoo):
+    model = vit.build(image_size=8, variant="Ti/4", remat="some")
+    with pytest.raises(MmflaxError, match="remat is 'some'.*none, full, dots"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), train=False))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_blocks_keep_the_batch_sharded(zoo, scan_layers):
+    """With every kernel sharded too, no device may hold another's share of the activations."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    model = vit.build(
+        image_size=8,
+        patch_size=4,
+        width=16,
+        depth=2,
+        num_heads=4,
+        mlp_dim=48,
+        scan_layers=scan_layers,
+    )
+    image = jnp.ones((16, 8, 8, 3))
+    params = zoo.params(model, image, train=False)
+
+    def place(leaf):
+        axes = [
+            "data" if size % 8 == 0 and i == leaf.ndim - 1 else None
+            for i, size in enumerate(leaf.shape)
+        ]
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    params = jax.tree.map(place, params)
+    image = jax.device_put(image, NamedSharding(mesh, PartitionSpec("data")))
+
+    def loss(params, image):
+        return (model.apply({"params": params}, image, train=False) ** 2).mean()
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules([("batch", "data")]):
+        compiled = jax.jit(jax.grad(loss)).lower(params, image).compile()
+    text = compiled.as_text()
+    assert "f32[2,5,48]" in text, "the MLP's activations are split eight ways"
+    assert "f32[16,5,48]" not in text, "the MLP's activations are whole on a device"

@@ -1,0 +1,132 @@
+"""The VQA task: outputs, per-example loss and metrics, and the two published heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmflax.errors import MmflaxError
+from mmflax.models.encoders import bert, vit
+from mmflax.models.fusion import co_attention
+from mmflax.models.heads import VQAHead
+from mmflax.models.vision_language import VisionLanguageModel
+from mmflax.tasks import vqa
+from mmflax.tasks.task import Task
+
+TYPES = ("colour", "count")
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32),
+        "tokens": jnp.asarray(rng.integers(5, 20, (4, 5)), jnp.int32),
+        "text_mask": jnp.ones((4, 5), bool),
+        "label": jnp.asarray([0, 2, -1, 1], jnp.int32),
+        "question_type": jnp.asarray([0, 1, 1, 1], jnp.int32),
+    }
+
+
+def build(form="meter", **fields):
+    sizes = dict(width=16, num_heads=2, depth=1, mlp_dim=32)
+    backbone = VisionLanguageModel(
+        vit.build(image_size=8, patch_size=4, **sizes),
+        bert.build(vocab_size=20, max_length=8, **sizes),
+        co_attention.build(form=form, **sizes),
+    )
+    return vqa.build(backbone=backbone, num_answers=3, head=dict(form=form), **fields)
+
+
+@pytest.mark.parametrize("form", ["meter", "lxmert"])
+def test_model_gives_logits_and_learns_one_batch(form, batch):
+    task = build(form)
+    assert isinstance(task, Task)
+    params = jax.jit(lambda key: task.model.init(key, batch, train=False))(jax.random.key(0))
+
+    @jax.jit
+    def step(params):
+        def mean_loss(params):
+            outputs = task.model.apply(params, batch, train=True)
+            return task.loss(outputs, batch).mean(), outputs
+
+        (loss, outputs), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.05 * g, params, grads), loss, outputs
+
+    losses = []
+    for _ in range(30):
+        params, loss, outputs = step(params)
+        losses.append(float(loss))
+    assert outputs["logits"].shape == (4, 3) and outputs["logits"].dtype == jnp.float32
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_image_mask_in_the_batch_is_honoured(batch):
+    task = build()
+    shapes = jax.eval_shape(lambda: task.model.init(jax.random.key(0), batch, train=False))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    run = jax.jit(lambda batch: task.model.apply(params, batch, train=False)["logits"])
+    blind = {**batch, "image_mask": jnp.zeros((4, 5), bool)}
+    other = {**blind, "image": blind["image"] + 1.0}
+    np.testing.assert_array_equal(run(blind), run(other))
+    assert (run(blind) != run(batch)).any()
+
+
+def test_metrics_are_sums_and_counts_per_example(batch):
+    task = build(question_types=TYPES)
+    logits = jnp.asarray([[9.0, 0, 0], [9.0, 0, 0], [9.0, 0, 0], [0, 9.0, 0]])
+    metrics = task.metrics({"logits": logits}, batch)
+    assert set(metrics) == {"accuracy", "accuracy/colour", "accuracy/count"}
+    expected = {
+        "accuracy": ([1, 0, 0, 1], [1, 1, 1, 1]),
+        "accuracy/colour": ([1, 0, 0, 0], [1, 0, 0, 0]),
+        "accuracy/count": ([0, 0, 0, 1], [0, 1, 1, 1]),
+    }
+    for name, (total, count) in expected.items():
+        np.testing.assert_array_equal(metrics[name][0], total)
+        np.testing.assert_array_equal(metrics[name][1], count)
+
+
+def test_without_question_types_none_are_read(batch):
+    batch = {name: value for name, value in batch.items() if name != "question_type"}
+    assert set(build().metrics({"logits": jnp.zeros((4, 3))}, batch)) == {"accuracy"}
+
+
+def test_loss_smooths_and_skips_unknown_answers(batch):
+    logits = jnp.asarray([[3.0, 0, 0]] * 4)
+    plain = build().loss({"logits": logits}, batch)
+    smooth = build(label_smoothing=0.2).loss({"logits": logits}, batch)
+    assert plain.shape == (4,) and plain[2] == smooth[2] == 0
+    assert smooth[0] > plain[0] and smooth[1] < plain[1]
+
+
+def test_head_forms():
+    pooled = jnp.ones((2, 8))
+
+    def shapes(head):
+        variables = jax.eval_shape(lambda: head.init(jax.random.key(0), pooled))
+        return jax.tree.map(lambda leaf: leaf.shape, variables["params"])
+
+    # METER: 1536 -> 1536 -> n; LXMERT: 768 -> 1536 -> n.
+    assert shapes(VQAHead(3, form="meter"))["fc1"]["kernel"] == (8, 8)
+    assert shapes(VQAHead(3, form="lxmert"))["fc1"]["kernel"] == (8, 16)
+    assert shapes(VQAHead(3, hidden_dim=5))["norm"]["scale"] == (5,)
+    with pytest.raises(MmflaxError, match="form is 'mlp'.*meter, lxmert"):
+        shapes(VQAHead(3, form="mlp"))
+
+
+@pytest.mark.parametrize("form", ["meter", "lxmert"])
+def test_head_order_of_norm_and_activation(form):
+    """METER: norm, then GELU, so a constant hidden layer is 0 at the end; LXMERT the same by norm.
+
+    With scale 0 and bias 1 in the norm, METER's output is GELU(1) and LXMERT's 1.
+    """
+    head = VQAHead(1, form=form, hidden_dim=4)
+    params = {
+        "fc1": {"kernel": jnp.ones((2, 4)), "bias": jnp.arange(4.0)},
+        "norm": {"scale": jnp.zeros(4), "bias": jnp.ones(4)},
+        "fc2": {"kernel": jnp.full((4, 1), 0.25), "bias": jnp.zeros(1)},
+    }
+    out = head.apply({"params": params}, jnp.ones((1, 2)))
+    np.testing.assert_allclose(out, 0.8413447 if form == "meter" else 1.0, rtol=1e-6)
