@@ -1,0 +1,108 @@
+"""Several processes as one run: starting, agreeing on when to stop, ending.
+
+``initialize`` reads what a launcher sets:
+
+========================  ==========================================================
+MMFLAX_COORDINATOR        ``host:port`` of process 0, or ``auto`` (TPU pods, Slurm: jax finds it)
+MMFLAX_NUM_PROCESSES      number of processes
+MMFLAX_PROCESS_ID         this process, from 0
+MMFLAX_LOCAL_DEVICES      simulated CPU devices in this process
+========================  ==========================================================
+"""
+
+import os
+import signal
+import sys
+import types
+from typing import NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+
+from mmflax.errors import MmflaxError
+
+# Seconds without a sign of life after which the others give up; short where nothing is lost.
+_LOCAL_HEARTBEAT, _HEARTBEAT = 30, 100
+
+
+def initialize() -> None:
+    """Join the run that the environment describes; nothing set = a run of one process.
+
+    Call before anything touches a device.
+    """
+    local = os.environ.get("MMFLAX_LOCAL_DEVICES")
+    coordinator = os.environ.get("MMFLAX_COORDINATOR")
+    if local:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(local))
+    if not coordinator:
+        return
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    else:
+        try:
+            count = int(os.environ["MMFLAX_NUM_PROCESSES"])
+            index = int(os.environ["MMFLAX_PROCESS_ID"])
+        except (KeyError, ValueError) as error:
+            raise MmflaxError(
+                "MMFLAX_COORDINATOR is set, so MMFLAX_NUM_PROCESSES and MMFLAX_PROCESS_ID must be "
+                f"whole numbers; found {error}"
+            ) from None
+        if count == 1:
+            return
+        beat = _LOCAL_HEARTBEAT if local else _HEARTBEAT
+        jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=beat)
+    # An uncaught error would otherwise wait at exit for the others, who wait for this process.
+    show = sys.excepthook
+
+    def report_and_leave(kind, error, trace):
+        show(kind, error, trace)
+        leave(1)
+
+    sys.excepthook = report_and_leave
+
+
+def is_main() -> bool:
+    """True in the one process that writes logs and files."""
+    return jax.process_index() == 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process. After an error in a run of several it does not wait for the others."""
+    if code and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+class Preemption:
+    """Notices SIGTERM; ``reached(step)`` turns true at one step that all processes agree on.
+
+    In a run of several processes the notice to any one of them stops all. Use as a context: the
+    signal's former handler comes back at the end.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._former: signal._HANDLER = None
+
+    def __enter__(self) -> "Preemption":
+        # jax.distributed has its own handler, which tells the other processes.
+        if jax.process_count() == 1:
+            self._former = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._former is not None:
+            signal.signal(signal.SIGTERM, self._former)
+            self._former = None
+
+    def _ask(self, number: int, frame: types.FrameType | None) -> None:
+        self._asked = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop after this step. Call once a step, in every process."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked

@@ -1,0 +1,297 @@
+"""The loop: owns time. It steps, logs one step late, evaluates, saves, and stops when asked.
+
+It never asks which task it runs: it sees a step function, a state, batches and a mesh.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mmflax.checkpoints.store import Store
+from mmflax.distributed.mesh import compile_step, put_batch
+from mmflax.distributed.processes import Preemption
+from mmflax.errors import MmflaxError
+from mmflax.training.observe import Observer, clock, utilisation
+
+
+class Batches(Protocol):
+    """``position`` is the index of the batch that ``next`` gives; it equals the state's step."""
+
+    @property
+    def position(self) -> int: ...
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+    def set_position(self, position: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Result(NamedTuple):
+    """State after the last step, that step, the last evaluation, and whether SIGTERM ended it."""
+
+    state: Any
+    step: int
+    metrics: dict[str, float]
+    preempted: bool
+
+
+def run(
+    *,
+    train_step: Callable[[Any, dict], tuple[Any, dict]],
+    abstract_state: Any,
+    create_state: Callable[[], Any],
+    batches: Batches,
+    mesh: Mesh,
+    steps: int,
+    store: Store | None = None,
+    evals: Mapping[str, Callable[[Any], Mapping[str, float]]] | None = None,
+    log_every: int = 50,
+    eval_every: int | None = None,
+    checkpoint_every: int | None = None,
+    observers: Sequence[Observer] = (),
+    preemption: Preemption | None = None,
+    max_skipped_in_row: int = 10,
+    flops_per_example: float | None = None,
+) -> Result:
+    """Train up to ``steps``, from the newest checkpoint in ``store`` if it has one.
+
+    Args:
+      train_step: un-jitted ``(state, batch) -> (state, {name: (sum, count)})``.
+      abstract_state: shapes, dtypes and shardings of the state.
+      create_state: makes the state at step 0; not called when resuming.
+      batches: this process's rows of every batch; closed at the end.
+      evals: name -> ``fn(params) -> {metric: value}``; given the averaged parameters where the
+        state has an average. Values are recorded and saved as ``name/metric``.
+      log_every, eval_every, checkpoint_every: in steps; evaluation and saving also happen at the
+        last step, and saving when an evaluation ranks among the kept best.
+      preemption: an entered ``Preemption``; by default one for the duration of the call.
+      max_skipped_in_row: stop after so many updates in a row with non-finite gradients.
+      flops_per_example: forward and backward FLOPs of one example, for the utilisation.
+
+    Raises:
+      MmflaxError: data ended, gradients stayed non-finite, or a checkpoint could not be written.
+    """
+    with contextlib.ExitStack() as stack:
+        for observer in observers:
+            stack.callback(observer.close)
+        stack.callback(batches.close)
+        if store is not None:
+            stack.push(functools.partial(_let_save_end, store))
+        if preemption is None:
+            preemption = stack.enter_context(Preemption())
+        training = _Training(
+            abstract_state,
+            mesh,
+            steps,
+            store,
+            evals or {},
+            observers,
+            flops_per_example,
+            max_skipped_in_row,
+        )
+        state, step = training.begin(create_state, batches)
+        if step >= steps:
+            training.tell(f"nothing to do: step {step} of {steps} is reached")
+            return Result(state, step, {}, False)
+
+        batch, ids = training.fetch(batches, step)
+        compiled = training.compile(train_step, batch)
+        pending: tuple | None = None
+        preempted = False
+        training.clock_starts()
+        while step < steps and not preempted:
+            state, sums = compiled(state, batch)
+            step += 1
+            done_ids = ids
+            preempted = preemption.reached(step)
+            last = step == steps
+            if not last and not preempted:
+                # Read and placed while the device is busy with the step.
+                batch, ids = training.fetch(batches, step)
+            if pending:
+                training.finish(*pending)
+            pending = (step, sums, done_ids, step % log_every == 0 or last or preempted)
+
+            evaluates = bool(evals) and not preempted and (last or _due(step, eval_every))
+            saves = store is not None and (last or preempted or _due(step, checkpoint_every))
+            if evaluates or saves:
+                training.finish(*pending)
+                pending = None
+                with training.clock_stands():
+                    if evaluates:
+                        training.evaluate(state, step)
+                        saves = saves or (store is not None and store.improves(training.metrics))
+                    if saves:
+                        training.save(state, step)
+        if pending:
+            training.finish(*pending)
+        if store is not None:
+            store.wait()
+        preempted = preempted and step < steps
+        if preempted:
+            saved = f"; step {step} is saved, the same command resumes" if store else ""
+            training.tell(f"asked to stop (SIGTERM) at step {step} of {steps}{saved}")
+        return Result(state, step, training.metrics, preempted)
+
+
+class _Training:
+    """What the loop knows between steps; every method is one event."""
+
+    def __init__(self, abstract, mesh, steps, store, evals, observers, flops, max_skipped):
+        self.abstract, self.mesh, self.steps, self.store = abstract, mesh, steps, store
+        self.evals, self.observers, self.flops = evals, observers, flops
+        self.max_skipped_in_row = max_skipped
+        self.metrics: dict[str, float] = {}
+        self._evaluated_at = -1
+        self._window: dict[str, np.ndarray] = {}
+        self._window_steps = 0
+        self._rows = 0
+        self._started = self._paused = 0.0
+
+    def tell(self, text: str) -> None:
+        for observer in self.observers:
+            observer.message(text)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        for observer in self.observers:
+            observer.record(step, values)
+
+    def begin(self, create_state: Callable[[], Any], batches: Batches) -> tuple[Any, int]:
+        """State and step, restored or new, with the data at the same position."""
+        step, note = 0, None
+        if self.store is not None and self.store.steps():
+            state, data, step = self.store.restore(self.abstract)
+            if data.get("position") != step:
+                raise MmflaxError(
+                    f"checkpoint of step {step} holds data position {data.get('position')}: it "
+                    "was not written by this loop; use another workdir"
+                )
+            note = f"resumed from step {step}"
+        else:
+            state = create_state()
+        batches.set_position(step)
+        for observer in self.observers:
+            observer.start(step, self.steps)
+        for problem in self.store.problems if self.store is not None else ():
+            self.tell(problem)
+        if note:
+            self.tell(note)
+        return state, step
+
+    def fetch(self, batches: Batches, step: int) -> tuple[dict, Any]:
+        """The batch of this step on the mesh, and its example ids on the host."""
+        try:
+            batch = dict(next(batches))
+        except StopIteration:
+            raise MmflaxError(
+                f"the training data ended at step {step} of {self.steps}; it must repeat"
+            ) from None
+        ids = batch.pop("id", None)
+        return put_batch(batch, self.mesh), ids
+
+    def compile(self, train_step: Callable, batch: dict) -> Callable:
+        """The one executable of the run. Ahead of time, so that no second compile can happen."""
+        self._rows = len(next(iter(batch.values())))
+        began = time.perf_counter()
+        compiled = compile_step(train_step, self.abstract, batch, self.mesh)
+        self.tell(f"compiled the train step in {time.perf_counter() - began:.1f} s")
+        return compiled
+
+    def clock_starts(self) -> None:
+        self._started, self._paused = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def clock_stands(self):
+        """Evaluation and saving do not count as training time."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def finish(self, step: int, sums: dict, ids: Any, log: bool) -> None:
+        """Take in the metrics of a step that the device has done, or is about to."""
+        values = jax.device_get(sums)
+        for name, pair in values.items():
+            self._window[name] = self._window.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        self._window_steps += 1
+        in_row = int(values["skipped_in_row"][0])
+        if in_row:
+            self._skipped(step, in_row, ids)
+        if log:
+            self._log(step)
+
+    def _skipped(self, step: int, in_row: int, ids: Any) -> None:
+        shown = "unknown"
+        if ids is not None:
+            names = [str(name) for name in np.asarray(ids).reshape(-1)]
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            shown = ", ".join(names[:8]) + more
+        text = f"step {step}: gradients are not finite, update skipped; examples {shown}"
+        if in_row < self.max_skipped_in_row:
+            self.tell(text)
+            return
+        good = "no checkpoint was written yet"
+        if self.store is not None:
+            self.store.wait()
+            saved = self.store.steps()
+            if saved:
+                good = f"the last good checkpoint is step {saved[-1]} in {self.store.directory}"
+        raise MmflaxError(
+            f"gradients were not finite for {in_row} steps in a row, the last at step {step} with "
+            f"examples {shown}; {good}"
+        )
+
+    def _log(self, step: int) -> None:
+        now = time.perf_counter()
+        seconds = max(now - self._started - self._paused, 1e-9)
+        rate = self._window_steps / seconds
+        skipped = self._window.pop("skipped")[0]
+        self._window.pop("skipped_in_row")
+        values = {name: total / n for name, (total, n) in self._window.items() if n}
+        values = {"loss": values.pop("loss"), **values} if "loss" in values else values
+        values["skipped"] = skipped
+        values["steps_per_second"] = rate
+        values["examples_per_second"] = rate * self._rows
+        if self.flops is not None:
+            flops = self.flops * self._rows * self._window_steps
+            used = utilisation(flops, seconds, list(self.mesh.devices.flatten()))
+            if used is not None:
+                values["mfu"] = used
+        values["eta_seconds"] = (self.steps - step) / rate
+        self.record(step, {name: float(value) for name, value in values.items()})
+        self._window, self._window_steps = {}, 0
+        self.clock_starts()
+
+    def evaluate(self, state: Any, step: int) -> None:
+        params = state.params if state.ema is None else state.ema
+        began = time.perf_counter()
+        self.metrics = {
+            f"{name}/{metric}": float(value)
+            for name, function in self.evals.items()
+            for metric, value in function(params).items()
+        }
+        self._evaluated_at = step
+        self.record(step, self.metrics)
+        self.tell(f"evaluated in {clock(time.perf_counter() - began)}")
+
+    def save(self, state: Any, step: int) -> None:
+        assert self.store is not None
+        metrics = self.metrics if self._evaluated_at == step else {}
+        self.store.save(step, state, {"position": step}, metrics)
+
+
+def _let_save_end(store: Store, kind: type | None, *error: object) -> None:
+    """After an error the save in progress still ends, unless it needs processes that are gone."""
+    if kind is not None and jax.process_count() == 1:
+        with contextlib.suppress(MmflaxError):
+            store.wait()
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and every > 0 and step % every == 0

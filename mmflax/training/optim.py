@@ -1,0 +1,249 @@
+"""Optimizers and schedules from plain fields, on optax.
+
+Weight decay is decoupled (Loshchilov & Hutter 2019) and multiplied by the learning rate for every
+optimizer here, Adafactor and SGD included.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmflax.errors import MmflaxError
+
+Schedule = Callable[[Any], Any]
+NO_DECAY = (r"(^|/)(bias|scale)$",)
+
+
+def build(
+    params: Any,
+    *,
+    schedule: Mapping[str, Any],
+    name: str = "adamw",
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] = NO_DECAY,
+    clip_norm: float | None = None,
+    lr_multipliers: Sequence[tuple[str, float]] = (),
+    freeze: Sequence[str] = (),
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Optimizer and schedule for these (abstract) parameters.
+
+    Args:
+      params: tree of arrays or shapes; path regexes are searched in its paths ``a/b/c``.
+      schedule: ``{"name": ..., **fields}`` of ``build_schedule``.
+      name: adamw, lamb (You et al. 2020), adafactor (Shazeer & Stern 2018, no momentum) or sgd.
+      weight_decay: per step, times the learning rate.
+      no_decay: path regexes of parameters without weight decay.
+      clip_norm: largest global norm of the trained parameters' gradients.
+      lr_multipliers: (path regex, factor); the first that matches a parameter counts.
+      freeze: path regexes of parameters that never change and have no moments.
+      b1, b2, eps: of adamw and lamb. momentum: of sgd.
+
+    Raises:
+      MmflaxError: unknown name, or a regex that decides nothing.
+    """
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rate = build_schedule(**schedule)
+    factors = _first_match(paths, lr_multipliers, "lr_multipliers")
+    frozen = set(_first_match(paths, [(pattern, True) for pattern in freeze], "freeze"))
+    if paths and len(frozen) == len(paths):
+        raise MmflaxError(f"freeze={tuple(freeze)} freezes every parameter: nothing would train")
+    if name not in _CORES:
+        raise MmflaxError(f"unknown optimizer {name!r}: known are {', '.join(_CORES)}")
+
+    parts = []
+    if clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(clip_norm))
+    before, after = _CORES[name](b1=b1, b2=b2, eps=eps, momentum=momentum)
+    parts += before
+    if weight_decay:
+        spared = _first_match(paths, [(pattern, True) for pattern in no_decay], "no_decay")
+        parts.append(optax.add_decayed_weights(weight_decay, mask=_by_path(spared, absent=True)))
+    parts += after
+    parts.append(optax.scale_by_learning_rate(rate))
+    if factors:
+        parts.append(_scale_by_path(factors))
+    tx = optax.chain(*parts)
+    if frozen:
+        tx = optax.partition(
+            {"train": tx, "freeze": optax.set_to_zero()},
+            lambda tree: jax.tree_util.tree_map_with_path(
+                lambda path, _: "freeze" if _path(path) in frozen else "train", tree
+            ),
+        )
+    init, update = _optax_rules(tx.init), _optax_rules(tx.update)
+    return optax.GradientTransformation(init, update), rate
+
+
+def build_schedule(name: str = "constant", **fields: Any) -> Schedule:
+    """Update count -> learning rate. Names: constant, warmup_cosine, warmup_linear, rsqrt_cooldown.
+
+    Raises:
+      MmflaxError: unknown name or field, or steps that leave nothing to decay.
+    """
+    if name not in _SCHEDULES:
+        raise MmflaxError(f"unknown schedule {name!r}: known are {', '.join(_SCHEDULES)}")
+    try:
+        return _optax_rules(_SCHEDULES[name](**fields))
+    except TypeError as error:
+        raise MmflaxError(f"schedule {name}: {error}") from None
+
+
+def _constant(*, peak: float, warmup_steps: int = 0, total_steps: int | None = None) -> Schedule:
+    """``peak`` after a linear warm-up from 0."""
+    if not warmup_steps:
+        return optax.constant_schedule(peak)
+    return optax.linear_schedule(0.0, peak, warmup_steps)
+
+
+def _warmup_cosine(
+    *, peak: float, warmup_steps: int, total_steps: int, end: float = 0.0
+) -> Schedule:
+    """Linear to ``peak``, then half a cosine to ``end`` at ``total_steps``."""
+    _check_steps(warmup_steps, total_steps)
+    decay = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, end / peak)
+    return _warm(peak, warmup_steps, decay)
+
+
+def _warmup_linear(
+    *, peak: float, warmup_steps: int, total_steps: int, end: float = 0.0
+) -> Schedule:
+    """Linear to ``peak``, then linear to ``end`` at ``total_steps``."""
+    _check_steps(warmup_steps, total_steps)
+    return _warm(peak, warmup_steps, optax.linear_schedule(peak, end, total_steps - warmup_steps))
+
+
+def _rsqrt_cooldown(
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    cooldown_steps: int = 0,
+    timescale: int | None = None,
+) -> Schedule:
+    """Reciprocal square root with linear cooldown to 0 (Zhai et al. 2022, section 3.5).
+
+    After warm-up, ``peak * sqrt(s / (s + steps since warm-up))``; ``s`` is ``timescale``, by
+    default the warm-up. The last ``cooldown_steps`` also fall linearly to 0.
+    """
+    _check_steps(warmup_steps + cooldown_steps, total_steps)
+    scale = float(timescale or max(warmup_steps, 1))
+
+    def decay(count):
+        count = jnp.asarray(count, jnp.float32)
+        value = peak * jnp.sqrt(scale / (scale + count))
+        if cooldown_steps:
+            left = (total_steps - warmup_steps - count) / cooldown_steps
+            value = value * jnp.clip(left, 0.0, 1.0)
+        return value
+
+    return _warm(peak, warmup_steps, decay)
+
+
+_SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": _constant,
+    "warmup_cosine": _warmup_cosine,
+    "warmup_linear": _warmup_linear,
+    "rsqrt_cooldown": _rsqrt_cooldown,
+}
+
+
+def _adamw(*, b1, b2, eps, momentum):
+    return [optax.scale_by_adam(b1, b2, eps)], []
+
+
+def _lamb(*, b1, b2, eps, momentum):
+    return [optax.scale_by_adam(b1, b2, eps)], [optax.scale_by_trust_ratio()]
+
+
+def _adafactor(*, b1, b2, eps, momentum):
+    return [
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
+    ], []
+
+
+def _sgd(*, b1, b2, eps, momentum):
+    return [optax.trace(momentum)] if momentum else [], []
+
+
+# Each gives the transforms (before, after) the weight decay is added.
+_CORES: dict[str, Callable[..., tuple[list, list]]] = {
+    "adamw": _adamw,
+    "lamb": _lamb,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+}
+
+
+def _optax_rules(function: Callable) -> Callable:
+    """optax mixes ints and floats freely: it must run under JAX's standard promotion rules."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def _warm(peak: float, steps: int, then: Schedule) -> Schedule:
+    if not steps:
+        return then
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), then], [steps])
+
+
+def _check_steps(used: int, total: int) -> None:
+    if not 0 <= used < total:
+        raise MmflaxError(
+            f"schedule: warm-up and cooldown take {used} of {total} steps; they must be fewer"
+        )
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _first_match(
+    paths: Sequence[str], rules: Sequence[tuple[str, Any]], field: str
+) -> dict[str, Any]:
+    """path -> value of the first rule found in it; a rule that decides nothing is an error."""
+    found: dict[str, Any] = {}
+    idle = {pattern for pattern, _ in rules}
+    for path in paths:
+        for pattern, value in rules:
+            if re.search(pattern, path):
+                found[path] = value
+                idle.discard(pattern)
+                break
+    if idle:
+        example = f" (paths look like {paths[0]!r})" if paths else ""
+        raise MmflaxError(
+            f"{field}: {', '.join(map(repr, sorted(idle)))} decides no parameter{example}; "
+            "correct the regex or remove it"
+        )
+    return found
+
+
+def _by_path(values: Mapping[str, Any], absent: bool) -> Callable[[Any], Any]:
+    """Tree of booleans: ``absent`` where the path is not in ``values``."""
+    return lambda tree: jax.tree_util.tree_map_with_path(
+        lambda path, _: absent if _path(path) not in values else not absent, tree
+    )
+
+
+def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(
+            lambda path, update: update * factors.get(_path(path), 1.0), updates
+        )
+    )

@@ -1,0 +1,130 @@
+"""The train state: arrays only, created in place on the mesh."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from mmflax.distributed.mesh import RULES, state_shardings
+from mmflax.errors import MmflaxError
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that one step reads and writes.
+
+    Attributes:
+      step: batches seen, int32; equals the data position.
+      params: the model's parameters.
+      opt_state: the optimizer's state.
+      key: a typed PRNG key that never changes; each step folds its number in.
+      ema: moving average of the parameters, or None.
+      skipped: updates skipped for non-finite gradients, int32.
+      skipped_in_row: how many of these were the last steps in a row, int32.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    key: Any
+    ema: Any
+    skipped: Any
+    skipped_in_row: Any
+
+
+def init_state(
+    init_fn: Callable[[jax.Array], Any],
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool = False,
+    params: Any = None,
+) -> TrainState:
+    """State at step 0; ``init_fn(key) -> params``, or the given ``params`` in their place."""
+    init_key, state_key = jax.random.split(key)
+    if params is None:
+        params = init_fn(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        key=state_key,
+        # A copy: donating one buffer twice is an error.
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_sharded(
+    init_fn: Callable[[jax.Array], Any],
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh,
+    rules: Sequence[tuple] = RULES,
+    *,
+    ema: bool = False,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without computing anything."""
+    abstract = jax.eval_shape(lambda key: init_state(init_fn, tx, key, ema=ema), key)
+    shardings = state_shardings(abstract, rules, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
+def create_sharded(
+    init_fn: Callable[[jax.Array], Any],
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh,
+    rules: Sequence[tuple] = RULES,
+    *,
+    ema: bool = False,
+    params: Any = None,
+) -> TrainState:
+    """State at step 0, each array made where the rules put it.
+
+    Args:
+      params: host arrays (pretrained) that replace what ``init_fn`` would make; the optimizer's
+        state is made after them. Every process passes the whole arrays.
+    """
+    abstract = abstract_sharded(init_fn, tx, key, mesh, rules, ema=ema)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    if params is not None:
+        _check_same(abstract.params, params)
+        params = jax.tree.map(
+            lambda leaf, value: jax.make_array_from_callback(
+                leaf.shape, leaf.sharding, lambda index: np.asarray(value[index], leaf.dtype)
+            ),
+            abstract.params,
+            params,
+        )
+    make = jax.jit(
+        lambda key, params: init_state(init_fn, tx, key, ema=ema, params=params),
+        out_shardings=shardings,
+    )
+    return make(key, params)
+
+
+def _check_same(abstract: Any, params: Any) -> None:
+    expected, found = str(jax.tree.structure(abstract)), str(jax.tree.structure(params))
+    if expected != found:
+        raise MmflaxError(
+            f"the given parameters form another tree than the model's: found {found}, "
+            f"expected {expected}"
+        )
+    for (path, leaf), value in zip(
+        jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
+    ):
+        if leaf.shape != value.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise MmflaxError(
+                f"parameter {name} is {list(value.shape)}, but the model needs {list(leaf.shape)}"
+            )
