@@ -6,6 +6,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -16,3 +17,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook(
     ["mmflax.models", "mmflax.losses", "mmflax.metrics", "mmflax.tasks"], "beartype.beartype"
 )
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory):
+    """Where the session's `shapes` files are prepared, once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def trained(shapes_dir, tmp_path_factory):
+    """(workdir, config, result) of a tiny finished run; tests only read it."""
+    from mmflax import experiment
+    from tests import tiny
+
+    config = tiny.config(shapes_dir)
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    return workdir, config, experiment.train(config, str(workdir), quiet=True)

@@ -27,7 +27,7 @@ COLORS = {
     "blue": (45, 85, 220),
     "yellow": (235, 210, 50),
 }
-SIZES = {"small": 0.080, "large": 0.135}  # half-extent as a fraction of the image side
+SIZES = {"small": 0.085, "large": 0.145}  # half-extent as a fraction of the image side
 QUESTION_TYPES = ("exists", "count", "color", "shape", "relation", "compare")
 
 _WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big")}
@@ -39,8 +39,8 @@ _RELATIONS = {
     "above": (1, -1),
     "below": (1, 1),
 }
-_CELLS = 4  # objects stand near the middles of a grid of so many cells a side
-_JITTER = 0.05  # ... up to this far from it, in image sides
+_CELLS = 3  # objects stand near the middles of a grid of so many cells a side
+_JITTER = 0.04  # ... up to this far from it, in image sides
 _MARGIN = 0.12  # centres closer than this along an axis are neither left nor right of each other
 
 
@@ -121,7 +121,7 @@ def render(things: Sequence[Thing], rng: np.random.Generator, image_size: int = 
     slope = rng.uniform(-35, 35, 2).astype(np.float32)
     shade = slope[0] * (grid[:, None] - 0.5) + slope[1] * (grid[None, :] - 0.5)
     base = np.float32(rng.uniform(60, 125)) + rng.uniform(-10, 10, 3).astype(np.float32)
-    image = shade[:, :, None] + base[None, None, :]
+    image: np.ndarray = shade[:, :, None] + base[None, None, :]
     for thing in things:
         half = SIZES[thing.size] * float(rng.uniform(0.92, 1.08))
         lo_x, hi_x = _span(thing.x, half, side)
@@ -134,7 +134,7 @@ def render(things: Sequence[Thing], rng: np.random.Generator, image_size: int = 
         color = color * np.float32(rng.uniform(0.85, 1.0)) + rng.uniform(-12, 12, 3)
         patch = image[lo_y:hi_y, lo_x:hi_x]
         image[lo_y:hi_y, lo_x:hi_x] = patch + alpha * (color.astype(np.float32) - patch)
-    image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(9)
+    image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(7)
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
@@ -147,7 +147,7 @@ def _circle(dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 
 def _square(dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(dx), np.abs(dy)) - r * np.float32(0.88)
+    return np.maximum(np.abs(dx), np.abs(dy)) - r
 
 
 def _triangle(dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:

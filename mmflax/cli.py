@@ -1,0 +1,239 @@
+"""The command line: parse, call, print.
+
+Exit codes: 0 done, 1 failed (one sentence on stderr; ``--debug`` adds the traceback), 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmflax.errors import MmflaxError
+from mmflax.version import __version__
+
+_EXAMPLES = {
+    "train": "mmflax train --config configs/shapes_vqa.py --workdir runs/shapes "
+    "--config.optim.schedule.peak=5e-4",
+    "evaluate": "mmflax evaluate --workdir runs/shapes --split test --json",
+    "predict": 'mmflax predict --workdir runs/shapes --image photo.png --text "what color is the '
+    'circle?" --attention look.png',
+    "data": "mmflax data --config configs/shapes_vqa.py --out sheet.png",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    overrides = _overrides(parser, options, rest)
+    try:
+        from mmflax.distributed import processes
+
+        processes.initialize()
+        options.run(options, overrides)
+        return 0
+    except KeyboardInterrupt:
+        print("mmflax: stopped by the keyboard", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (such as `| head`); nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"mmflax: {_sentence(error)}", file=sys.stderr)
+        return _leave(1)
+
+
+def _leave(code: int) -> int:
+    """In a run of several processes the others must not wait for this one."""
+    import jax
+
+    if jax.process_count() > 1:
+        from mmflax.distributed import processes
+
+        processes.leave(code)
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong in one line, for errors of ours, of the system, and unforeseen ones."""
+    if isinstance(error, MmflaxError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"The disk is full{where}; free some space and run the same command again."
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"Writing or reading is not permitted{where}; choose another folder."
+        return f"{error.strerror or error}{where}."
+    text = " ".join(str(error).split())
+    return f"internal error: {type(error).__name__}: {text[:400]} (--debug shows where)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmflax",
+        description="Vision-language transformers in JAX: train, evaluate, ask and see.",
+        epilog="`mmflax COMMAND --help` shows a command's options and an example.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mmflax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", _train, "train a model, or go on training it")
+    _config_option(train)
+    _workdir_option(train, "where everything about the run is written; the same command resumes")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "score a trained model on a split")
+    _workdir_option(evaluate, "a folder that `mmflax train` wrote")
+    evaluate.add_argument("--split", default="test", help="of its dataset (default: test)")
+    evaluate.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
+
+    predict = _command(commands, "predict", _predict, "ask a trained model about a picture")
+    _workdir_option(predict, "a folder that `mmflax train` wrote")
+    predict.add_argument("--image", required=True, metavar="FILE", help="a picture")
+    predict.add_argument("--text", required=True, action="append", help="a question; may repeat")
+    predict.add_argument("--top", type=int, default=3, help="answers to list (default: 3)")
+    predict.add_argument("--attention", metavar="OUT.png", help="draw where the model looked")
+    predict.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
+
+    data = _command(commands, "data", _data, "draw examples exactly as the model sees them")
+    _config_option(data)
+    data.add_argument("--split", default="train", help="(default: train)")
+    data.add_argument("--rows", type=int, default=3, help="rows of six examples (default: 3)")
+    data.add_argument("--out", default="data.png", metavar="OUT.png", help="(default: data.png)")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., None], help: str) -> Any:
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {_EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    command.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    command.set_defaults(run=run)
+    return command
+
+
+def _config_option(command: Any) -> None:
+    command.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="a config; --config.a.b=VALUE changes one of its values",
+    )
+
+
+def _workdir_option(command: Any, help: str) -> None:
+    command.add_argument("--workdir", required=True, metavar="DIR", help=help)
+
+
+def _overrides(parser: argparse.ArgumentParser, options: Any, rest: list[str]) -> list[str]:
+    """The ``--config.a.b=value`` words; ``--config.a.b value`` is joined; the rest is refused."""
+    found: list[str] = []
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--config.") or not hasattr(options, "config"):
+            parser.error(f"unrecognized argument {word!r} of {options.command}")
+        if "=" not in word:
+            value = next(words, None)
+            if value is None:
+                parser.error(f"{word} needs a value: {word}=VALUE")
+            word = f"{word}={value}"
+        found.append(word)
+    return found
+
+
+def _print(options: Any, value: Any, text: str) -> None:
+    from mmflax.distributed import processes
+
+    if processes.is_main():
+        print(json.dumps(value) if options.json else text, flush=True)
+
+
+def _train(options: Any, overrides: list[str]) -> None:
+    from mmflax import experiment
+    from mmflax.config import load_config
+
+    config = load_config(options.config, overrides)
+    result = experiment.train(config, options.workdir, quiet=options.json)
+    value = {
+        "workdir": options.workdir,
+        "step": result.step,
+        "preempted": result.preempted,
+        "metrics": result.metrics,
+    }
+    done = "stopped" if result.preempted else "done"
+    _print(options, value, f"{done} at step {result.step}; everything is in {options.workdir}")
+
+
+def _evaluate(options: Any, overrides: list[str]) -> None:
+    from mmflax import experiment
+    from mmflax.inference.report import table
+
+    result = experiment.evaluate(options.workdir, options.split, options.step)
+    _print(options, result, table(result))
+
+
+def _predict(options: Any, overrides: list[str]) -> None:
+    from mmflax import experiment
+    from mmflax.inference import look
+
+    if options.attention and len(options.text) > 1:
+        raise MmflaxError("--attention draws one question; give one --text, or leave it out.")
+    run = experiment.load(options.workdir, step=options.step)
+    found = run.predict(options.image, options.text, top=options.top)
+    if options.attention:
+        look.draw(run, options.image, options.text[0], options.attention)
+    values = [{"text": p.text, "answer": p.answer, "probability": p.probability,
+               "top": [list(pair) for pair in p.top]} for p in found]  # fmt: skip
+    lines = [
+        f"{p.answer}  ({', '.join(f'{name} {share:.1%}' for name, share in p.top)})" for p in found
+    ]
+    if options.attention:
+        lines.append(f"where it looked: {options.attention}")
+    _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
+
+
+def _data(options: Any, overrides: list[str]) -> None:
+    from mmflax import experiment
+    from mmflax.config import load_config
+    from mmflax.inference.sheet import draw_sheet
+
+    if options.rows < 1:
+        raise MmflaxError(f"--rows is {options.rows}; draw at least 1.")
+    shown = experiment.first_batch(
+        load_config(options.config, overrides), options.split, 6 * options.rows
+    )
+    draw_sheet(shown.batch, shown.processor, options.out)
+    value = {
+        "out": options.out,
+        "splits": {name: len(source) for name, source in shown.dataset.splits.items()},
+        "answers": list(shown.processor.answers),
+        "vocabulary": shown.processor.tokenizer.vocab_size,
+        "max_length": shown.processor.max_length,
+    }
+    _print(
+        options,
+        value,
+        f"{shown.dataset.describe()}\n  {len(shown.processor.answers)} answers, "
+        f"{shown.processor.tokenizer.vocab_size} word pieces, questions of at most "
+        f"{shown.processor.max_length} tokens\nexamples as the model sees them: {options.out}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

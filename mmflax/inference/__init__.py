@@ -1,0 +1,1 @@
+"""mmflax.inference."""

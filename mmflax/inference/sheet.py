@@ -1,0 +1,57 @@
+"""A sheet of examples exactly as the model sees them: the arrays, turned back into pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmflax.data.processor import Processor
+from mmflax.inference.look import save
+
+
+def draw_sheet(
+    batch: Mapping[str, Any], processor: Processor, path: epath.PathLike, columns: int = 6
+) -> None:
+    """Writes pictures, questions (decoded from their tokens) and answers of a batch.
+
+    What training changed shows here: the resize, the crop, words the vocabulary cut in pieces
+    (``##``) or does not know (``[UNK]``), and questions longer than ``max_length``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-len(batch["label"]) // columns)
+    fig = Figure(figsize=(2.3 * columns, 2.75 * rows), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = np.atleast_1d(fig.subplots(rows, columns)).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for index, ax in enumerate(axes[: len(batch["label"])]):
+        ax.imshow(pixels(batch["image"][index], processor))
+        ax.set_title(
+            caption(batch, index, processor), fontsize=8, loc="left", parse_math=False, wrap=True
+        )
+    save(fig, path)
+
+
+def pixels(image: np.ndarray, processor: Processor) -> np.ndarray:
+    """A normalised image back in 0..1, [h w 3]."""
+    mean, std = np.array(processor.mean, np.float32), np.array(processor.std, np.float32)
+    return np.clip(image * std + mean, 0, 1)
+
+
+def caption(batch: Mapping[str, Any], index: int, processor: Processor) -> str:
+    """The question as its tokens say it, and the answer, in lines of at most 34 letters."""
+    ids = np.asarray(batch["tokens"][index])[np.asarray(batch["text_mask"][index])]
+    words: Sequence[str] = [processor.tokenizer.token(int(i)) for i in ids[1:-1]]
+    label = int(batch["label"][index])
+    answer = processor.answers[label] if label >= 0 else "(not among the answers)"
+    lines = [""]
+    for word in [*words, "→", answer]:
+        if len(lines[-1]) + len(word) > 33:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
