@@ -1,7 +1,12 @@
 """Visual question answering on the embedded `shapes` scenes: ViT + BERT + co-attention.
 
-Model: the co-attention stack of METER (Dou et al. 2022, arXiv:2111.02387) at a small size, from scratch.
+Model: METER's co-attention (Dou et al. 2022, arXiv:2111.02387) at a small size. Trained from
+scratch, so with three helps that need no pretrained weights: pre-norm, shared query and key
+initialisation (after Trockman & Kolter 2023, arXiv:2305.09828), and the caption's words grounded in
+the image tokens beside the answer (after Fang et al. 2015, arXiv:1411.4952).
 Command: mmflax train --config configs/shapes_vqa.py --workdir runs/shapes
+Hardware: 2 CPU cores, about 5 minutes.
+Expected score: see README.
 """
 
 from ml_collections import ConfigDict
@@ -10,33 +15,28 @@ from ml_collections import ConfigDict
 def get_config(arg=None):
     c = ConfigDict()
     c.seed = 0
-    width, heads = 96, 4
+    layer = dict(width=64, num_heads=4, mlp_dim=128, activation="gelu_tanh", qk_init="shared")
     c.model = dict(
         image_encoder=dict(
-            name="vit", width=width, depth=2, num_heads=heads, patch_size=16, position="sincos2d"
+            name="vit", depth=2, patch_size=16, position="sincos2d", cls_token=False, **layer
         ),
-        text_encoder=dict(name="bert", width=width, depth=1, num_heads=heads),
+        text_encoder=dict(name="bert", depth=1, **layer),
         fusion=dict(
-            name="co_attention",
-            width=width,
-            depth=2,
-            num_heads=heads,
-            form="meter",
-            mlp_dim=2 * width,
+            name="co_attention", depth=2, form="meter", norm_style="pre", image_pool="gap", **layer
         ),
     )
-    c.task = dict(name="vqa", head=dict(form="meter"))
-    c.data = dict(name="shapes", num_scenes=6000, batch_size=128, num_threads=1)
-    c.processor = dict(image_size=64, max_length=16, vocab_size=512)
+    c.task = dict(name="vqa", head=dict(form="meter"), caption_words=0.1)
+    c.data = dict(name="shapes", num_scenes=8000, batch_size=64, num_threads=1)
+    c.processor = dict(image_size=48, max_length=16, caption_length=48, vocab_size=512)
     c.optim = dict(
         name="adamw",
-        schedule=dict(name="warmup_cosine", peak=1e-3, warmup_steps=100),
+        schedule=dict(name="warmup_cosine", peak=1e-3, warmup_steps=100, end=2e-5),
         weight_decay=0.05,
         b2=0.98,
         clip_norm=1.0,
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
-    c.train = dict(steps=2000, log_every=50, eval_every=1000, checkpoint_every=500)
+    c.train = dict(steps=4500, log_every=100, eval_every=1500, checkpoint_every=1500)
     c.evaluation = dict(split="validation", batch_size=256, max_examples=1024)
     c.checkpoint = dict(keep_last=2, keep_best=1, best_metric="validation/accuracy")
     return c

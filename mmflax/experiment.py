@@ -231,16 +231,21 @@ def assemble(experiment: Experiment, processor: Processor, mesh: jax.sharding.Me
     return Built(task, processor, mesh, tx, schedule, abstract, init)
 
 
-def example_batch(processor: Processor, rows: int) -> dict[str, np.ndarray]:
+def example_batch(processor: Processor, rows: int) -> dict[str, jax.Array]:
     """A batch of zeros with the shapes and types of a real one."""
-    size, length = processor.image_size, processor.max_length
+    size, length, words = processor.image_size, processor.max_length, processor.caption_length
+    captions = {
+        "caption": jnp.zeros((rows, words), jnp.int32),
+        "caption_mask": jnp.ones((rows, words), bool),
+    }
     return {
-        "image": np.zeros((rows, size, size, 3), np.float32),
-        "tokens": np.zeros((rows, length), np.int32),
-        "text_mask": np.ones((rows, length), bool),
-        "label": np.zeros(rows, np.int32),
-        "question_type": np.zeros(rows, np.int32),
-        "mask": np.ones(rows, bool),
+        **(captions if words else {}),
+        "image": jnp.zeros((rows, size, size, 3), jnp.float32),
+        "tokens": jnp.zeros((rows, length), jnp.int32),
+        "text_mask": jnp.ones((rows, length), bool),
+        "label": jnp.zeros(rows, jnp.int32),
+        "question_type": jnp.zeros(rows, jnp.int32),
+        "mask": jnp.ones(rows, bool),
     }
 
 
@@ -259,6 +264,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     else:
         processor = experiment.learn_processor(dataset)
     built = assemble(experiment, processor, mesh)
+    store = experiment.store(root)
     if main:
         _prepare_workdir(root, config, processor)
     observers = [] if quiet else observe.observers(root)
@@ -294,7 +300,6 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         name = experiment.evaluation["split"]
         evals[name] = evaluator(experiment, built, dataset, name)
     key = jax.random.key(experiment.seed)
-    store = experiment.store(root)
     try:
         return loop.run(
             train_step=step,

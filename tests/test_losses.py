@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmflax.losses import sigmoid_cross_entropy, softmax_cross_entropy
+from mmflax.losses import sigmoid_cross_entropy, softmax_cross_entropy, word_region_loss
 
 LOGITS = jnp.asarray([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [1.0, 5.0, 2.0]])
 
@@ -50,3 +50,15 @@ def test_sigmoid_cross_entropy_with_soft_targets():
 def test_half_precision_logits_are_summed_in_float32():
     loss = softmax_cross_entropy(LOGITS.astype(jnp.bfloat16), jnp.asarray([0, 2, 1]))
     assert loss.dtype == jnp.float32
+
+
+def test_word_region_loss_is_cross_entropy_of_the_best_token():
+    """Against plain numpy: the largest logit over tokens, summed over the words."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 3, 8)).astype(np.float32)
+    caption = np.array([[5, 6, 6, 0], [7, 2, 0, 0]], np.int32)
+    mask = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
+    found = word_region_loss(jnp.asarray(logits), jnp.asarray(caption), jnp.asarray(mask))
+    p = 1 / (1 + np.exp(-logits.max(axis=1)[0, 5:]))
+    expected = -np.log(p[0]) - np.log(p[1]) - np.log(1 - p[2])
+    np.testing.assert_allclose(found, [expected, 0.0], rtol=1e-5)

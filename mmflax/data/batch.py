@@ -1,7 +1,8 @@
 """The batch contract: every key's dtype and axes, in one table, checked where batches leave the
 pipeline.
 
-Axes: ``b`` rows of this process, ``h w`` pixels, ``t`` text tokens, ``n`` image tokens.
+Axes: ``b`` rows of this process, ``h w`` pixels, ``t`` text tokens, ``n`` image tokens,
+``c`` caption tokens.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ CONTRACT = {
     "tokens": Field("int32", ("b", "t"), True, "token ids, padded"),
     "text_mask": Field("bool", ("b", "t"), True, "true = use this token"),
     "image_mask": Field("bool", ("b", "n"), False, "true = use this image token"),
+    "caption": Field("int32", ("b", "c"), False, "token ids of the picture's caption, padded"),
+    "caption_mask": Field("bool", ("b", "c"), False, "true = use this caption token"),
     "label": Field("int32", ("b",), True, "answer index, -1 = not among the answers"),
     "question_type": Field("int32", ("b",), True, "question type index, -1 = none"),
     "mask": Field("bool", ("b",), True, "false on rows that only fill the batch"),

@@ -40,6 +40,7 @@ class Processor:
       draft: decode large JPEGs at 1/2, 1/4 or 1/8 size (never below ``image_size``); several times
         faster, and a little different from decoding every pixel: turn it off for exact parity.
       max_length: tokens of a question with ``[CLS]`` and ``[SEP]``.
+      caption_length: tokens of a caption, for objectives that read one; 0 leaves captions out.
       tokenizer: see ``Tokenizer``.
       answers: label ``i`` means ``answers[i]``.
       question_types: index ``i`` means ``question_types[i]``.
@@ -55,6 +56,7 @@ class Processor:
     resize: str = "squash"
     filter: str = "bicubic"
     draft: bool = True
+    caption_length: int = 0
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "answers", "question_types"):
@@ -70,6 +72,10 @@ class Processor:
         if self.max_length < 3:
             raise MmflaxError(
                 f"max_length is {self.max_length}; it must be at least 3: [CLS], a token, [SEP]."
+            )
+        if self.caption_length != 0 and self.caption_length < 3:
+            raise MmflaxError(
+                f"caption_length is {self.caption_length}; it must be 0 (none) or at least 3."
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise MmflaxError(
@@ -168,11 +174,13 @@ class Processor:
                 tokens[row], text_mask[row] = self.text(raw["question"])
             except MmflaxError as error:
                 raise MmflaxError(f"Example {raw.get('id', '?')}: {error}") from error
+        captions = self._captions(raws) if self.caption_length else {}
         types = [self._types.get(raw.get("question_type", "all"), UNKNOWN) for raw in raws]
         return {
             "image": image,
             "tokens": tokens,
             "text_mask": text_mask,
+            **captions,
             "label": np.array([self.label(raw.get("answer")) for raw in raws], np.int32),
             "question_type": np.array(types, np.int32),
             "mask": np.ones(rows, bool),
@@ -224,6 +232,15 @@ class Processor:
             return cls(tokenizer=tokenizer, **values)
         except (MmflaxError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MmflaxError(f"{path} cannot be used: {error}.") from error
+
+    def _captions(self, raws: Sequence[Raw]) -> Batch:
+        """An example without a caption gets an all-false mask."""
+        tokens = np.zeros((len(raws), self.caption_length), np.int32)
+        mask = np.zeros((len(raws), self.caption_length), bool)
+        for row, raw in enumerate(raws):
+            if raw.get("caption"):
+                tokens[row], mask[row] = self.tokenizer.encode(raw["caption"], self.caption_length)
+        return {"caption": tokens, "caption_mask": mask}
 
     @functools.cached_property
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:

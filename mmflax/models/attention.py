@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.platform import platform
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "einsum")
 
@@ -38,7 +39,7 @@ def attend(
             f"attention_impl is {implementation!r}; expected one of {', '.join(IMPLEMENTATIONS)}."
         )
     if implementation == "auto":
-        implementation = "einsum" if _platform() == "cpu" else "xla"
+        implementation = "einsum" if platform() == "cpu" else "xla"
     if implementation == "einsum":
         return einsum_attention(query, key, value, mask)
     kernel: Literal["xla", "cudnn"] = "cudnn" if implementation == "cudnn" else "xla"
@@ -116,9 +117,3 @@ def _scale(query: Array) -> Array:
 def _heads_first(x: Array) -> Array:
     """[b t h k] <-> [b h t k]."""
     return x.swapaxes(1, 2)
-
-
-def _platform() -> str:
-    """Where the traced code will run: the mesh says so when compiling for another machine."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return getattr(device, "platform", None) or jax.default_backend()

@@ -12,6 +12,32 @@ from mmflax.models.layers import ACTIVATIONS, KERNEL_INIT, LayerNorm, as_dtype, 
 FORMS = {"meter": (1, True, 1e-5), "lxmert": (2, False, 1e-12)}
 
 
+class WordGrounding(nn.Module):
+    """How much each image token shows each word: [b n i] x word table [v d] -> logits [b n v].
+
+    The word table is the text encoder's own, so image tokens and words come to share a space before
+    fusion (tokens of another width are projected first). Products are scaled to unit size at the
+    start, where the table is normal(0.02).
+    """
+
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b n i"], table: Float[Array, "v d"]
+    ) -> Float[Array, "b n v"]:
+        words, width = table.shape
+        dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
+        x = image
+        if x.shape[-1] != width:
+            x = nn.Dense(width, kernel_init=KERNEL_INIT, name="projection", **dtypes)(x)
+        logits = jnp.einsum("bnd,vd->bnv", x, table.astype(x.dtype)).astype(jnp.float32)
+        # Most words are not in the picture: begin near that.
+        bias = self.param("bias", nn.initializers.constant(-2.0), (words,), jnp.float32)
+        return logits * (50.0 / width**0.5) + bias
+
+
 class VQAHead(nn.Module):
     """Scores of `num_answers` answers from the pooled pair, in the two published forms.
 

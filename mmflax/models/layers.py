@@ -4,6 +4,7 @@ Kernels start Xavier-uniform, as in the Vision Transformer's own code. Tables st
 in BERT, which uses a truncated normal(0.02) for its kernels too.
 """
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.attention import attend, attention_weights
+from mmflax.models.product import widening_product
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
 TABLE_INIT = nn.initializers.normal(0.02)
@@ -106,12 +108,17 @@ class MultiHeadAttention(nn.Module):
     `mask` is true where a query may use a key. A query with no key to use gives exactly zero,
     output bias included. Dropout acts on the weights, as in BERT. With a mutable "intermediates"
     collection the weights are sown there as `attention` [b h t s].
+
+    `qk_init="shared"` starts the query and key kernels equal, so that attention begins as likeness
+    (after mimetic initialisation, Trockman & Kolter 2023, sec. 4: W_q W_k^T near the identity). It
+    helps small models trained from scratch.
     """
 
     num_heads: int
     dropout_rate: float = 0.0
     qkv_bias: bool = True
     attention_impl: str = "auto"
+    qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -133,9 +140,15 @@ class MultiHeadAttention(nn.Module):
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=KERNEL_INIT)
         heads = (self.num_heads, width // self.num_heads)
         context = x if context is None else context
+        likeness = choose("qk_init", self.qk_init, {"independent": False, "shared": True})
         query, key, value = (
-            nn.DenseGeneral(heads, use_bias=self.qkv_bias, name=name, **kinds)(source)
-            for name, source in (("query", x), ("key", context), ("value", context))
+            nn.DenseGeneral(
+                heads,
+                use_bias=self.qkv_bias,
+                name=name,
+                **kinds | {"kernel_init": self._shared_init if likeness and i < 2 else KERNEL_INIT},
+            )(source)
+            for i, (name, source) in enumerate((("query", x), ("key", context), ("value", context)))
         )
         sow = self.is_mutable_collection("intermediates")
         dropped = train and self.dropout_rate > 0.0
@@ -153,6 +166,11 @@ class MultiHeadAttention(nn.Module):
             out = jnp.where(used, out, jnp.zeros_like(out))
         return out
 
+    def _shared_init(self, _: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+        """One draw for query and key: from this module's path, not from the parameter's own key."""
+        path = "/".join(map(str, self.path))
+        return KERNEL_INIT(jax.random.key(zlib.crc32(path.encode())), shape, dtype)
+
 
 class MLP(nn.Module):
     """Two dense layers with an activation between: "gelu" (erf), "gelu_tanh" or "quick_gelu"."""
@@ -165,7 +183,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=KERNEL_INIT)
-        hidden = nn.Dense(self.mlp_dim, name="fc1", **kinds)(x)
+        hidden = nn.Dense(self.mlp_dim, name="fc1", dot_general=widening_product, **kinds)(x)
         hidden = choose("activation", self.activation, ACTIVATIONS)(hidden)
         return nn.Dense(x.shape[-1], name="fc2", **kinds)(hidden)
 
@@ -187,6 +205,7 @@ class Block(nn.Module):
     attention_dropout_rate: float = 0.0
     qkv_bias: bool = True
     attention_impl: str = "auto"
+    qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -210,6 +229,7 @@ class Block(nn.Module):
                 dropout_rate=self.attention_dropout_rate,
                 qkv_bias=self.qkv_bias,
                 attention_impl=self.attention_impl,
+                qk_init=self.qk_init,
                 name=name,
                 **kinds,
             )

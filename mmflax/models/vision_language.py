@@ -10,13 +10,15 @@ from mmflax.errors import MmflaxError
 
 
 class Encoded(NamedTuple):
-    """Fused streams, one vector for the pair, and the masks that say which tokens count."""
+    """Fused streams, one vector for the pair, the masks that say which tokens count, and the image
+    encoder's tokens as they were before fusion."""
 
     image: Float[Array, "b n d"]
     text: Float[Array, "b t d"]
     pooled: Float[Array, "b e"]
     image_mask: Bool[Array, "b n"]
     text_mask: Bool[Array, "b t"]
+    patches: Float[Array, "b n i"]
 
 
 class VisionLanguageModel(nn.Module):
@@ -57,4 +59,4 @@ class VisionLanguageModel(nn.Module):
         fused = self.fusion(patches, words, image_mask, text_mask, train=train)
         if image_mask is None:
             image_mask = jnp.ones(patches.shape[:2], bool)
-        return Encoded(fused.image, fused.text, fused.pooled, image_mask, text_mask)
+        return Encoded(fused.image, fused.text, fused.pooled, image_mask, text_mask, patches)

@@ -2,9 +2,12 @@
 
 Image tower, text tower, METER-like co-attention and VQA head; forward, backward and AdamW. The two
 take turns, so that a busy machine slows both, and the ratio is the median of the turns' ratios.
+On a busy machine compare them on one core each, by processor time: PyTorch's threads wait for the
+slowest of them, XLA's do not.
 
     python tests/benchmarks/train_step.py                       # ViT-B/16 + BERT-base + 6 layers
     python tests/benchmarks/train_step.py --size small --steps 9
+    taskset -c 0 python tests/benchmarks/train_step.py --size small --threads 1   # cpu_ratio
 """
 
 import argparse
@@ -30,7 +33,7 @@ def main() -> None:
     ours, our_count = mmflax_step(sizes, batch, arguments)
     theirs, their_count = torch_step(sizes, batch, arguments.threads)
     turns = [(seconds(ours), seconds(theirs)) for _ in range(arguments.steps + 1)][1:]
-    jax_seconds, torch_seconds = np.array(turns).T
+    (jax_seconds, torch_seconds), (jax_cpu, torch_cpu) = np.array(turns).transpose(2, 1, 0)
     report = {
         "size": arguments.size,
         "batch_size": arguments.batch_size,
@@ -38,6 +41,7 @@ def main() -> None:
         "mmflax_seconds": round(float(np.median(jax_seconds)), 4),
         "torch_seconds": round(float(np.median(torch_seconds)), 4),
         "fastest_ratio": round(float(jax_seconds.min() / torch_seconds.min()), 3),
+        "cpu_ratio": round(float(np.median(jax_cpu / torch_cpu)), 3),
         "ratio": round(float(np.median(jax_seconds / torch_seconds)), 3),
     }
     print(json.dumps(report, indent=2))
@@ -57,11 +61,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def seconds(step: Callable[[], float]) -> float:
-    """One step's wall time; a step returns its loss, which must be finite."""
-    start = time.perf_counter()
+def seconds(step: Callable[[], float]) -> tuple[float, float]:
+    """One step's wall time and processor time; a step returns its loss, which must be finite."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     assert np.isfinite(step())
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 def make_batch(sizes: dict[str, int], batch_size: int, tokens: int) -> dict[str, np.ndarray]:

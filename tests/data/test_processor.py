@@ -127,3 +127,13 @@ def test_in_memory_names_what_is_missing():
         in_memory({"train": rows("a")}).source("dev")
     with pytest.raises(MmflaxError, match="no answers"):
         Processor.learn(in_memory({"train": [{"image": IMAGE, "question": "why?"}]}), image_size=8)
+
+
+def test_captions_only_on_request(processor):
+    raw = {"image": np.zeros((8, 8, 3), np.uint8), "question": "what is it", "caption": "a red dog"}
+    assert "caption" not in processor.batch([raw])
+    asked = dataclasses.replace(processor, caption_length=8)
+    batch = asked.batch([raw, {**raw, "caption": None}])
+    assert batch["caption"].shape == (2, 8)
+    assert batch["caption_mask"][0].sum() >= 5 and not batch["caption_mask"][1].any()
+    assert list(batch["caption"][0]) == list(asked.tokenizer.encode("a red dog", 8)[0])

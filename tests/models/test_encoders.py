@@ -73,6 +73,8 @@ def test_missing_sizes_are_named():
         vit.build(image_size=8, patch_size=4, width=8)
     with pytest.raises(MmflaxError, match="or also depth, num_heads"):
         bert.build(vocab_size=9, width=8)
+    with pytest.raises(MmflaxError, match="pool is 'max'.*none, cls, gap, map"):
+        vit.build(**VIT, pool="max")
     with pytest.raises(MmflaxError, match="BERT variant is 'huge'.*tiny, mini"):
         bert.build(vocab_size=9, variant="huge")
 
@@ -172,15 +174,16 @@ def test_padding_never_matters_to_text(zoo, text, causal):
         np.testing.assert_allclose(found[new_mask], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_causal_text_has_no_gradient_from_the_future(zoo, text, causal):
+@pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (True, True)])
+def test_causal_text_has_no_gradient_from_the_future(text, causal, masked):
     model, params, tokens, _ = text
+    mask = jnp.ones(tokens.shape, bool) if masked else None
 
     def total(table):
         changed = {**params, "position_embedding": {"embedding": table}}
         # The cube, for the sum of normalised features does not move.
         return (
-            model.apply({"params": changed}, tokens, causal=causal, train=False)[:, 2] ** 3
+            model.apply({"params": changed}, tokens, mask, causal=causal, train=False)[:, 2] ** 3
         ).sum()
 
     grads = jax.jit(jax.grad(total))(params["position_embedding"]["embedding"])

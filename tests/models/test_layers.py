@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from mmflax.errors import MmflaxError
 from mmflax.models.layers import MLP, Block, DropPath, LayerNorm, gelu
 from mmflax.models.masks import masked_mean
+from mmflax.models.platform import platform
 from mmflax.models.pooling import MAPHead, pool_tokens
+from mmflax.models.product import widening_product
 
 
 def normal(*shape, seed=0):
@@ -118,3 +121,25 @@ def test_pooling(zoo):
     assert out.shape == (2, 8)
     shorter = zoo.run(head, params, x[1:, :2], train=False)
     np.testing.assert_allclose(out[1:], shorter, atol=1e-5)
+
+
+def test_widening_product_differentiates_like_a_dense_layer():
+    x, kernel, grad = normal(2, 3, 4), normal(4, 16, seed=1), normal(2, 3, 16, seed=2)
+    dimensions = (((2,), (0,)), ((), ()))
+
+    def gradients(product):
+        value, pull = jax.vjp(lambda x, kernel: product(x, kernel, dimensions), x, kernel)
+        return value, *pull(grad)
+
+    for ours, plain in zip(
+        gradients(widening_product), gradients(jax.lax.dot_general), strict=True
+    ):
+        np.testing.assert_allclose(ours, plain, atol=1e-5)
+
+
+def test_platform_is_the_mesh_s(monkeypatch):
+    assert platform() == "cpu"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert platform() == "tpu"
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))):
+        assert platform() == "cpu"

@@ -87,7 +87,7 @@ def scene(split: str, index: int, seed: int, image_size: int) -> SceneExample:
         asked = _ASK[kind](things, rng)
         if asked is not None:
             questions.append((_vary(asked[0], rng), asked[1], kind))
-    return SceneExample(f"{split}-{index:06d}", image, _caption(things, rng), questions, things)
+    return SceneExample(f"{split}-{index:06d}", image, _caption(things), questions, things)
 
 
 # Scenes -------------------------------------------------------------------------------------------
@@ -278,7 +278,10 @@ def _shape(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
 
 
 def _relation(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
+    """Where an object is in the picture, or how it lies to another one."""
     wanted = rng.random() < 0.5
+    if len(things) == 1 or rng.random() < 0.4:
+        return _position(things, rng, wanted)
     for _ in range(40):
         first, second = _unique(things, rng), _unique(things, rng)
         name = _pick(rng, list(_RELATIONS))
@@ -292,6 +295,19 @@ def _relation(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
         name = _pick(rng, (name, side))
         return f"is the {_phrase(first[1])} {name} the {_phrase(second[1])}?", _yes(wanted)
     return None
+
+
+def _position(things: Sequence[Thing], rng: np.random.Generator, wanted: bool) -> Asked:
+    found = _unique(things, rng)
+    if found is None:
+        return None
+    thing, test = found
+    sides = {"left": 0.5 - thing.x, "right": thing.x - 0.5, "top": 0.5 - thing.y,
+             "bottom": thing.y - 0.5}  # fmt: skip
+    fitting = [side for side, by in sides.items() if (by if wanted else -by) > _MARGIN]
+    if not fitting:
+        return None
+    return f"is the {_phrase(test)} on the {_pick(rng, fitting)} side?", _yes(wanted)
 
 
 def _compare(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
@@ -345,12 +361,18 @@ def _vary(text: str, rng: np.random.Generator) -> str:
     return text.replace("OBJECTS", noun + "s").replace("OBJECT", noun)
 
 
-def _caption(things: Sequence[Thing], rng: np.random.Generator) -> str:
-    """What is there, from left to right."""
+def _caption(things: Sequence[Thing]) -> str:
+    """What is there and where, from left to right."""
     ordered = sorted(things, key=lambda t: t.x)
-    parts = [f"a {_phrase((t.size, t.color, t.shape))}" for t in ordered]
-    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return _vary(text, rng)
+    parts = [f"a {t.size} {t.color} {t.shape} {_place_words(t)}" for t in ordered]
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _place_words(thing: Thing) -> str:
+    """Which third of the picture, down and across; the middle one goes unsaid."""
+    rows, columns = ("top", "", "bottom"), ("left", "", "right")
+    words = [rows[min(int(thing.y * 3), 2)], columns[min(int(thing.x * 3), 2)]]
+    return "at the " + (" ".join(word for word in words if word) or "middle")
 
 
 def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:

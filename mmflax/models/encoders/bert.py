@@ -55,6 +55,7 @@ class BERT(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
     attention_impl: str = "auto"
+    qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -79,6 +80,7 @@ class BERT(nn.Module):
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             attention_impl=self.attention_impl,
+            qk_init=self.qk_init,
             **kinds,
         )
         self.encoder = Stack(

@@ -61,6 +61,7 @@ class ViT(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
     attention_impl: str = "auto"
+    qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -120,6 +121,7 @@ class ViT(nn.Module):
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             attention_impl=self.attention_impl,
+            qk_init=self.qk_init,
             **kinds,
         )
         x = Stack(
@@ -175,6 +177,7 @@ def build(
     missing = [name for name in given if name not in sizes]
     if missing:
         raise MmflaxError(f"ViT needs a variant such as 'B/16', or also {', '.join(missing)}.")
+    choose("pool", fields.get("pool", "none"), dict.fromkeys(("none", "cls", "gap", "map")))
     size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
     return ViT(
         **sizes,

@@ -50,11 +50,13 @@ class CoAttentionLayer(nn.Module):
     num_heads: int
     mlp_dim: int
     form: str = "meter"
+    norm_style: str = "post"
     activation: str = "gelu"
     epsilon: float = 1e-12
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     attention_impl: str = "auto"
+    qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -73,13 +75,14 @@ class CoAttentionLayer(nn.Module):
         attention_kinds = dict(
             num_heads=self.num_heads,
             attention_impl=self.attention_impl,
+            qk_init=self.qk_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
         block = functools.partial(
             Block,
             mlp_dim=self.mlp_dim,
-            norm_style="post",
+            norm_style=self.norm_style,
             cross_attention=meter,
             activation=self.activation,
             epsilon=self.epsilon,
@@ -123,6 +126,7 @@ class CoAttention(nn.Module):
 
     "meter" always projects and adds a type embedding (row 0 text, 1 image; no norm after it).
     "lxmert" adds no type and projects only a stream whose width differs, where the paper has none.
+    `norm_style="pre"` ("meter" only; both papers are post-norm) trains better from scratch.
     """
 
     width: int
@@ -132,6 +136,7 @@ class CoAttention(nn.Module):
     form: str = "meter"
     image_pool: str = "cls"
     num_types: int = 2
+    norm_style: str = "post"
     activation: str = "gelu"
     epsilon: float = 1e-12
     dropout_rate: float = 0.0
@@ -140,6 +145,7 @@ class CoAttention(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
     attention_impl: str = "auto"
+    qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -160,6 +166,8 @@ class CoAttention(nn.Module):
                 "back to earlier ones; generate with a decoder that cross-attends to the image."
             )
         meter = choose("form", self.form, FORMS)
+        if self.norm_style == "pre" and not meter:
+            raise MmflaxError('form "lxmert" has no norm_style "pre"; use "post", or form "meter".')
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
         def enter(x: Array, mask: Array | None, name: str) -> Array:
@@ -184,11 +192,13 @@ class CoAttention(nn.Module):
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             form=self.form,
+            norm_style=self.norm_style,
             activation=self.activation,
             epsilon=self.epsilon,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             attention_impl=self.attention_impl,
+            qk_init=self.qk_init,
             **kinds,
         )
         stack = Stack(
@@ -203,6 +213,9 @@ class CoAttention(nn.Module):
         image, text = stack(
             streams, attention_mask(image_mask), attention_mask(text_mask), train=train
         )
+        if self.norm_style == "pre":  # its residual sums leave the last layer unnormalised
+            image = LayerNorm(epsilon=self.epsilon, name="image_norm", **kinds)(image)
+            text = LayerNorm(epsilon=self.epsilon, name="text_norm", **kinds)(text)
         pooled = Pooler(self.width, name="text_pooler", **kinds)(text[:, 0])
         if meter:
             first = pool_tokens(image, image_mask, pool=self.image_pool)
