@@ -26,7 +26,7 @@ def get_config(arg=None):
         ),
     )
     c.task = dict(name="vqa", head=dict(form="meter"), caption_words=0.1)
-    c.data = dict(name="shapes", num_scenes=8000, batch_size=64, num_threads=1)
+    c.data = dict(name="shapes", num_scenes=8000, image_size=48, batch_size=64, num_threads=1)
     c.processor = dict(image_size=48, max_length=16, caption_length=48, vocab_size=512)
     c.optim = dict(
         name="adamw",

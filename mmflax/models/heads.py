@@ -35,7 +35,7 @@ class WordGrounding(nn.Module):
         logits = jnp.einsum("bnd,vd->bnv", x, table.astype(x.dtype)).astype(jnp.float32)
         # Most words are not in the picture: begin near that.
         bias = self.param("bias", nn.initializers.constant(-2.0), (words,), jnp.float32)
-        return logits * (50.0 / width**0.5) + bias
+        return logits * (50.0 / width**0.5) + bias[None, None]
 
 
 class VQAHead(nn.Module):

@@ -190,3 +190,15 @@ def test_image_pooling_by_mean_ignores_hidden_tokens(zoo):
     found = zoo.run(model, params, image, text, mask, train=False).pooled
     expected = zoo.run(model, params, image[:, :2], text, train=False).pooled
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_pre_norm_ends_normalised_and_is_meters_alone():
+    fusion = co_attention.build(width=8, depth=2, num_heads=2, norm_style="pre")
+    image, text = 100.0 * jnp.ones((1, 5, 8)).at[0, 0].set(3.0), jnp.ones((1, 3, 8))
+    params = fusion.init(jax.random.key(0), image, text, train=False)["params"]
+    fused = fusion.apply({"params": params}, image, text, train=False)
+    assert {"image_norm", "text_norm"} <= params.keys()
+    np.testing.assert_allclose(np.asarray(fused.image).mean(-1), 0.0, atol=1e-5)
+    lxmert = co_attention.build(width=8, depth=1, num_heads=2, form="lxmert", norm_style="pre")
+    with pytest.raises(MmflaxError, match="no norm_style"):
+        lxmert.init(jax.random.key(0), image, text, train=False)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import MLP, Block, DropPath, LayerNorm, gelu
+from mmflax.models.layers import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
 from mmflax.models.masks import masked_mean
 from mmflax.models.platform import platform
 from mmflax.models.pooling import MAPHead, pool_tokens
@@ -143,3 +143,19 @@ def test_platform_is_the_mesh_s(monkeypatch):
     assert platform() == "tpu"
     with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))):
         assert platform() == "cpu"
+
+
+def test_shared_qk_init_starts_attention_as_likeness():
+    """Equal kernels at the start; each module draws its own; training may part them."""
+    x = jax.random.normal(jax.random.key(0), (1, 6, 16))
+    kernels = {}
+    for kind in ("shared", "independent"):
+        layer = MultiHeadAttention(num_heads=2, qk_init=kind)
+        params = layer.init(jax.random.key(1), x, train=False)["params"]
+        kernels[kind] = params["query"]["kernel"], params["key"]["kernel"]
+        _, variables = layer.apply({"params": params}, x, train=False, mutable=["intermediates"])
+        (weights,) = variables["intermediates"]["attention"]
+        to_itself = np.asarray(weights)[0, :, np.arange(6), np.arange(6)].mean()
+        assert (to_itself > 0.3) == (kind == "shared")
+    np.testing.assert_array_equal(*kernels["shared"])
+    assert np.abs(kernels["independent"][0] - kernels["independent"][1]).max() > 0.01

@@ -130,3 +130,35 @@ def test_head_order_of_norm_and_activation(form):
     }
     out = head.apply({"params": params}, jnp.ones((1, 2)))
     np.testing.assert_allclose(out, 0.8413447 if form == "meter" else 1.0, rtol=1e-6)
+
+
+def test_caption_words_reach_encoder_and_word_table_alone(batch):
+    """The extra loss trains what grounds words: the image encoder and the table, not the fusion."""
+    task = build(caption_words=1.0)
+    batch = {
+        **batch,
+        "caption": jnp.asarray([[6, 7], [8, 8], [9, 5], [5, 0]], jnp.int32),
+        "caption_mask": jnp.asarray([[1, 1], [1, 1], [1, 1], [1, 0]], bool),
+        "label": jnp.full(4, -1, jnp.int32),  # no answer, so no other gradient
+    }
+    params = task.model.init(jax.random.key(0), batch, train=False)["params"]
+
+    @jax.jit
+    def loss(params):
+        outputs = task.model.apply({"params": params}, batch, train=False)
+        return task.loss(outputs, batch).sum()
+
+    grads = jax.grad(loss)(params)
+
+    def size(tree):
+        return sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+
+    assert size(grads["backbone"]["image_encoder"]) > 0
+    assert size(grads["backbone"]["text_encoder"]["word_embedding"]) > 0
+    assert size(grads["backbone"]["fusion"]) == 0 and size(grads["head"]) == 0
+
+
+def test_caption_words_without_captions_is_one_sentence(batch):
+    task = build(caption_words=1.0)
+    with pytest.raises(MmflaxError, match="set processor.caption_length"):
+        task.loss({"logits": jnp.zeros((4, 3)), "words": jnp.zeros((4, 4, 20))}, batch)

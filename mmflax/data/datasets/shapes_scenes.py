@@ -41,6 +41,7 @@ _RELATIONS = {
 }
 _CELLS = 3  # objects stand near the middles of a grid of so many cells a side
 _JITTER = 0.04  # ... up to this far from it, in image sides
+_OPPOSITES = (("left of", "right of"), ("above", "below"))
 _MARGIN = 0.12  # centres closer than this along an axis are neither left nor right of each other
 
 
@@ -278,36 +279,45 @@ def _shape(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
 
 
 def _relation(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
-    """Where an object is in the picture, or how it lies to another one."""
+    """Where an object is in the picture, or how it lies to another one: a choice, or yes or no."""
+    draw = rng.random()
+    if len(things) == 1 or draw < 0.25:
+        return _position(things, rng)
     wanted = rng.random() < 0.5
-    if len(things) == 1 or rng.random() < 0.4:
-        return _position(things, rng, wanted)
+    name, other = _pick(rng, _OPPOSITES)
+    if rng.random() < 0.5:
+        name, other = other, name
+    axis, sign = _RELATIONS[name]
     for _ in range(40):
         first, second = _unique(things, rng), _unique(things, rng)
-        name = _pick(rng, list(_RELATIONS))
         if first is None or second is None or first[0] == second[0]:
             continue
-        axis, sign = _RELATIONS[name]
         gap = (second[0].y - first[0].y) if axis else (second[0].x - first[0].x)
         if abs(gap) < _MARGIN or ((-sign * gap) > 0) != wanted:
             continue
-        side = {"left of": "to the left of", "right of": "to the right of"}.get(name, name)
-        name = _pick(rng, (name, side))
-        return f"is the {_phrase(first[1])} {name} the {_phrase(second[1])}?", _yes(wanted)
+        a, b = _phrase(first[1]), _phrase(second[1])
+        if draw < 0.75:
+            answer = name if wanted else other
+            joined = f"{name.removesuffix(' of')} or {other}"
+            return f"is the {a} {joined} the {b}?", answer.removesuffix(" of")
+        side = f"to the {name}" if name.endswith(" of") and rng.random() < 0.5 else name
+        return f"is the {a} {side} the {b}?", _yes(wanted)
     return None
 
 
-def _position(things: Sequence[Thing], rng: np.random.Generator, wanted: bool) -> Asked:
+def _position(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
+    """Which half of the picture an object is in."""
     found = _unique(things, rng)
     if found is None:
         return None
     thing, test = found
-    sides = {"left": 0.5 - thing.x, "right": thing.x - 0.5, "top": 0.5 - thing.y,
-             "bottom": thing.y - 0.5}  # fmt: skip
-    fitting = [side for side, by in sides.items() if (by if wanted else -by) > _MARGIN]
-    if not fitting:
+    halves = [("left", "right", thing.x - 0.5), ("top", "bottom", thing.y - 0.5)]
+    clear = [half for half in halves if abs(half[2]) > _MARGIN]
+    if not clear:
         return None
-    return f"is the {_phrase(test)} on the {_pick(rng, fitting)} side?", _yes(wanted)
+    low, high, offset = _pick(rng, clear)
+    a, b = (low, high) if rng.random() < 0.5 else (high, low)
+    return f"is the {_phrase(test)} on the {a} or on the {b}?", high if offset > 0 else low
 
 
 def _compare(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
