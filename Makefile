@@ -34,7 +34,7 @@ demo: $(VENV)/.base
 	$(BIN)/mmflax train --config configs/shapes_vqa.py --workdir $(WORKDIR)
 	$(BIN)/mmflax evaluate --workdir $(WORKDIR) --split test
 	$(BIN)/mmflax predict --workdir $(WORKDIR) --image colab/scene.png \
-	  --text "how many circles are there?" --text "is there a red triangle?" --text "is the blue square left of the green circle?"
+	  --text "how many circles are there?" --text "is there a red triangle?" --text "is the blue square left or right of the green circle?"
 	$(BIN)/mmflax predict --workdir $(WORKDIR) --image colab/scene.png --text "what color is the triangle?" \
 	  --attention $(WORKDIR)/attention.png
 
@@ -44,10 +44,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not parity"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not parity"
 
 test-all: $(VENV)/.all
-	$(BIN)/python -m pytest -m "slow or parity"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or parity"
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:cacheprovider colab
 
 clean:
