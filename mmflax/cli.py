@@ -22,6 +22,7 @@ _EXAMPLES = {
     "evaluate": "mmflax evaluate --workdir runs/shapes --split test --json",
     "predict": 'mmflax predict --workdir runs/shapes --image photo.png --text "what color is the '
     'circle?" --attention look.png',
+    "plan": "mmflax plan --config configs/shapes_vqa.py --topology v5e:4x4 --config.mesh.fsdp=4",
     "data": "mmflax data --config configs/shapes_vqa.py --out sheet.png",
 }
 
@@ -110,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--split", default="train", help="(default: train)")
     data.add_argument("--rows", type=int, default=3, help="rows of six examples (default: 3)")
     data.add_argument("--out", default="data.png", metavar="OUT.png", help="(default: data.png)")
+
+    plan = _command(commands, "plan", _plan, "compile for a TPU slice that need not be there")
+    _config_option(plan)
+    plan.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:4x4")
     return parser
 
 
@@ -206,6 +211,23 @@ def _predict(options: Any, overrides: list[str]) -> None:
     if options.attention:
         lines.append(f"where it looked: {options.attention}")
     _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
+
+
+def _plan(options: Any, overrides: list[str]) -> None:
+    import dataclasses
+
+    from mmflax import experiment
+    from mmflax.config import load_config
+
+    found = experiment.plan(load_config(options.config, overrides), options.topology)
+    sent = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items()) or "nothing"
+    _print(
+        options,
+        dataclasses.asdict(found),
+        f"fits on {found.chips} chips: {found.state / 2**20:,.1f} MiB of state and batch and "
+        f"{found.temporary / 2**20:,.1f} MiB of temporaries on each\n"
+        f"communication in the program: {sent}\ncompiled in {found.seconds:.0f} s",
+    )
 
 
 def _data(options: Any, overrides: list[str]) -> None:

@@ -40,6 +40,7 @@ from mmflax.data.dataset import Dataset, Subset
 from mmflax.data.priors import question_prior
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
+from mmflax.distributed import plan as plans
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
 from mmflax.inference.predict import Predictor
@@ -111,11 +112,11 @@ class Experiment:
         found = _section("evaluation", self.config.get("evaluation", {}), EVALUATION)
         return found | {"batch_size": found["batch_size"] or self.data["batch_size"]}
 
-    def mesh(self) -> jax.sharding.Mesh:
-        """The mesh over all devices; the batch must divide over it."""
+    def mesh(self, devices: Any = None) -> jax.sharding.Mesh:
+        """The mesh over all (or the given) devices; the batch must divide over it."""
         fields = dict(self.config.get("mesh", {}))
         plugins.check_fields("mesh", fields, inspect.signature(meshes.make_mesh).parameters)
-        mesh = meshes.make_mesh(**fields)
+        mesh = meshes.make_mesh(**fields, devices=devices)
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         for where, size in (
             ("data.batch_size", self.data["batch_size"]),
@@ -272,18 +273,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         print(dataset.describe())
         print(observe.parameter_table(built.abstract.params, depth=3), end="", flush=True)
     observe.write_run(root, mesh, dataset={"name": dataset.name, **dataset.info})
-    apply = _apply(built.task)
     fields = experiment.train
-    step = make_train_step(
-        apply,
-        built.task.loss,
-        built.task.metrics,
-        built.tx,
-        accumulate=fields["accumulate"],
-        ema_decay=fields["ema_decay"],
-        freeze=config["optim"].get("freeze", ()),
-        schedule=built.schedule,
-    )
     index, count = meshes.data_shard(mesh)
     batches = pipeline.train_iterator(
         dataset.source("train"),
@@ -302,7 +292,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     key = jax.random.key(experiment.seed)
     try:
         return loop.run(
-            train_step=step,
+            train_step=train_step(experiment, built),
             abstract_state=built.abstract,
             create_state=lambda: create_sharded(
                 built.init, built.tx, key, mesh, ema=fields["ema_decay"] is not None
@@ -321,6 +311,34 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         )
     finally:
         store.close()
+
+
+def train_step(experiment: Experiment, built: Built) -> Callable[..., Any]:
+    """The pure step of this run: what `train` compiles and `plan` plans."""
+    return make_train_step(
+        _apply(built.task),
+        built.task.loss,
+        built.task.metrics,
+        built.tx,
+        accumulate=experiment.train["accumulate"],
+        ema_decay=experiment.train["ema_decay"],
+        freeze=experiment.config["optim"].get("freeze", ()),
+        schedule=built.schedule,
+    )
+
+
+def plan(config: Mapping[str, Any], topology: str) -> plans.Plan:
+    """Compiles the train step for a TPU topology that need not be there; see ``plans.plan``."""
+    experiment = Experiment(config)
+    mesh = experiment.mesh(plans.topology_devices(topology))
+    processor = experiment.learn_processor(experiment.dataset())
+    built = assemble(experiment, processor, mesh)
+    shapes = jax.eval_shape(lambda: example_batch(processor, experiment.data["batch_size"]))
+    place = meshes.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()
+    }
+    return plans.plan(train_step(experiment, built), built.abstract, batch, mesh)
 
 
 def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def config(data_dir: Any, **train: Any) -> dict[str, Any]:
             "weight_decay": 0.01,
             "clip_norm": 1.0,
         },
-        "mesh": {"data": -1},
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "train": {"steps": 6, "log_every": 2, "eval_every": 3, "checkpoint_every": 2, **train},
         "evaluation": {"split": "validation", "batch_size": 16},
         "checkpoint": {"keep_last": 2, "keep_best": 1, "best_metric": "validation/accuracy"},

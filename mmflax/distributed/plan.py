@@ -1,0 +1,104 @@
+"""Compiling for a TPU slice that is not there: does the run fit, and what does it send?
+
+libtpu compiles for a named topology on any Linux machine (`pip install "mmflax[aot]"`), so a mesh
+that runs out of memory shows here in a minute and not after an hour in the queue.
+"""
+
+import dataclasses
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mmflax.distributed.mesh import compile_step
+from mmflax.errors import MmflaxError
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one chip holds, in bytes, and how often the program speaks to other chips.
+
+    Attributes:
+      state: the train state and the batch, which stay.
+      temporary: activations, gradients and workspace at the peak.
+      collectives: kind -> how many stand in the program; one inside a loop counts once.
+      seconds: to compile.
+    """
+
+    chips: int
+    state: int
+    temporary: int
+    collectives: Mapping[str, int]
+    seconds: float
+
+
+def topology_devices(name: str) -> list[Any]:
+    """The chips of a topology such as ``v5e:4x4``, ``v5p:2x2x4`` or ``v6e:16x16``.
+
+    Call before anything else has touched a device.
+
+    Raises:
+      MmflaxError: libtpu is not installed, or it does not know the topology.
+    """
+    # Without these libtpu looks for a cloud machine's metadata, and for a chip to open.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        import libtpu  # noqa: F401
+    except ModuleNotFoundError:
+        raise MmflaxError(
+            'Planning for a TPU needs libtpu, which is missing; run: pip install "mmflax[aot]".'
+        ) from None
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise MmflaxError(
+            f"--topology {name!r} is not one that libtpu knows ({text}); expected a name such as "
+            "v5e:4x4, v5p:2x2x4 or v6e:16x16."
+        ) from error
+
+
+def plan(step: Callable, state: Any, batch: Mapping[str, Any], mesh: Mesh) -> Plan:
+    """Compiles the very program that training would run; nothing is executed.
+
+    ``state`` and ``batch`` are shapes with shardings on ``mesh``.
+
+    Raises:
+      MmflaxError: it does not fit into a chip's memory, with the compiler's figures.
+    """
+    began = time.perf_counter()
+    try:
+        compiled: Any = compile_step(step, state, batch, mesh)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "hbm" not in text.lower() and "RESOURCE_EXHAUSTED" not in text:
+            raise
+        figures = re.search(r"(Used [^.]*? of [^.]*?hbm[^.]*\.[^.]*)\.", text)
+        raise MmflaxError(
+            f"The step does not fit into the memory of one of {mesh.size} chips "
+            f"({figures[1] if figures else text[:200]}); raise mesh.fsdp or train.accumulate, set "
+            'remat="full", or lower data.batch_size.'
+        ) from error
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
+    counts = Counter(
+        kind for kind in COLLECTIVES for _ in re.finditer(rf"= .*? {kind}(?:-start)?\(", text)
+    )
+    return Plan(
+        chips=mesh.size,
+        state=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        collectives=dict(counts),
+        seconds=time.perf_counter() - began,
+    )
