@@ -122,7 +122,7 @@ def test_normalise_matches_its_formula():
         (os.curdir, "is a folder"),
         (7, "given as int"),
         (None, "given as NoneType"),
-        (Image.new("F", (2, 2)), "floating point pixels"),
+        pytest.param(Image.new("F", (2, 2)), "floating point pixels", id="mode F"),
     ],
     ids=str,
 )
