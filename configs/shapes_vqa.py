@@ -36,7 +36,7 @@ def get_config(arg=None):
         clip_norm=1.0,
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
-    c.train = dict(steps=4500, log_every=100, eval_every=1500, checkpoint_every=1500)
+    c.train = dict(steps=3600, log_every=100, eval_every=1200, checkpoint_every=1200)
     c.evaluation = dict(split="validation", batch_size=256, max_examples=1024)
     c.checkpoint = dict(keep_last=2, keep_best=1, best_metric="validation/accuracy")
     return c

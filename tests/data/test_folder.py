@@ -200,3 +200,8 @@ def test_bad_folders(tmp_path):
 def test_bad_fields(tmp_path, fields):
     with pytest.raises(MmflaxError, match=next(iter(fields))):
         folder.build(path=tmp_path, **fields)
+
+
+def test_no_folder_given_says_how():
+    with pytest.raises(MmflaxError, match="folder_vqa.py:DIR"):
+        folder.build(path="")

@@ -65,6 +65,10 @@ def build(
         raise MmflaxError(
             f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1."
         )
+    if not str(path):
+        raise MmflaxError(
+            "data.path is empty; name your folder, as in --config configs/folder_vqa.py:DIR."
+        )
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise MmflaxError(
