@@ -1,1 +1,6 @@
-"""mmflax.metrics."""
+"""What predictions are worth: per-example values on the device (`accuracy`), and measures of a
+whole split on the host, each equal to its official program on the same input."""
+
+from mmflax.metrics.registry import compute, names
+
+__all__ = ["compute", "names"]
