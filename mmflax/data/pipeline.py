@@ -5,18 +5,24 @@ drawn from the seed and the epoch, and an augmentation's draws come from the exa
 order. So the position is just the step, it continues on any number of processes, and row ``r`` of
 the global batch is the same whoever reads it. Process ``p`` of ``c`` holds rows ``p*B/c`` up to
 ``(p+1)*B/c``, the block that its devices own.
+
+With ``max_bad_fraction`` above 0 an image that cannot be read does not stop a run: training takes
+the example that stands in the same row one batch later, so batch ``i`` stays a pure function of
+``(seed, i)``; evaluation masks the row out. ``bad_images`` counts them and ends it when too many.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
+from mmflax.data.bad_images import BadImages, OnBad, blanked, image_fault
 from mmflax.data.batch import Batch, check_batch
 from mmflax.data.dataset import Raw, Source
 from mmflax.data.processor import Processor
@@ -56,7 +62,14 @@ class EpochOrder:
 class TrainIterator:
     """Endless training batches; see ``train_iterator``."""
 
-    def __init__(self, make_batch: Callable[[int], Batch], options: grain.ReadOptions, start: int):
+    def __init__(
+        self,
+        make_batch: Callable[[int], Batch],
+        options: grain.ReadOptions,
+        start: int,
+        bad: BadImages,
+    ):
+        self._bad = bad
         self._make_batch = make_batch
         self._options = options
         self._iterator: Any = None
@@ -67,6 +80,11 @@ class TrainIterator:
     def position(self) -> int:
         """The step of the batch that ``next`` returns next; prefetched batches do not count."""
         return self._position
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Why, by id, for every example this process has replaced so far, prefetched or not."""
+        return self._bad.found()
 
     def set_position(self, step: int) -> None:
         """Continues at ``step``; costs no reading of what lies before."""
@@ -102,6 +120,25 @@ class TrainIterator:
         self.close()
 
 
+class EvalBatches:
+    """The batches of one pass over a split; see ``eval_batches``."""
+
+    def __init__(self, batches: Iterator[Batch], bad: BadImages):
+        self._batches = batches
+        self._bad = bad
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Why, by id, for every example that this process has masked out so far."""
+        return self._bad.found()
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def __iter__(self) -> EvalBatches:
+        return self
+
+
 def train_iterator(
     source: Source,
     processor: Processor,
@@ -114,6 +151,8 @@ def train_iterator(
     num_threads: int = 2,
     prefetch: int = 2,
     start: int = 0,
+    max_bad_fraction: float = 0.0,
+    on_bad: OnBad | None = None,
 ) -> TrainIterator:
     """Shuffled batches without end; a new order each epoch, and epochs run on inside a batch.
 
@@ -127,26 +166,57 @@ def train_iterator(
       num_threads: threads that make batches; 0 makes them in ``next``.
       prefetch: batches ready at most, on top of one in each thread's hands.
       start: the first batch's step.
+      max_bad_fraction: share of the examples whose image may be unreadable; they are replaced, and
+        listed in ``bad``. 0 = the first one stops.
+      on_bad: called once with the id and the reason of each, from a reading thread.
 
     Raises (also from ``next``, for an example that cannot be used):
-      MmflaxError: naming the example.
+      MmflaxError: naming the example, or the first of too many.
     """
     local = _local_rows(source, batch_size, process_index, process_count)
     order = EpochOrder(len(source), seed)
+    bad = BadImages(len(source), max_bad_fraction, on_bad)
 
-    def make_example(place: int) -> Raw:
-        raw = source[order[place]]
-        if augment is None:
-            return raw
-        return augment(raw, np.random.Generator(np.random.PCG64([_AUGMENT, seed, place])))
+    def make_example(place: int, check: bool) -> Raw:
+        """The example of a row; of the same row one batch later while it cannot be used."""
+        for candidate in itertools.count(place, batch_size):
+            index = order[candidate]
+            if index in bad:
+                continue
+            raw = source[index]
+            # A decoding more, so only asked for once a batch has failed.
+            fault = image_fault(raw, processor) if check else None
+            if fault is None and augment is not None:
+                # The row's own draws: its replacement is augmented unlike in the later batch.
+                bits = np.random.PCG64([_AUGMENT, seed, place])
+                try:
+                    return augment(raw, np.random.Generator(bits))
+                except MmflaxError as error:
+                    fault = image_fault(raw, processor) if bad.tolerated else None
+                    if fault is None:
+                        raise MmflaxError(f"Example {raw.get('id', '?')}: {error}") from error
+            if fault is None:
+                return raw
+            bad.add(index, raw, fault)
+        raise AssertionError("an endless count ended")
 
     def make_batch(step: int) -> Batch:
         first = step * batch_size + process_index * local
-        batch = processor.batch([make_example(first + row) for row in range(local)])
+        places = range(first, first + local)
+        if bad.tolerated:
+            bad.see(order[place] for place in places)
+        raws = [make_example(place, False) for place in places]
+        try:
+            batch = processor.batch(raws)
+        except MmflaxError:
+            if not bad.tolerated:
+                raise
+            # An example that fails for another reason than its image fails again here.
+            batch = processor.batch([make_example(place, True) for place in places])
         check_batch(batch)
         return batch
 
-    return TrainIterator(make_batch, _options(num_threads, prefetch), start)
+    return TrainIterator(make_batch, _options(num_threads, prefetch), start, bad)
 
 
 def eval_batches(
@@ -158,30 +228,47 @@ def eval_batches(
     process_count: int = 1,
     num_threads: int = 2,
     prefetch: int = 2,
-) -> Iterator[Batch]:
+    max_bad_fraction: float = 0.0,
+    on_bad: OnBad | None = None,
+) -> EvalBatches:
     """Every example once, in order; ``mask`` is false on the rows that fill the last batch.
 
     Every process yields ``ceil(len(source) / batch_size)`` batches. Filling rows repeat the last
-    example under an empty ``id``: a real one cannot make a NaN, which no mask would remove.
+    example under an empty ``id``: a real one cannot make a NaN, which no mask would remove. With
+    ``max_bad_fraction`` above 0 a row whose image cannot be read is masked out like them, and
+    listed in ``bad``; so many may be masked before an error ends the pass.
     """
     local = _local_rows(source, batch_size, process_index, process_count)
     size = len(source)
+    bad = BadImages(size, max_bad_fraction, on_bad)
 
     def make_batch(step: int) -> Batch:
         first = step * batch_size + process_index * local
         real = max(0, min(local, size - first))
-        raws: Sequence[Raw] = [source[first + row] for row in range(real)]
-        batch = processor.batch(raws if real else [source[size - 1]])
+        raws = [source[first + row] for row in range(real)] or [blanked(source[size - 1])]
+        mask = np.arange(local) < real
+        try:
+            batch = processor.batch(raws)
+        except MmflaxError:
+            if not bad.tolerated:
+                raise
+            for row, raw in enumerate(raws):
+                fault = image_fault(raw, processor)
+                if fault is not None:
+                    bad.add(first + row, raw, fault)
+                    raws[row], mask[row] = blanked(raw), False
+            batch = processor.batch(raws)
         fill = local - len(batch["mask"])
         if fill:
             batch = {key: np.concatenate([v, v[-1:].repeat(fill, 0)]) for key, v in batch.items()}
-        batch["mask"] = np.arange(local) < real
-        batch["id"] = np.where(batch["mask"], batch["id"], "")
+        batch["mask"] = mask
+        batch["id"] = np.where(mask, batch["id"], "")
         check_batch(batch)
         return batch
 
     steps: Any = grain.MapDataset.range(-(-size // batch_size)).map(make_batch)
-    return _closing(iter(steps.to_iter_dataset(_options(num_threads, prefetch))))
+    batches = _closing(iter(steps.to_iter_dataset(_options(num_threads, prefetch))))
+    return EvalBatches(batches, bad)
 
 
 def _closing(iterator: Any) -> Iterator[Batch]:

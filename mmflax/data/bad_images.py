@@ -1,0 +1,97 @@
+"""How many pictures of a split cannot be read, which, and when that is too many."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from mmflax.data.dataset import Raw
+from mmflax.data.processor import Processor
+from mmflax.errors import MmflaxError
+
+OnBad = Callable[[str, str], None]
+
+_IMAGES = ("image", "second_image")
+# So many are waited for before judging by the examples seen so far, which at first are few.
+_ENOUGH = 10
+_NAMED = 3  # in the message
+
+
+class BadImages:
+    """Counts the distinct bad examples of one process; safe from several threads.
+
+    Args:
+      size: examples of the split.
+      max_fraction: share of them that may be bad, 0 up to but not 1; 0 tolerates none.
+      on_bad: called once with each one's id and reason, from the thread that found it.
+    """
+
+    def __init__(self, size: int, max_fraction: float, on_bad: OnBad | None):
+        if not 0 <= max_fraction < 1:
+            raise MmflaxError(
+                f"max_bad_fraction is {max_fraction}; it must be 0 (none) or more, and below 1."
+            )
+        self.tolerated = max_fraction > 0
+        self._max_fraction = max_fraction
+        self._on_bad = on_bad
+        self._seen = np.zeros(size, bool)
+        self._found: dict[int, tuple[str, str]] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._found
+
+    def found(self) -> dict[str, str]:
+        """Reason by id, in the order of discovery."""
+        with self._lock:
+            return dict(self._found.values())
+
+    def see(self, indices: Iterable[int]) -> None:
+        """Notes that these examples were read."""
+        with self._lock:
+            self._seen[list(indices)] = True
+
+    def add(self, index: int, raw: Raw, reason: str) -> None:
+        """Notes a bad example.
+
+        Raises:
+          MmflaxError: they are more than ``max_fraction`` of the split or, from the tenth on, of
+            the distinct examples seen so far.
+        """
+        with self._lock:
+            if index in self._found:
+                return
+            self._seen[index] = True
+            self._found[index] = (str(raw.get("id", index)), reason)
+            bad, seen, size = len(self._found), int(self._seen.sum()), len(self._seen)
+            named = [": ".join(pair) for pair in list(self._found.values())[:_NAMED]]
+        if self._on_bad is not None:
+            self._on_bad(str(raw.get("id", index)), reason)
+        of_all = bad > self._max_fraction * size
+        if of_all or (bad >= _ENOUGH and bad > self._max_fraction * seen):
+            total = f"{size} examples" if of_all else f"{seen} examples seen so far"
+            first = "; ".join(text.rstrip(".") for text in named)
+            raise MmflaxError(
+                f"{bad} of the {total} cannot be used for their images, more than "
+                f"max_bad_fraction = {self._max_fraction:g} allows ({first}); repair or remove "
+                "them, or raise it."
+            )
+
+
+def image_fault(raw: Raw, processor: Processor) -> str | None:
+    """Why an image of the example cannot be read, or None when nothing is wrong with them."""
+    for key in _IMAGES:
+        if raw.get(key) is not None:
+            try:
+                processor.image(raw[key])
+            except MmflaxError as error:
+                return str(error)
+    return None
+
+
+def blanked(raw: Raw) -> Raw:
+    """The example with one gray pixel for each image: it can be computed with, then ignored."""
+    gray = np.full((1, 1, 3), 128, np.uint8)
+    return {**raw, **{key: gray for key in _IMAGES if raw.get(key) is not None}}
