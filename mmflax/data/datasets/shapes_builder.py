@@ -61,7 +61,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, num_scenes: int) -> Iterator[tuple[int, Any]]:
         config = self.builder_config
-        counts = []
+        counts, things = [], []
         scenes = shapes_scenes.generate(split, num_scenes, config.seed, config.image_size)
         for index, scene in enumerate(scenes):
             buffer = io.BytesIO()
@@ -80,6 +80,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
                 },
             )
             counts.append(len(questions))
+            things.append([list(thing) for thing in scene.things])
             config.on_scene()
-        # Lets a question be found without reading the scenes before it.
+        # Lets a question be found, and a task's examples be chosen, without reading the scenes.
         self.info.metadata[shapes.counts_key(split)] = counts
+        self.info.metadata[shapes.things_key(split)] = things

@@ -88,7 +88,7 @@ def scene(split: str, index: int, seed: int, image_size: int) -> SceneExample:
         asked = _ASK[kind](things, rng)
         if asked is not None:
             questions.append((_vary(asked[0], rng), asked[1], kind))
-    return SceneExample(f"{split}-{index:06d}", image, _caption(things), questions, things)
+    return SceneExample(f"{split}-{index:06d}", image, caption(things), questions, things)
 
 
 # Scenes -------------------------------------------------------------------------------------------
@@ -371,11 +371,15 @@ def _vary(text: str, rng: np.random.Generator) -> str:
     return text.replace("OBJECTS", noun + "s").replace("OBJECT", noun)
 
 
-def _caption(things: Sequence[Thing]) -> str:
+def caption(things: Sequence[Thing]) -> str:
     """What is there and where, from left to right."""
-    ordered = sorted(things, key=lambda t: t.x)
-    parts = [f"a {t.size} {t.color} {t.shape} {_place_words(t)}" for t in ordered]
+    parts = [describe(thing) for thing in sorted(things, key=lambda t: t.x)]
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def describe(thing: Thing) -> str:
+    """ "a small red circle at the top left"."""
+    return f"a {thing.size} {thing.color} {thing.shape} {_place_words(thing)}"
 
 
 def _place_words(thing: Thing) -> str:
