@@ -13,7 +13,9 @@ VIT = {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
 
 def test_names_are_the_modules_with_a_build():
     assert plugins.names(ENCODERS) == ["bert", "vit"]
-    assert plugins.names("mmflax.data.datasets") == ["folder", "shapes"]
+    assert plugins.names("mmflax.data.datasets") == [
+        "coco_captions", "flickr30k", "folder", "nlvr", "nlvr2", "shapes", "snli_ve", "vqa_v2",
+    ]  # fmt: skip
 
 
 def test_builds_with_what_the_config_and_the_experiment_say():

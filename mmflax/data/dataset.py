@@ -1,8 +1,22 @@
 """Random-access datasets: what the pipeline reads, before any decoding.
 
-A *raw example* is a dict: ``image`` (PIL image, encoded bytes, path, or uint8 array), ``question``,
-``answer``, ``question_type``, ``id`` and, where the dataset has one, ``caption``. Sources stay
-undecoded so that walking over every text of a dataset costs no image work.
+A *raw example* is a dict; what a dataset does not have is left out. Sources stay undecoded so that
+walking over every text of a dataset costs no image work.
+
+=============  ====================================================================================
+image          PIL image, encoded bytes, path, or uint8 array; None = there is no image
+second_image   the same, for tasks over two images
+question       the text the model reads: question, statement, caption, source sentence; None = none
+answer         the class as text; None = unknown
+answers        every annotator's answer (ten in VQAv2)
+target         the text to be generated, in training
+references     the texts that a generated one is compared with
+caption        a caption of the image, for auxiliary objectives
+question_type  by which metrics are also reported
+image_id       equal for two examples exactly if they show the same image
+group          examples that are judged together
+id             names the example within its split
+=============  ====================================================================================
 """
 
 from __future__ import annotations
@@ -48,7 +62,8 @@ class Dataset:
             line = f"  {split}: {len(source)} examples"
             if len(source):
                 first = source[0]
-                line += f", e.g. {first['question']!r} -> {first.get('answer')!r}"
+                result = first.get("answer") or first.get("target")
+                line += f", e.g. {first.get('question')!r} -> {result!r}"
             lines.append(line)
         lines += [f"  {key}: {value}" for key, value in self.info.items()]
         return "\n".join(lines)
@@ -67,22 +82,37 @@ class Subset:
     def __getitem__(self, index: int, /) -> Raw:
         return self._source[int(self._indices[index])]
 
+    def without_images(self, index: int) -> Raw:
+        """See ``text_of``."""
+        return text_of(self._source, int(self._indices[index]))
+
+
+def text_of(source: Source, index: int) -> Raw:
+    """The example for a reader of its texts: ``b""`` may stand for an image that is there.
+
+    A source on disk has a method ``without_images(index)`` that leaves the image unread; of any
+    other the whole example is returned.
+    """
+    leaner = getattr(source, "without_images", None)
+    found: Raw = source[index] if leaner is None else leaner(index)
+    return found
+
 
 def in_memory(splits: Mapping[str, Sequence[Raw]], *, name: str = "in_memory") -> Dataset:
     """A dataset from lists of raw examples; fills in a missing ``id`` and ``question_type``.
 
     Raises:
-      MmflaxError: an example without an image or a question, named by split and position.
+      MmflaxError: an example without the key image or question, named by split and position.
     """
     filled: dict[str, Source] = {}
     for split, examples in splits.items():
         rows: list[Raw] = []
         for index, example in enumerate(examples):
-            missing = [key for key in ("image", "question") if example.get(key) is None]
+            missing = [key for key in ("image", "question") if key not in example]
             if missing:
                 raise MmflaxError(
                     f"Example {index} of split {split!r} has no {' and no '.join(missing)}; "
-                    "every example needs both."
+                    "every example needs both; None says that one is absent."
                 )
             rows.append({"id": f"{split}:{index}", "question_type": "all", **example})
         filled[split] = rows

@@ -1,0 +1,223 @@
+"""The columns that each task needs in a folder's metadata, and from a row to a raw example."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from mmflax.data.dataset import Raw
+from mmflax.errors import MmflaxError
+
+
+class Column(NamedTuple):
+    """A column of the metadata.
+
+    Attributes:
+      name: as in the file.
+      plural: a column that may stand for it, whose values are lists.
+      kind: ``text``, ``image``, or ``truth`` (true or false).
+      absent: whether it may be null or empty.
+    """
+
+    name: str
+    plural: str = ""
+    kind: str = "text"
+    absent: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The column and what may stand for it."""
+        return (self.name, self.plural) if self.plural else (self.name,)
+
+
+class Layout(NamedTuple):
+    """What a task's rows have; ``key`` is the column that a task is recognised by."""
+
+    key: str
+    required: tuple[Column, ...]
+    optional: tuple[Column, ...] = ()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All of them."""
+        return self.required + self.optional + (QUESTION_TYPE,)
+
+
+QUESTION_TYPE = Column("question_type")
+_IMAGE = Column("file_name", kind="image")
+_SECOND = Column("file_name_2", kind="image")
+_MAYBE_IMAGE = Column("file_name", kind="image", absent=True)
+_CAPTION = Column("caption", "captions")
+_TRUTH = Column("label", kind="truth")
+
+# In the order in which a row's columns are held against them.
+LAYOUTS = {
+    "vqa": Layout("question", (_IMAGE, Column("question"), Column("answer", "answers"))),
+    "entailment": Layout("hypothesis", (_IMAGE, Column("hypothesis"), Column("label"))),
+    "reasoning": Layout(
+        "file_name_2", (_IMAGE, _SECOND, Column("statement"), _TRUTH), (Column("group"),)
+    ),
+    "matching": Layout("statement", (_IMAGE, Column("statement"), _TRUTH)),
+    "translation": Layout("source", (_MAYBE_IMAGE, Column("source"), Column("target", "targets"))),
+    "classification": Layout("text", (_MAYBE_IMAGE, Column("text", absent=True), Column("label"))),
+    "captioning": Layout("caption", (_IMAGE, _CAPTION)),
+    "retrieval": Layout("caption", (_IMAGE, _CAPTION)),
+}
+
+
+def infer(where: str, entry: Mapping[str, Any]) -> str:
+    """The task that a row's columns speak of, or nearly speak of."""
+    for task, layout in LAYOUTS.items():
+        key = next(c for c in layout.columns if c.name == layout.key)
+        if any(name in entry for name in key.names):
+            return task
+    nearest = [
+        (difflib.SequenceMatcher(None, column, layout.key).ratio(), task)
+        for task, layout in LAYOUTS.items()
+        for column in map(str, entry)
+        if column not in ("file_name", "answer", "answers")
+    ]
+    score, task = max(nearest, key=lambda pair: pair[0], default=(0.0, ""))
+    if score >= 0.6:
+        return task
+    if "answer" in entry or "answers" in entry:
+        return "vqa"
+    keys = ", ".join(f"{layout.key} ({task})" for task, layout in LAYOUTS.items())
+    raise MmflaxError(
+        f"{where}: no column says what the task is (found: {_list(entry)}); expected one of "
+        f"{keys}, or name the task with data.task."
+    )
+
+
+def parse(where: str, task: str, entry: Mapping[str, Any], image: Callable[[str, str], str]) -> Raw:
+    """The row as a raw example without an id; ``image(column, name)`` gives a path.
+
+    Captions and the like stay a list under ``references``; ``folder`` turns them into examples.
+    """
+    layout = LAYOUTS[task]
+    _check_columns(where, layout, entry)
+    values: dict[str, Any] = {}
+    for column in layout.columns:
+        optional = column not in layout.required
+        if column.plural in entry:
+            values[column.plural] = _texts(where, column.plural, entry[column.plural])
+        if column.name not in entry or (optional and entry[column.name] is None):
+            continue
+        value = entry[column.name]
+        if column.absent and (value is None or (isinstance(value, str) and not value.strip())):
+            values[column.name] = None
+        elif column.kind == "truth":
+            values[column.name] = _truth(where, column.name, value)
+        else:
+            values[column.name] = _text(where, column.name, value)
+            if column.kind == "image":
+                values[column.name] = image(column.name, values[column.name])
+    return _RAW[task](where, values) | {"question_type": values.get("question_type", "all")}
+
+
+def _vqa(where: str, values: dict[str, Any]) -> Raw:
+    raw = {"image": values["file_name"], "question": values["question"]}
+    if "answers" not in values:
+        return raw | {"answer": values["answer"]}
+    common = Counter(values["answers"]).most_common(1)[0][0]
+    return raw | {"answer": values.get("answer", common), "answers": values["answers"]}
+
+
+def _captioning(where: str, values: dict[str, Any]) -> Raw:
+    image = values["file_name"]
+    references = values.get("captions") or [values["caption"]]
+    return {"image": image, "image_id": image, "question": None, "references": references}
+
+
+def _statement(where: str, values: dict[str, Any]) -> Raw:
+    image = values["file_name"]
+    text = values.get("statement") or values["hypothesis"]
+    raw = {"image": image, "image_id": image, "question": text, "answer": values["label"]}
+    if "file_name_2" in values:
+        raw["second_image"] = values["file_name_2"]
+        raw["image_id"] = f"{image}|{values['file_name_2']}"
+        raw["group"] = values.get("group", text)
+    return raw
+
+
+def _classification(where: str, values: dict[str, Any]) -> Raw:
+    if values["file_name"] is None and values["text"] is None:
+        raise MmflaxError(f"{where}: file_name and text are both absent; fill in one of them.")
+    return {"image": values["file_name"], "question": values["text"], "answer": values["label"]}
+
+
+def _translation(where: str, values: dict[str, Any]) -> Raw:
+    references = values.get("targets") or [values["target"]]
+    target = values.get("target", references[0])
+    raw = {"image": values["file_name"], "question": values["source"]}
+    return raw | {"target": target, "references": references}
+
+
+_RAW: dict[str, Callable[[str, dict[str, Any]], Raw]] = {
+    "vqa": _vqa,
+    "entailment": _statement,
+    "reasoning": _statement,
+    "matching": _statement,
+    "translation": _translation,
+    "classification": _classification,
+    "captioning": _captioning,
+    "retrieval": _captioning,
+}
+
+
+def _check_columns(where: str, layout: Layout, entry: Mapping[str, Any]) -> None:
+    known = {name for column in layout.columns for name in column.names}
+    others = [str(key) for key in entry if key not in known]
+    for column in layout.columns:
+        if any(name in entry for name in column.names):
+            continue
+        required = column in layout.required
+        for name in column.names:
+            # A column that only resembles an optional one may be the user's own: be surer of it.
+            near = difflib.get_close_matches(name, others, n=1, cutoff=0.6 if required else 0.85)
+            if near:
+                raise MmflaxError(f"{where}: found the column {near[0]!r}; rename it to {name!r}.")
+        if required:
+            needed = ", ".join(" or ".join(column.names) for column in layout.required)
+            raise MmflaxError(
+                f"{where}: the column {column.name!r} is missing (found: {_list(entry)}); every "
+                f"row needs {needed}."
+            )
+
+
+def _list(names: Iterable[Any]) -> str:
+    return ", ".join(map(str, names)) or "none"
+
+
+def _text(where: str, column: str, value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise MmflaxError(f"{where}: {column} is {value!r}; expected text in quotes.")
+    if not value.strip():
+        raise MmflaxError(f"{where}: {column} is empty; fill it in or remove the row.")
+    return value.strip()
+
+
+def _texts(where: str, column: str, value: Any) -> list[str]:
+    """A list of texts; in a CSV file it is written as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise MmflaxError(f"{where}: {column} is not a JSON list ({error}).") from error
+    if not isinstance(value, list) or not value:
+        raise MmflaxError(
+            f'{where}: {column} is {value!r}; expected a list of texts such as ["a", "b"].'
+        )
+    return [_text(where, column, one) for one in value]
+
+
+def _truth(where: str, column: str, value: Any) -> str:
+    word = str(value).strip().lower()
+    if word not in ("true", "false"):
+        raise MmflaxError(f"{where}: {column} is {value!r}; expected true or false.")
+    return word

@@ -1,0 +1,164 @@
+"""How a folder's rows are divided, what splits may not share, and from captions to examples."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+from mmflax.data.dataset import Raw
+from mmflax.errors import MmflaxError
+
+
+def images_of(row: Raw) -> list[str]:
+    """The paths of its images."""
+    return [row[key] for key in ("image", "second_image") if row.get(key) is not None]
+
+
+def check_repeats(splits: Mapping[str, list[Raw]]) -> None:
+    """Raises for a row that stands in a split twice, naming both lines."""
+    for rows in splits.values():
+        seen: dict[str, str] = {}
+        for row in rows:
+            content = repr([(key, value) for key, value in row.items() if key != "id"])
+            first = seen.setdefault(content, row["id"])
+            if first != row["id"]:
+                raise MmflaxError(
+                    f"{_line(row['id'])}: the same row as {_line(first)}; remove one, or set "
+                    "allow_repeats=True."
+                )
+
+
+def check_leaks(splits: Mapping[str, list[Raw]], *, allowed: bool) -> int:
+    """How many images are in more than one split, by name or as a copy; raises if not allowed.
+
+    Only files of equal size are compared, by sha256, so that little is read.
+    """
+    where: dict[str, dict[str, str]] = defaultdict(dict)  # path -> split -> a row's id
+    for split, rows in splits.items():
+        for row in rows:
+            for image in images_of(row):
+                where[image].setdefault(split, row["id"])
+    sizes: dict[int, list[str]] = defaultdict(list)
+    for image in where:
+        sizes[os.path.getsize(image)].append(image)
+    same: dict[str, list[str]] = defaultdict(list)
+    for images in sizes.values():
+        if len({split for image in images for split in where[image]}) > 1:
+            for image in images:
+                same[_file_sha256(image) if len(images) > 1 else image].append(image)
+    leaks = 0
+    for images in same.values():
+        found = [(split, image, id) for image in images for split, id in where[image].items()]
+        if len({split for split, _, _ in found}) < 2:
+            continue
+        leaks += 1
+        if not allowed:
+            first = found[0]
+            other = next(one for one in found if one[0] != first[0])
+            kind = "is" if first[1] == other[1] else "has the same bytes as"
+            raise MmflaxError(
+                f"{_line(other[2])}: the image {other[1]} of {other[0]} {kind} {first[1]} of "
+                f"{first[0]} ({_line(first[2])}), so the score would be of what was learned by "
+                "heart; take it out of one split, or set allow_leak=True."
+            )
+    return leaks
+
+
+def hold_out(root: pathlib.Path, rows: list[Raw], fraction: float) -> tuple[list[Raw], list[Raw]]:
+    """Moves whole images, in an order drawn from their names, while every answer stays in train.
+
+    Rows that share an image, or a group, go together; a row without an image goes alone.
+    """
+    bundles = _bundles(rows)
+    left = Counter(row["answer"] for row in rows if "answer" in row)
+    wanted = math.ceil(fraction * len(bundles)) if len(bundles) > 1 else 0
+    held: set[str] = set()
+    for name in sorted(bundles, key=lambda name: sha256(relative(name, root))):
+        if len(held) == wanted:
+            break
+        answers = Counter(row["answer"] for row in bundles[name] if "answer" in row)
+        if all(left[answer] > count for answer, count in answers.items()):
+            left -= answers
+            held.add(name)
+    taken = {row["id"] for name in held for row in bundles[name]}
+    return (
+        [row for row in rows if row["id"] not in taken],
+        [row for row in rows if row["id"] in taken],
+    )
+
+
+def _bundles(rows: list[Raw]) -> dict[str, list[Raw]]:
+    """Rows that are connected through what they share, by the first name of it."""
+    parent: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]  # halves the way for the next one
+            name = parent[name]
+        return name
+
+    def names(row: Raw) -> list[str]:
+        # "\0" keeps a group's name apart from a path's.
+        groups = [f"\0{row['group']}"] if "group" in row else []
+        return images_of(row) + groups or [row["id"]]
+
+    for row in rows:
+        first, *others = sorted(map(top, names(row)))
+        for other in others:
+            parent[other] = first
+    found: dict[str, list[Raw]] = {}
+    for row in rows:
+        found.setdefault(top(names(row)[0]), []).append(row)
+    return found
+
+
+def expand(task: str, split: str, rows: list[Raw], unit: str | None) -> list[Raw]:
+    """Rows with captions as examples of captions or images; other rows as they are.
+
+    The rows of an image share their ``references``.
+    """
+    if task not in ("captioning", "retrieval"):
+        return rows
+    references: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        references[row["image_id"]] += row["references"]
+    key = "target" if task == "captioning" else "question"
+    found: list[Raw] = []
+    if unit == "image" or (unit is None and task == "captioning" and split != "train"):
+        first: dict[str, Raw] = {}
+        for row in rows:
+            first.setdefault(row["image_id"], row)
+        for image, row in first.items():
+            captions = references[image]
+            found.append({**row, "references": captions, key: captions[0]})
+        return found
+    for row in rows:
+        several = len(row["references"]) > 1
+        for number, caption in enumerate(row["references"]):
+            id = f"{row['id']}/{number}" if several else row["id"]
+            found.append({**row, "references": references[row["image_id"]], key: caption, "id": id})
+    return found
+
+
+def relative(name: str, root: pathlib.Path) -> str:
+    """A path below ``root`` without it; another name as it is."""
+    return os.path.relpath(name, root) if os.path.isabs(name) else name
+
+
+def sha256(text: str) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _line(id: str) -> str:
+    file, line = id.rsplit(":", 1)
+    return f"{file}, line {line}"
+
+
+def _file_sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
