@@ -1,4 +1,4 @@
-"""Losses: known values, no reduction, unknown labels."""
+"""Classification and grounding losses against their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +62,15 @@ def test_word_region_loss_is_cross_entropy_of_the_best_token():
     p = 1 / (1 + np.exp(-logits.max(axis=1)[0, 5:]))
     expected = -np.log(p[0]) - np.log(p[1]) - np.log(1 - p[2])
     np.testing.assert_allclose(found, [expected, 0.0], rtol=1e-5)
+
+
+def test_without_a_picture_there_are_no_words_to_learn():
+    logits, caption = jnp.ones((2, 3, 8)), jnp.full((2, 2), 6, jnp.int32)
+
+    def total(logits):
+        present = jnp.asarray([True, False])
+        return word_region_loss(logits, caption, jnp.ones((2, 2), bool), present=present)
+
+    grads = jax.grad(lambda logits: total(logits).sum())(logits)
+    assert total(logits)[0] > 0 and total(logits)[1] == 0
+    assert (grads[0] != 0).any() and (grads[1] == 0).all()

@@ -1,8 +1,8 @@
-"""Losses, one value per example: the caller owns mask and mean."""
+"""Classification: cross-entropy of one class, and of answers that are right by degrees."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 def softmax_cross_entropy(
@@ -19,25 +19,6 @@ def softmax_cross_entropy(
     right = jnp.take_along_axis(log_p, index[:, None], axis=-1)[:, 0]
     loss = -(1.0 - label_smoothing) * right - label_smoothing * log_p.mean(axis=-1)
     return jnp.where(known, loss, 0.0)
-
-
-def word_region_loss(
-    word_logits: Float[Array, "b n v"],
-    caption: Int[Array, "b c"],
-    caption_mask: Bool[Array, "b c"],
-    num_special: int = 5,
-) -> Float[Array, "b"]:
-    """Which words does the picture's caption hold? Binary cross-entropy summed over the vocabulary.
-
-    Multiple-instance learning of words from regions (Fang et al. 2015, sec. 3): a picture shows a
-    word if one of its tokens does. Where the paper combines regions by noisy-OR we take the largest
-    logit. The first `num_special` words ([PAD], [CLS], …) are left out; 0 without a caption.
-    """
-    logits = word_logits.astype(jnp.float32).max(axis=1)
-    rows = jnp.arange(caption.shape[0])[:, None]
-    said = jnp.zeros(logits.shape, bool).at[rows, caption].max(caption_mask)
-    losses = jax.nn.softplus(logits) - jnp.where(said, logits, 0.0)
-    return jnp.where(caption_mask.any(axis=1), losses[:, num_special:].sum(axis=-1), 0.0)
 
 
 def sigmoid_cross_entropy(

@@ -1,0 +1,1 @@
+"""One file is one pretraining objective: `build(**fields) -> Objective`."""

@@ -1,0 +1,46 @@
+"""PrefixLM (SimVLM, Wang et al. 2022, eq. 2): the rest of a text from the image and its beginning.
+
+A random number of words is given and costs nothing; every later word is predicted from the image
+and the words before it. Where this differs: given words too see only what is before them, which the
+paper's let see each other; the image is seen whole. Needs a text encoder and a fusion that can be
+`causal`: no word may see a later one, not through the image either.
+"""
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from mmflax.errors import MmflaxError
+from mmflax.losses.generation import prefix_lm_loss, random_prefix
+from mmflax.tasks.objectives.heads import WordHead
+from mmflax.tasks.objectives.objective import Objective, Reading, accepts, draw_key
+from mmflax.tasks.task import Batch, Outputs
+
+
+class PrefixLM(nn.Module):
+    """`logits` [b t v] of each next word, and `prefix` [b]: how many words are given."""
+
+    @nn.compact
+    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
+        backbone = reading.backbone
+        for part in (backbone.text_encoder, backbone.fusion):
+            if not accepts(part, "causal"):
+                raise MmflaxError(
+                    f"The objective 'prefix_lm' needs a causal pass, which {type(part).__name__} "
+                    "does not have; use the text encoder bert with the fusion cross_attention or "
+                    "merged_attention, or remove task.objectives.prefix_lm."
+                )
+        clean = reading.encoded
+        prefix = random_prefix(draw_key(self, train), clean.text_mask)
+        words = reading.encode_text(reading.batch["tokens"], causal=True, train=train)
+        fused = reading.fuse(text=words, causal=True, train=train)
+        logits = WordHead(name="words")(fused.text, reading.word_table)
+        return {"logits": logits, "prefix": prefix, "text_mask": clean.text_mask}
+
+
+def build() -> Objective:
+    def loss(outputs: Outputs, batch: Batch) -> Array:
+        return prefix_lm_loss(
+            outputs["logits"], batch["tokens"], outputs["text_mask"], outputs["prefix"]
+        )
+
+    return Objective(PrefixLM(), loss)
