@@ -146,7 +146,8 @@ class MultiHeadAttention(nn.Module):
                 heads,
                 use_bias=self.qkv_bias,
                 name=name,
-                **kinds | {"kernel_init": self._shared_init if likeness and i < 2 else KERNEL_INIT},
+                **kinds
+                | {"kernel_init": shared_init(self.path) if likeness and i < 2 else KERNEL_INIT},
             )(source)
             for i, (name, source) in enumerate((("query", x), ("key", context), ("value", context)))
         )
@@ -166,10 +167,11 @@ class MultiHeadAttention(nn.Module):
             out = jnp.where(used, out, jnp.zeros_like(out))
         return out
 
-    def _shared_init(self, _: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-        """One draw for query and key: from this module's path, not from the parameter's own key."""
-        path = "/".join(map(str, self.path))
-        return KERNEL_INIT(jax.random.key(zlib.crc32(path.encode())), shape, dtype)
+
+def shared_init(path: tuple[str, ...]) -> Callable[..., Array]:
+    """One draw for query and key: from their module's path, not from the parameter's own key."""
+    seed = zlib.crc32("/".join(map(str, path)).encode())
+    return lambda _, shape, dtype: KERNEL_INIT(jax.random.key(seed), shape, dtype)
 
 
 class MLP(nn.Module):

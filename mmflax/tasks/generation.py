@@ -1,0 +1,185 @@
+"""Writing a text about a picture: captions, free answers to questions, translations.
+
+One task serves them all, since they differ only in what the batch holds: for captions there is no
+text to read (`text_mask` false everywhere), an answer follows a question, a translation a source
+sentence. Training is teacher forcing on `target` (`[CLS] pieces [SEP]`): row i of the logits scores
+`target[:, i + 1]`. The target goes into the decoder alone, never into an encoder or a fusion, so no
+word can see a later one (see `mmflax.models.decoder`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmflax.errors import MmflaxError
+from mmflax.losses import softmax_cross_entropy
+from mmflax.metrics import registry
+from mmflax.metrics.tokens import tokenize
+from mmflax.models import decoding
+from mmflax.models.decoder import Decoder
+from mmflax.models.heads import WordGrounding
+from mmflax.models.memory import Memory, check_sources
+from mmflax.tasks.generation_model import GenerationModel, check_options, generate
+from mmflax.tasks.grounding import caption_word_loss
+from mmflax.tasks.task import Batch, Outputs, Record, Task
+
+__all__ = ["GenerationModel", "SCORES", "build", "generate", "score_texts"]
+
+SCORES = ("exact_match", "bleu", "rouge_l", "cider_d")
+_MORE_SCORES = ("meteor", "vqa_accuracy")
+
+
+def build(
+    *,
+    backbone: nn.Module,
+    vocab_size: int,
+    pad_id: int,
+    cls_id: int,
+    sep_id: int,
+    mask_id: int | None = None,
+    target_length: int,
+    decoder: Mapping[str, Any],
+    memory: Sequence[str] = ("fused",),
+    table: str = "own",
+    label_smoothing: float = 0.0,
+    decode: Mapping[str, Any] | None = None,
+    scores: Sequence[str] = SCORES,
+    caption_words: float = 0.0,
+) -> Task:
+    """The task.
+
+    Args:
+      decoder: fields of `Decoder`, such as width, depth and num_heads.
+      memory: what the decoder looks at: any of "image" (the image encoder's tokens), "text" (the
+        text encoder's) and "fused" (both streams after fusion).
+      table: "own", or "text_encoder" to share its word table (the widths must agree), which a
+        small model trained from scratch gains by.
+      label_smoothing: share of the target spread over the vocabulary (Szegedy et al. 2016).
+      decode: `method` and its options in `predict`, as in `generate`; greedy by default. "sample"
+        has a `seed` besides (0).
+      scores: what `score` computes: any of exact_match, bleu, rouge_l, cider_d, meteor, and
+        vqa_accuracy for records with `answers`.
+      caption_words: above 0 adds that share of `word_region_loss`, as in the VQA task.
+
+    The loss is the mean cross-entropy of an example's target tokens, the end included; 0 without a
+    target. Metrics: `token_accuracy` and `nll` (nats a token, unsmoothed; perplexity is its
+    exponential) over tokens, `exact` over examples whose every token comes first under teacher
+    forcing. `predict` gives `tokens` [b s] and `scores` [b].
+    """
+    if target_length < 3:
+        raise MmflaxError(
+            f"target_length is {target_length}, so there is no text to learn to write; set "
+            "processor.target_length to at least 3 tokens."
+        )
+    if table not in ("own", "text_encoder"):
+        raise MmflaxError(f"task.table is {table!r}; expected one of own, text_encoder.")
+    if unknown := [name for name in scores if name not in SCORES + _MORE_SCORES]:
+        raise MmflaxError(
+            f"task.scores names {unknown[0]!r}; known are {', '.join(SCORES + _MORE_SCORES)}."
+        )
+    ways = dict(decode or {})
+    method = ways.pop("method", "greedy")
+    seed = ways.pop("seed", 0) if method == "sample" else None
+    check_options(method, ways)
+    model = GenerationModel(
+        backbone=backbone,
+        memory=Memory(
+            width=decoder.get("width", 0),
+            sources=check_sources(memory),
+            **{name: decoder[name] for name in ("dtype", "param_dtype") if name in decoder},
+        ),
+        decoder=_decoder({"max_length": target_length, **decoder}, vocab_size),
+        limits=decoding.Limits(
+            begin=cls_id,
+            end=sep_id,
+            pad=pad_id,
+            length=target_length,
+            forbidden=tuple(i for i in (pad_id, cls_id, mask_id) if i is not None),
+        ),
+        table=table,
+        grounding=WordGrounding() if caption_words else None,
+    )
+
+    def loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
+        each = _token_losses(outputs["logits"], *_wanted(batch), label_smoothing=label_smoothing)
+        count = _wanted(batch)[1].sum(axis=1, dtype=jnp.int32)
+        text = each.sum(axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
+        if not caption_words:
+            return text
+        return text + caption_word_loss(caption_words, outputs, batch)
+
+    def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
+        wanted, used = _wanted(batch)
+        count = used.sum(axis=1, dtype=jnp.int32)
+        hits = (jnp.argmax(outputs["logits"], axis=-1) == wanted) & used
+        right = hits.sum(axis=1, dtype=jnp.int32)
+        tokens, there = count.astype(jnp.float32), (count > 0).astype(jnp.float32)
+        return {
+            "token_accuracy": (right.astype(jnp.float32), tokens),
+            "exact": ((right == count).astype(jnp.float32) * there, there),
+            "nll": (_token_losses(outputs["logits"], wanted, used).sum(axis=1), tokens),
+        }
+
+    def predict(params: Any, batch: Batch) -> dict[str, Array]:
+        key = None if seed is None else jax.random.key(seed)
+        return generate(model, params, batch, method=method, key=key, **ways)
+
+    def score(records: Sequence[Record]) -> dict[str, float]:
+        return score_texts(records, scores)
+
+    return Task(model, loss, metrics, predict, score)
+
+
+def score_texts(records: Sequence[Record], scores: Sequence[str] = SCORES) -> dict[str, float]:
+    """`text` against `references` (else `target`, else `answer`), over the records that have them.
+
+    `exact_match` is the share equal to one of them, word by word, case and punctuation aside.
+    """
+    judged = []
+    for record in records:
+        known = record.get("references") or [record.get("target") or record.get("answer")]
+        if known[0] is not None:
+            text = record["text"]
+            judged.append({**record, "references": known, "predicted_answer": text})
+    found: dict[str, float] = {}
+    for name in scores if judged else ():
+        if name == "exact_match":
+            right = [tokenize(r["text"]) in map(tokenize, r["references"]) for r in judged]
+            found[name] = sum(right) / len(right)
+        else:
+            found |= registry.compute(name, judged)
+    return found
+
+
+def _wanted(batch: Batch) -> tuple[Int[Array, "b s"], Bool[Array, "b s"]]:
+    """What each row of the logits should choose, and which rows count."""
+    return batch["target"][:, 1:], batch["target_mask"][:, 1:]
+
+
+def _token_losses(
+    logits: Float[Array, "b s v"],
+    wanted: Int[Array, "b s"],
+    used: Bool[Array, "b s"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Array, "b s"]:
+    """Cross-entropy of each token; 0 where it is not used."""
+    label = jnp.where(used, wanted, -1).reshape(-1)
+    flat = logits.reshape(-1, logits.shape[-1])
+    losses = softmax_cross_entropy(flat, label, label_smoothing=label_smoothing)
+    return losses.reshape(wanted.shape)
+
+
+def _decoder(fields: Mapping[str, Any], vocab_size: int) -> Decoder:
+    try:
+        return Decoder(vocab_size=vocab_size, **fields)
+    except TypeError as error:
+        known = sorted(set(Decoder.__dataclass_fields__) - {"parent", "name", "vocab_size"})
+        raise MmflaxError(
+            f"task.decoder holds {', '.join(sorted(fields))}; it needs width, depth and num_heads, "
+            f"and may hold {', '.join(known)}."
+        ) from error

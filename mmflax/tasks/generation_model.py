@@ -1,0 +1,153 @@
+"""The model that writes a text about a picture, and `generate`, which searches for one with it."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, Int
+
+from mmflax.errors import MmflaxError
+from mmflax.models import decoding
+from mmflax.models.decoder import Context, Decoder
+from mmflax.models.memory import Memory
+from mmflax.tasks.grounding import grounded
+from mmflax.tasks.inputs import encode
+from mmflax.tasks.task import Batch, Outputs
+
+# Options of each way to decode, with their defaults; `generate` says what they mean.
+_COMMON: dict[str, Any] = dict(min_length=0, max_length=None)
+METHODS: dict[str, dict[str, Any]] = {
+    "greedy": _COMMON,
+    "beam": _COMMON | dict(beams=4, length_penalty=0.6),
+    "sample": _COMMON | dict(temperature=1.0, top_k=0, top_p=1.0),
+}
+_READ = ("image", "tokens", "text_mask", "image_mask", "image_present")
+
+
+class GenerationModel(nn.Module):
+    """Reads what `encode` reads, and `target, target_mask`; gives `{"logits": [b s-1 v]}`.
+
+    With `table="text_encoder"` the decoder's words are those of the text encoder's table.
+    For search: `prepare` looks at the batch once, `step` scores one more token (see `Decoder`).
+    """
+
+    backbone: nn.Module
+    memory: Memory
+    decoder: Decoder
+    limits: decoding.Limits
+    table: str = "own"
+    grounding: nn.Module | None = None
+
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        if "target" not in batch:
+            raise MmflaxError(
+                "the batch holds no target to write; set processor.target_length (tokens), and "
+                "give the training examples a target."
+            )
+        encoded = encode(self.backbone, batch, train=train)
+        memory, mask = self.memory(encoded)
+        logits = self.decoder(
+            batch["target"][:, :-1],
+            memory,
+            tokens_mask=batch["target_mask"][:, :-1],
+            memory_mask=mask,
+            table=self._table(),
+            train=train,
+        )
+        return {"logits": logits, **grounded(self.grounding, self.backbone, encoded)}
+
+    def prepare(self, batch: Batch) -> Context:
+        """What every step looks at, encoded and projected once."""
+        return self.decoder.prepare(*self.memory(encode(self.backbone, batch, train=False)))
+
+    def empty(self, rows: int, length: int) -> Any:
+        return self.decoder.empty(rows, length)
+
+    def step(
+        self, context: Context, cache: Any, token: Int[Array, "r"], position: Int[Array, ""]
+    ) -> tuple[Float[Array, "r v"], Any]:
+        return self.decoder.step(context, cache, token, position, table=self._table())
+
+    def _table(self) -> Array | None:
+        return self.backbone.text_encoder.word_embedding.embedding if self.table != "own" else None
+
+
+def generate(
+    model: GenerationModel,
+    params: Any,
+    batch: Batch,
+    *,
+    method: str = "greedy",
+    key: Array | None = None,
+    **options: Any,
+) -> dict[str, Array]:
+    """Texts for a batch: `{"tokens": [b s], "scores": [b]}`; compiled once per method and options.
+
+    `tokens` are `[CLS] pieces [SEP]` and padding; `Processor.decode` reads a row. `scores` are
+    log-probabilities of whole texts, for "beam" divided by the length penalty.
+
+    Args:
+      model: a generation task's `model`.
+      batch: image, tokens, text_mask, and what says which of them are absent; no target needed.
+      method: "greedy"; "beam", with `beams` (4) and `length_penalty` (0.6, the alpha of Wu et al.
+        2016, eq. 14); or "sample", with `temperature` (1), `top_k` (0 = all) and `top_p` (1).
+      key: for "sample", a `jax.random.key`; row i draws from it folded with i.
+      options: those of the method, and for all: `min_length` (0), the fewest tokens between begin
+        and end, and `max_length`, the columns of the result (the task's target length).
+
+    Raises:
+      MmflaxError: an unknown method or option, or one out of its range.
+    """
+    options = check_options(method, options)
+    if (key is None) == (method == "sample"):
+        raise MmflaxError(
+            'method "sample" draws at random: give it key=jax.random.key(...).'
+            if key is None
+            else f"method {method!r} draws nothing at random: leave key out."
+        )
+    inputs = {name: batch[name] for name in _READ if batch.get(name) is not None}
+    return _generate(model, params, inputs, key, method, tuple(sorted(options.items())))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _generate(
+    model: Any,
+    params: Any,
+    batch: Any,
+    key: Any,
+    method: str,
+    options: tuple[tuple[str, Any], ...],
+) -> dict[str, Array]:
+    chosen = dict(options)
+    length = chosen.pop("max_length") or model.limits.length
+    limits = model.limits._replace(length=length, min_length=chosen.pop("min_length"))
+    limits.check()
+    rows, variables = batch["tokens"].shape[0], {"params": params}
+    context = model.apply(variables, batch, method="prepare")
+    cache = model.apply(variables, rows, length - 1, method="empty")
+
+    def step(cache: Any, token: Array, position: Array) -> Any:
+        return model.apply(variables, context, cache, token, position, method="step")
+
+    if method == "beam":
+        alpha = chosen.pop("length_penalty")
+        found = decoding.beam_search(step, cache, limits, rows=rows, alpha=alpha, **chosen)
+    elif method == "sample":
+        keys = decoding.row_keys(key, rows)
+        found = decoding.sample(step, cache, limits, keys=keys, **chosen)
+    else:
+        found = decoding.greedy(step, cache, limits, rows=rows)
+    return {"tokens": found.tokens, "scores": found.scores}
+
+
+def check_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's options, defaults filled in."""
+    if method not in METHODS:
+        raise MmflaxError(f"decode method is {method!r}; expected one of {', '.join(METHODS)}.")
+    if unknown := sorted(set(given) - set(METHODS[method])):
+        raise MmflaxError(
+            f"method {method!r} has no option {unknown[0]!r}; it has {', '.join(METHODS[method])}."
+        )
+    return {**METHODS[method], **given}
