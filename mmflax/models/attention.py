@@ -102,6 +102,13 @@ einsum_attention.defvjp(_forward, _backward)
 
 def _weights(scaled: Array, key: Array, mask: Array | None) -> Array:
     logits = jnp.einsum("bhtk,bhsk->bhts", scaled, key, preferred_element_type=jnp.float32)
+    return masked_softmax(logits, mask)
+
+
+def masked_softmax(
+    logits: Float[Array, "b h t s"], mask: Bool[Array, "#b #h #t s"] | None
+) -> Float[Array, "b h t s"]:
+    """Softmax over the keys that `mask` allows; rows sum to 1, or to 0 where it allows none."""
     if mask is None:
         return jax.nn.softmax(logits, axis=-1)
     # Half of the lowest number, so that subtracting the row's maximum cannot overflow.

@@ -29,7 +29,7 @@ class WordGrounding(nn.Module):
     ) -> Float[Array, "b n v"]:
         words, width = table.shape
         dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
-        x = image
+        x = image.astype(dtypes["dtype"] or dtypes["param_dtype"])
         if x.shape[-1] != width:
             x = nn.Dense(width, kernel_init=KERNEL_INIT, name="projection", **dtypes)(x)
         logits = jnp.einsum("bnd,vd->bnv", x, table.astype(x.dtype)).astype(jnp.float32)
@@ -58,7 +58,9 @@ class VQAHead(nn.Module):
         dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
         kinds = dict(kernel_init=KERNEL_INIT, **dtypes)
         hidden = self.hidden_dim or times * pooled.shape[-1]
-        x = nn.Dense(hidden, name="fc1", **kinds)(pooled)
+        # Without a dtype a head computes in its parameters', whatever the fusion's was.
+        x = pooled.astype(dtypes["dtype"] or dtypes["param_dtype"])
+        x = nn.Dense(hidden, name="fc1", **kinds)(x)
         norm = LayerNorm(epsilon=epsilon, name="norm", **dtypes)
         gelu = ACTIVATIONS["gelu"]
         x = gelu(norm(x)) if norm_first else norm(gelu(x))

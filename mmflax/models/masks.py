@@ -15,6 +15,21 @@ def causal_mask(length: int) -> Bool[Array, "1 1 t t"]:
     return (position[:, None] >= position[None, :])[None, None]
 
 
+def joint_mask(
+    first: Bool[Array, "b s"] | None, second: Bool[Array, "b r"] | None, lengths: tuple[int, int]
+) -> Bool[Array, "b q"] | None:
+    """The mask of two sequences joined, of these lengths; None where neither has one."""
+    given = first if first is not None else second
+    if given is None:
+        return None
+    masks = (first, second)
+    filled = [
+        jnp.ones((given.shape[0], length), bool) if mask is None else mask
+        for mask, length in zip(masks, lengths, strict=True)
+    ]
+    return jnp.concatenate(filled, axis=1)
+
+
 def zero_masked(x: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None) -> Float[Array, "b s d"]:
     """`x` with every position under a false mask set to 0, so neither value nor gradient passes."""
     return x if mask is None else jnp.where(mask[:, :, None], x, jnp.zeros_like(x))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmflax.errors import MmflaxError
 from mmflax.models.layers import choose
 
 # "full" keeps each layer's input only; "dots" also keeps the results of dense layers.
@@ -28,6 +29,10 @@ class Stack(nn.Module):
 
     `layer(name=…)` makes one. Drop-path grows linearly from 0 at the first layer to
     `drop_path_rate` at the last. Scan and loop differ only in the random numbers dropout draws.
+
+    `each`, a tree of arrays with a leading depth axis, gives every layer a part of its own: layer i
+    is called with `each=each[i]` too. With `layers` above 0 the result is a pair: the last carry,
+    and a tuple of what the last `layers` layers gave, the last one last.
     """
 
     layer: Callable[..., nn.Module]
@@ -37,11 +42,21 @@ class Stack(nn.Module):
     scan_layers: bool = False
 
     @nn.compact
-    def __call__(self, carry: Any, *inputs: Any, train: bool) -> Any:
+    def __call__(
+        self, carry: Any, *inputs: Any, each: Any = None, layers: int = 0, train: bool
+    ) -> Any:
         policy = choose("remat", self.remat, REMAT_POLICIES)
+        if layers > self.depth:
+            raise MmflaxError(
+                f"the outputs of the last {layers} layers were asked for, but there are "
+                f"{self.depth}; raise this depth, or lower the depth of what reads them."
+            )
 
-        def body(layer: Any, carry: Any, rate: Any) -> tuple[Any, None]:
-            return layer(carry, *inputs, drop_path=rate, train=train), None
+        def body(layer: Any, carry: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
+            rate, part = own
+            more = {} if part is None else {"each": part}
+            carry = layer(carry, *inputs, drop_path=rate, train=train, **more)
+            return carry, carry if layers else None
 
         if policy is not None:
             # A scan already keeps XLA from merging the recomputation with the first computation.
@@ -56,11 +71,16 @@ class Stack(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 length=self.depth,
             )
-            return scan(self.layer(name="layers"), carry, rates)[0]
-        for i in range(self.depth):
-            rate = None if rates is None else rates[i]
-            carry, _ = body(self.layer(name=f"layers_{i}"), carry, rate)
-        return carry
+            carry, found = scan(self.layer(name="layers"), carry, (rates, each))
+            kept = range(self.depth - layers, self.depth)
+            outputs = [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in kept]
+        else:
+            outputs = []
+            for i in range(self.depth):
+                own = jax.tree.map(lambda leaf, i=i: leaf[i], (rates, each))
+                carry, output = body(self.layer(name=f"layers_{i}"), carry, own)
+                outputs.append(output)
+        return (carry, tuple(outputs[-layers:])) if layers else carry
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """An image encoder, a text encoder and their fusion as one model."""
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -10,8 +12,8 @@ from mmflax.errors import MmflaxError
 
 
 class Encoded(NamedTuple):
-    """Fused streams, one vector for the pair, the masks that say which tokens count, and the image
-    encoder's tokens as they were before fusion."""
+    """Fused streams, one vector for the pair, the masks that say which tokens count, and the
+    encoders' tokens as they were before fusion: `patches` of the image, `words` of the text."""
 
     image: Float[Array, "b n d"]
     text: Float[Array, "b t d"]
@@ -19,6 +21,7 @@ class Encoded(NamedTuple):
     image_mask: Bool[Array, "b n"]
     text_mask: Bool[Array, "b t"]
     patches: Float[Array, "b n i"]
+    words: Float[Array, "b t j"]
 
 
 class VisionLanguageModel(nn.Module):
@@ -28,14 +31,32 @@ class VisionLanguageModel(nn.Module):
     - text encoder: `(tokens[b t], text_mask[b t], *, train) -> [b t d]`
     - fusion: `(image, text, image_mask, text_mask, *, train) -> Fused(image, text, pooled)`
 
+    A fusion with `num_layers_read` = k above 0 reads the encoders' last k layers: they are then
+    called with `layers=k` and give `(tokens, tuple of k)`, which the fusion gets as `image_layers`
+    and `text_layers`.
+
     `image_mask` is over the encoder's tokens, CLS included. An all-false row means that there is no
     image, and whatever the pixels hold becomes 0 before the encoder. A partly false row hides
     tokens from the fusion only: inside the encoder they have met the others already.
+
+    `modality_dropout` trains for absent modalities (after ModDrop, Neverova et al. 2016, sec. 3.4):
+    with that probability an example that has both loses one, image or text by a fair coin, as if it
+    had come without. The masks in `Encoded` say so. Where the paper drops each modality by itself,
+    here one always remains.
     """
 
     image_encoder: nn.Module
     text_encoder: nn.Module
     fusion: nn.Module
+    modality_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.modality_dropout < 1.0:
+            raise MmflaxError(
+                f"modality_dropout is {self.modality_dropout}; expected a probability from 0 up to "
+                "but without 1."
+            )
+        super().__post_init__()
 
     def __call__(
         self,
@@ -46,17 +67,57 @@ class VisionLanguageModel(nn.Module):
         *,
         train: bool,
     ) -> Encoded:
-        if image_mask is not None:
-            present = image_mask.any(axis=1)[:, None, None, None]
-            image = jnp.where(present, image, jnp.zeros_like(image))
-        patches = self.image_encoder(image, train=train)
+        rows = text_mask.shape[:1]
+        seen = None if image_mask is None else image_mask.any(axis=1)
+        if train and self.modality_dropout > 0.0:
+            seen, said = kept_modalities(
+                self.make_rng("dropout"),
+                jnp.ones(rows, bool) if seen is None else seen,
+                text_mask.any(axis=1),
+                self.modality_dropout,
+            )
+            text_mask = text_mask & said[:, None]
+        if seen is not None:
+            image = jnp.where(seen[:, None, None, None], image, jnp.zeros_like(image))
+        count = getattr(self.fusion, "num_layers_read", 0)
+        patches, image_layers = _read(self.image_encoder, count, image, train=train)
         if image_mask is not None and image_mask.shape[1] != patches.shape[1]:
             raise MmflaxError(
                 f"image_mask has {image_mask.shape[1]} columns, the image encoder gives "
                 f"{patches.shape[1]} tokens (CLS included); make them equal."
             )
-        words = self.text_encoder(tokens, text_mask, train=train)
-        fused = self.fusion(patches, words, image_mask, text_mask, train=train)
+        if seen is not None:
+            whole = jnp.ones(patches.shape[:2], bool) if image_mask is None else image_mask
+            image_mask = whole & seen[:, None]
+        words, text_layers = _read(self.text_encoder, count, tokens, text_mask, train=train)
+        read = dict(image_layers=image_layers, text_layers=text_layers) if count else {}
+        fused = self.fusion(patches, words, image_mask, text_mask, train=train, **read)
         if image_mask is None:
             image_mask = jnp.ones(patches.shape[:2], bool)
-        return Encoded(fused.image, fused.text, fused.pooled, image_mask, text_mask, patches)
+        return Encoded(fused.image, fused.text, fused.pooled, image_mask, text_mask, patches, words)
+
+
+def kept_modalities(
+    key: Array, image: Bool[Array, "b"], text: Bool[Array, "b"], rate: float
+) -> tuple[Bool[Array, "b"], Bool[Array, "b"]]:
+    """Which examples keep their image and which their text, of those that have one.
+
+    An example with both loses one with probability `rate`; the only one there is stays.
+    """
+    which, coin = jax.random.split(key)
+    loses = image & text & jax.random.bernoulli(which, rate, image.shape)
+    heads = jax.random.bernoulli(coin, 0.5, image.shape)
+    return image & ~(loses & heads), text & ~(loses & ~heads)
+
+
+def _read(encoder: nn.Module, count: int, *inputs: Any, **rest: Any) -> tuple[Any, Any]:
+    """An encoder's tokens, and those of its last `count` layers, or None for 0."""
+    if not count:
+        return encoder(*inputs, **rest), None
+    if "layers" not in inspect.signature(type(encoder).__call__).parameters:
+        raise MmflaxError(
+            f"this fusion reads the last {count} layers of each encoder, which "
+            f"{type(encoder).__name__} does not give; use an encoder that takes layers=, such as "
+            "vit and bert, or another fusion."
+        )
+    return encoder(*inputs, layers=count, **rest)

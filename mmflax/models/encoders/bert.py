@@ -37,7 +37,8 @@ class BERT(nn.Module):
 
     Positions count from 0 at the first column, so padding belongs on the right. What a masked
     column holds never matters, not even an index outside the vocabulary. `causal=True` limits every
-    token to itself and what lies before it.
+    token to itself and what lies before it. With `layers=k` above 0 the result is a pair: the
+    tokens, and a tuple of what the last k layers gave, the last one last.
     """
 
     width: int
@@ -99,24 +100,25 @@ class BERT(nn.Module):
         token_types: Int[Array, "b t"] | None = None,
         *,
         causal: bool = False,
+        layers: int = 0,
         train: bool,
-    ) -> Float[Array, "b t d"]:
+    ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
         length = tokens.shape[1]
         if length > self.max_length:
             raise MmflaxError(
                 f"the text is {length} tokens long, the position table holds {self.max_length}; "
                 "shorten the text or raise max_length."
             )
-        if text_mask is not None:
-            tokens = jnp.where(text_mask, tokens, jnp.zeros_like(tokens))
         types = jnp.zeros_like(tokens) if token_types is None else token_types
+        if text_mask is not None:
+            tokens, types = (jnp.where(text_mask, x, jnp.zeros_like(x)) for x in (tokens, types))
         x = self.word_embedding(tokens) + self.token_type_embedding(types)
         x = self.embedding_norm(x + self.position_embedding(jnp.arange(length))[None])
         x = constrain_batch(self.embedding_dropout(x, deterministic=not train))
         mask = attention_mask(text_mask)
         if causal:
             mask = causal_mask(length) if mask is None else mask & causal_mask(length)
-        return self.encoder(x, mask, train=train)
+        return self.encoder(x, mask, layers=layers, train=train)
 
     def pool(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
         """tanh(dense(first token)), trained by next-sentence prediction in the paper.

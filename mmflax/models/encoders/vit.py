@@ -40,6 +40,9 @@ class ViT(nn.Module):
     another resolution pass the table through `resize_positions`. `pool` says which summary of its
     tokens a head should take (see `models/pooling.py`); the encoder itself never pools.
     `pre_norm`, `patch_bias=False` and `activation="quick_gelu"` give CLIP's tower.
+
+    With `layers=k` above 0 the result is a pair: the tokens, and those of the last k layers, each
+    through the same final norm (as BridgeTower reads CLIP; Xu et al. 2023).
     """
 
     width: int
@@ -82,7 +85,9 @@ class ViT(nn.Module):
         return rows * columns + int(self.cls_token)
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b n d"]:
+    def __call__(
+        self, image: Float[Array, "b h w 3"], *, layers: int = 0, train: bool
+    ) -> Float[Array, "b n d"] | tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
         size = self.image_size
         expected = (size, size) if isinstance(size, int) else tuple(size)
         if image.shape[1:3] != expected:
@@ -124,15 +129,19 @@ class ViT(nn.Module):
             qk_init=self.qk_init,
             **kinds,
         )
-        x = Stack(
+        stack = Stack(
             layer,
             depth=self.depth,
             drop_path_rate=self.drop_path_rate,
             remat=self.remat,
             scan_layers=self.scan_layers,
             name="encoder",
-        )(x, train=train)
-        return LayerNorm(epsilon=self.epsilon, name="norm", **kinds)(x)
+        )
+        norm = LayerNorm(epsilon=self.epsilon, name="norm", **kinds)
+        if not layers:
+            return norm(stack(x, train=train))
+        outputs = tuple(norm(y) for y in stack(x, layers=layers, train=train)[1])
+        return outputs[-1], outputs
 
     def _positions(self) -> Float[Array, "n d"]:
         if choose("position", self.position, {"learned": True, "sincos2d": False}):

@@ -11,13 +11,14 @@ of these leaks future words into a text decoder through the image stream, so `ca
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.fusion.base import Fused as Fused
 from mmflax.models.layers import (
     KERNEL_INIT,
     TABLE_INIT,
@@ -34,14 +35,6 @@ from mmflax.models.pooling import pool_tokens
 from mmflax.models.stack import Stack
 
 FORMS = {"meter": True, "lxmert": False}  # whether each stream has its own cross-attention
-
-
-class Fused(NamedTuple):
-    """Both streams after fusion, and one vector for the pair."""
-
-    image: Float[Array, "b n d"]
-    text: Float[Array, "b t d"]
-    pooled: Float[Array, "b e"]
 
 
 class CoAttentionLayer(nn.Module):
@@ -175,7 +168,7 @@ class CoAttention(nn.Module):
             if meter or x.shape[-1] != self.width:
                 name = f"{name}_projection"
                 x = nn.Dense(self.width, kernel_init=KERNEL_INIT, name=name, **kinds)(x)
-            return x
+            return x if self.dtype is None else x.astype(self.dtype)
 
         image, text = enter(image, image_mask, "image"), enter(text, text_mask, "text")
         if meter:

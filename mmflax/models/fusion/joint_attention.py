@@ -1,0 +1,77 @@
+"""Joint representation: attention both ways beside both modalities, mixed by one map.
+
+    J = W [A(v→l); A(l→v); V; L],   A(x→y) = softmax(Q_x K_y^T / sqrt(k)) V_y
+
+V and L are the modalities after `depth` self-attention layers of their own, A multi-head attention
+(Vaswani et al. 2017, sec. 3.2.2) from one to the other: what words mean for the image, and the
+image for the words, stand beside what each is by itself. BiDAF (Seo et al. 2017, eq. 4) puts text
+attended both ways beside the text likewise. A(v→l) and V have a row an image token, A(l→v) and L a
+row a word: of the four, J takes one summary each; the streams that come back keep their rows,
+`W_v [V; A(v→l)]` and `W_l [L; A(l→v)]`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mmflax.models.fusion.base import Fused, Fusion
+from mmflax.models.layers import MultiHeadAttention
+from mmflax.models.masks import attention_mask
+
+
+class JointAttention(Fusion):
+    """Fusion by a joint representation; `pooled` [b width] is J. A modality that is absent adds
+    zeros to it, and so does attention to it or from it."""
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "b n i"],
+        text: Float[Array, "b t j"],
+        image_mask: Bool[Array, "b n"] | None = None,
+        text_mask: Bool[Array, "b t"] | None = None,
+        *,
+        causal: bool = False,
+        train: bool,
+    ) -> Fused:
+        self.refuse(causal, "its words read later ones")
+        to_image, to_text = attention_mask(image_mask), attention_mask(text_mask)
+        image, text = self.enter(image, text, image_mask, text_mask)
+        image = self.leave(self.stack("image_encoder")(image, to_image, train=train), "image")
+        text = self.leave(self.stack("text_encoder")(text, to_text, train=train), "text")
+
+        def read(x: Array, context: Array, mask: Array | None, name: str) -> Array:
+            attention = MultiHeadAttention(
+                num_heads=self.num_heads,
+                dropout_rate=self.attention_dropout_rate,
+                attention_impl=self.attention_impl,
+                qk_init=self.qk_init,
+                name=name,
+                **self.kinds,
+            )
+            y = attention(x, context, mask=mask, train=train)
+            return nn.Dropout(self.dropout_rate)(y, deterministic=not train)
+
+        image_reads = read(image, text, to_text, "image_reads")
+        text_reads = read(text, image, to_image, "text_reads")
+        parts = [
+            self.summary(image_reads, image_mask, pool=self.image_pool),
+            self.summary(text_reads, text_mask, pool="cls"),
+            self.summary(image, image_mask, pool=self.image_pool),
+            self.summary(text, text_mask, pool="cls"),
+        ]
+        pooled = self.dense(self.width, "joint")(jnp.concatenate(parts, axis=-1))
+
+        def own(x: Array, reads: Array, name: str) -> Array:
+            return self.dense(self.width, name)(jnp.concatenate([x, reads], axis=-1))
+
+        return Fused(
+            own(image, image_reads, "image_joint"), own(text, text_reads, "text_joint"), pooled
+        )
+
+
+def build(**fields: Any) -> JointAttention:
+    """A `JointAttention`; `fields` are its own."""
+    return JointAttention(**fields)
