@@ -63,6 +63,11 @@ def build(package: str, where: str, fields: Mapping[str, Any], **given: Any) -> 
     return builder(**fields, **taken)
 
 
+def keywords_of(package: str, where: str, name: str) -> dict[str, inspect.Parameter]:
+    """Every keyword of the builder that a plain name or a dotted path points to."""
+    return keywords(_builder(package, where, name))
+
+
 def check_fields(
     where: str, fields: Iterable[str] | Mapping[str, Any], known: Mapping[str, Any]
 ) -> None:

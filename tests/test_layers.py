@@ -13,21 +13,28 @@ ALLOWED = {
     "mmflax.plugins": set(),
     "mmflax.config": {"plugins"},
     "mmflax.models": {"models"},
-    "mmflax.losses": set(),
+    "mmflax.losses": {"losses"},
     "mmflax.metrics": {"metrics"},
     "mmflax.tasks": {"tasks", "models", "losses", "metrics"},
-    "mmflax.data": {"data"},
+    "mmflax.data": {"data", "metrics"},
     "mmflax.distributed": {"distributed"},
     "mmflax.checkpoints": {"checkpoints"},
     "mmflax.training.step": {"training"},
     "mmflax.training.optim": {"training"},
     "mmflax.training": {"training", "distributed", "checkpoints"},
-    "mmflax.inference": {"inference", "models", "tasks", "data", "checkpoints"},
-    "mmflax.experiment": {
-        "plugins", "config", "models", "tasks", "data", "training", "distributed", "checkpoints",
-        "inference",
+    "mmflax.inference": {"inference", "models", "tasks", "metrics", "data", "checkpoints"},
+    "mmflax.assembly": {
+        "plugins", "models", "tasks", "data", "training", "distributed", "checkpoints",
     },
-    "mmflax.cli": {"experiment", "inference", "distributed", "config"},
+    "mmflax.scoring": {
+        "assembly", "tasks", "data", "training", "distributed", "inference", "metrics",
+    },
+    "mmflax.experiment": {
+        "assembly", "scoring", "config", "tasks", "data", "training", "distributed", "inference",
+    },
+    "mmflax.matched": {"plugins", "assembly", "data"},
+    "mmflax.ablate": {"experiment", "config", "inference", "matched"},
+    "mmflax.cli": {"experiment", "ablate", "inference", "distributed", "config"},
 }  # fmt: skip
 EVERYBODY = {"errors", "version"}
 

@@ -2,7 +2,7 @@
 pipeline.
 
 Axes: ``b`` rows of this process, ``h w`` pixels, ``t`` text tokens, ``n`` image tokens,
-``c`` caption tokens.
+``c`` caption tokens, ``s`` target tokens, ``a`` answers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ CONTRACT = {
     "tokens": Field("int32", ("b", "t"), True, "token ids, padded"),
     "text_mask": Field("bool", ("b", "t"), True, "true = use this token"),
     "image_mask": Field("bool", ("b", "n"), False, "true = use this image token"),
+    "image_present": Field("bool", ("b",), False, "false = the example has no image"),
+    "second_image": Field("float32", ("b", "h", "w", 3), False, "the other image of a pair"),
+    "image_key": Field("int32", ("b",), False, "equal where the image is the same one"),
     "caption": Field("int32", ("b", "c"), False, "token ids of the picture's caption, padded"),
     "caption_mask": Field("bool", ("b", "c"), False, "true = use this caption token"),
+    "target": Field("int32", ("b", "s"), False, "token ids of the text to be generated, padded"),
+    "target_mask": Field("bool", ("b", "s"), False, "true = use this target token"),
+    "answer_scores": Field("float32", ("b", "a"), False, "each answer's soft score in 0..1"),
     "label": Field("int32", ("b",), True, "answer index, -1 = not among the answers"),
     "question_type": Field("int32", ("b",), True, "question type index, -1 = none"),
     "mask": Field("bool", ("b",), True, "false on rows that only fill the batch"),

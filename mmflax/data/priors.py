@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from mmflax.data.dataset import Source
+from mmflax.data.dataset import Source, text_of
 
 
 def question_prior(train: Source, split: Source) -> dict[str, float]:
@@ -19,13 +19,13 @@ def question_prior(train: Source, split: Source) -> dict[str, float]:
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(train)):
-        raw = train[index]
+        raw = text_of(train, index)
         by_text[raw["question"]][raw["answer"]] += 1
         by_type[raw.get("question_type", "all")][raw["answer"]] += 1
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for index in range(len(split)):
-        raw = split[index]
+        raw = text_of(split, index)
         kind = raw.get("question_type", "all")
         known = by_text.get(raw["question"]) or by_type.get(kind) or Counter([""])
         # Ties go to the first in the alphabet, so that the figure does not depend on the order.

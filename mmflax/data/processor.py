@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from etils import epath
 
 from mmflax.data import transforms
 from mmflax.data.batch import Batch
-from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.dataset import Dataset, Raw, text_of
 from mmflax.data.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
+from mmflax.metrics.vqa import soft_scores
 
 FILE = "processor.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -41,6 +43,11 @@ class Processor:
         faster, and a little different from decoding every pixel: turn it off for exact parity.
       max_length: tokens of a question with ``[CLS]`` and ``[SEP]``.
       caption_length: tokens of a caption, for objectives that read one; 0 leaves captions out.
+      target_length: tokens of a text to be generated; 0 leaves targets out.
+      soft_answers: give ``answer_scores``, the share of annotators behind each answer.
+      absent_images: examples may come without an image (``image_present`` tells).
+      second_images: every example has a second image.
+      image_keys: give ``image_key``, which tells examples of the same image.
       tokenizer: see ``Tokenizer``.
       answers: label ``i`` means ``answers[i]``.
       question_types: index ``i`` means ``question_types[i]``.
@@ -57,6 +64,11 @@ class Processor:
     filter: str = "bicubic"
     draft: bool = True
     caption_length: int = 0
+    target_length: int = 0
+    soft_answers: bool = False
+    absent_images: bool = False
+    second_images: bool = False
+    image_keys: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "answers", "question_types"):
@@ -73,10 +85,10 @@ class Processor:
             raise MmflaxError(
                 f"max_length is {self.max_length}; it must be at least 3: [CLS], a token, [SEP]."
             )
-        if self.caption_length != 0 and self.caption_length < 3:
-            raise MmflaxError(
-                f"caption_length is {self.caption_length}; it must be 0 (none) or at least 3."
-            )
+        for name in ("caption_length", "target_length"):
+            length = getattr(self, name)
+            if length != 0 and length < 3:
+                raise MmflaxError(f"{name} is {length}; it must be 0 (none) or at least 3.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise MmflaxError(
                 f"mean {self.mean} and std {self.std} must be three numbers each, std above 0."
@@ -94,56 +106,73 @@ class Processor:
         image_size: int,
         vocab_size: int = 8192,
         max_length: int | None = None,
+        target_length: int | None = None,
+        min_answer_count: int = 1,
+        absent_images: bool | None = None,
         **fields: Any,
     ) -> Processor:
         """Answers and vocabulary from the train split; ``fields`` are this class's own.
 
-        Answers are ordered by frequency, then alphabetically. ``max_length=None`` fits the longest
-        training question, rounded up to a multiple of 8. Question types come from every split,
-        since they name metrics and are not learned.
+        Answers are ordered by frequency, then alphabetically; those of fewer than
+        ``min_answer_count`` training examples are left out (VQAv2's custom is 9). A length of None
+        fits the longest training text, rounded up to a multiple of 8. What the examples have
+        (targets, a second image, absent images, image ids) sets the fields that are not given.
+        Question types come from every split, since they name metrics and are not learned.
         """
-        answers: Counter[str] = Counter()
-        texts: Counter[str] = Counter()
-        captions: list[str] = []
         train = dataset.source("train")
-        for index in range(len(train)):
-            raw = train[index]
-            texts[raw["question"]] += 1
-            if raw.get("answer") is not None:
-                answers[raw["answer"]] += 1
-            if raw.get("caption"):
-                captions.append(raw["caption"])
-        if not answers:
+        if not len(train):
+            raise MmflaxError(f"The train split of {dataset.name!r} is empty.")
+        seen = _Texts(train)
+        answers = [a for a in seen.answers if seen.answers[a] >= min_answer_count]
+        if seen.answers and not answers:
             raise MmflaxError(
-                f"The train split of {dataset.name!r} has no answers; nothing can be learned."
+                f"No answer occurs {min_answer_count} times in training; lower min_answer_count."
             )
-        tokenizer = Tokenizer.learn((*texts.elements(), *captions), vocab_size=vocab_size)
+        everything = (*seen.texts.elements(), *seen.captions, *seen.targets)
+        tokenizer = Tokenizer.learn(everything, vocab_size=vocab_size)
         if max_length is None:
-            longest = max(tokenizer.count(text) for text in texts) + 2
-            max_length = -(-longest // 8) * 8
+            max_length = _fit(tokenizer, seen.texts)
+        if target_length is None:
+            target_length = _fit(tokenizer, seen.targets) if seen.targets else 0
         types = {
-            source[index].get("question_type", "all")
+            text_of(source, index).get("question_type", "all")
             for source in dataset.splits.values()
             for index in range(len(source))
         }
         return cls(
             image_size=image_size,
             max_length=max_length,
+            target_length=target_length,
             tokenizer=tokenizer,
-            answers=tuple(sorted(answers, key=lambda answer: (-answers[answer], answer))),
+            answers=tuple(sorted(answers, key=lambda answer: (-seen.answers[answer], answer))),
             question_types=tuple(sorted(types)),
-            **fields,
+            absent_images=seen.absent_images if absent_images is None else absent_images,
+            **{"second_images": seen.second_images, "image_keys": seen.image_ids, **fields},
         )
 
     def image(self, raw: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """float32 [h w 3] from a PIL image, bytes, a path, or uint8 [h w 3] / [h w]."""
+        """float32 [h w 3] from a PIL image, bytes, a path, or uint8 [h w 3] / [h w].
+
+        None, an absent image, gives zeros.
+        """
+        if raw is None:
+            side = self.image_size
+            out = np.empty((side, side, 3), np.float32) if out is None else out
+            out.fill(0.0)
+            return out
         picture = transforms.open_image(raw, at_least=self.image_size if self.draft else None)
         picture = transforms.resize(picture, self.image_size, how=self.resize, filter=self.filter)
         scale, shift = self._affine
         return transforms.normalise(picture, scale, shift, out)
 
-    def text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [t] and text_mask bool [t] (true = use); an empty text raises."""
+    def text(self, text: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [t] and text_mask bool [t] (true = use); an empty text raises.
+
+        None, an absent text, gives an all-false mask.
+        """
+        if text is None:
+            pad = np.full(self.max_length, self.tokenizer.pad_id, np.int32)
+            return pad, np.zeros(self.max_length, bool)
         if not isinstance(text, str):
             raise MmflaxError(f"The question is {type(text).__name__} {text!r}; expected text.")
         if not self.tokenizer.count(text):
@@ -155,7 +184,7 @@ class Processor:
         return UNKNOWN if answer is None else self._labels.get(answer, UNKNOWN)
 
     def example(self, raw: Raw) -> Batch:
-        """``image, tokens, text_mask, label, question_type, mask, id`` of one raw example."""
+        """The arrays of one raw example; see ``mmflax.data.batch.CONTRACT``."""
         return {key: value[0] for key, value in self.batch([raw]).items()}
 
     def batch(self, raws: Sequence[Raw]) -> Batch:
@@ -166,26 +195,56 @@ class Processor:
         """
         rows, size = len(raws), self.image_size
         image = np.empty((rows, size, size, 3), np.float32)
+        second = np.empty_like(image) if self.second_images else None
         tokens = np.empty((rows, self.max_length), np.int32)
         text_mask = np.empty((rows, self.max_length), bool)
         for row, raw in enumerate(raws):
             try:
-                self.image(raw["image"], out=image[row])
-                tokens[row], text_mask[row] = self.text(raw["question"])
+                self.image(self._present(raw, "image"), out=image[row])
+                if second is not None:
+                    self.image(self._present(raw, "second_image"), out=second[row])
+                tokens[row], text_mask[row] = self.text(raw.get("question"))
             except MmflaxError as error:
                 raise MmflaxError(f"Example {raw.get('id', '?')}: {error}") from error
-        captions = self._captions(raws) if self.caption_length else {}
         types = [self._types.get(raw.get("question_type", "all"), UNKNOWN) for raw in raws]
-        return {
+        batch = {
             "image": image,
             "tokens": tokens,
             "text_mask": text_mask,
-            **captions,
             "label": np.array([self.label(raw.get("answer")) for raw in raws], np.int32),
             "question_type": np.array(types, np.int32),
             "mask": np.ones(rows, bool),
             "id": np.array([str(raw.get("id", "")) for raw in raws]),
         }
+        if second is not None:
+            batch["second_image"] = second
+        if self.absent_images:
+            batch["image_present"] = np.array([raw.get("image") is not None for raw in raws])
+        if self.image_keys:
+            names = [str(raw.get("image_id", raw.get("id", ""))) for raw in raws]
+            batch["image_key"] = np.array([_key(name) for name in names], np.int32)
+        if self.soft_answers:
+            batch["answer_scores"] = np.stack([self._scores(raw) for raw in raws])
+        for name, length in (("caption", self.caption_length), ("target", self.target_length)):
+            if length:
+                texts = [raw.get(name) for raw in raws]
+                batch[name], batch[f"{name}_mask"] = self._encode(texts, length)
+        return batch
+
+    def zeros(self, rows: int) -> Batch:
+        """A batch of zeros with the shapes and types of a real one, without ``id``."""
+        raw = {"image": np.zeros((1, 1), np.uint8), "question": None}
+        raw["second_image"] = raw["image"]
+        batch = self.batch([raw])
+        batch.pop("id")
+        return {key: np.zeros((rows, *v.shape[1:]), v.dtype) for key, v in batch.items()}
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of generated ids: what stands before the first end, without special tokens."""
+        ids = [int(token) for token in tokens]
+        if self.tokenizer.sep_id in ids:
+            ids = ids[: ids.index(self.tokenizer.sep_id)]
+        return self.tokenizer.decode(ids)
 
     def answer(self, logits: Any, top: int = 1) -> list[tuple[str, float]]:
         """The ``top`` most probable answers with their probabilities, from logits [a]."""
@@ -233,14 +292,34 @@ class Processor:
         except (MmflaxError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MmflaxError(f"{path} cannot be used: {error}.") from error
 
-    def _captions(self, raws: Sequence[Raw]) -> Batch:
-        """An example without a caption gets an all-false mask."""
-        tokens = np.zeros((len(raws), self.caption_length), np.int32)
-        mask = np.zeros((len(raws), self.caption_length), bool)
-        for row, raw in enumerate(raws):
-            if raw.get("caption"):
-                tokens[row], mask[row] = self.tokenizer.encode(raw["caption"], self.caption_length)
-        return {"caption": tokens, "caption_mask": mask}
+    def _present(self, raw: Raw, key: str) -> Any:
+        """The image, where absent ones are told apart from forgotten ones."""
+        if raw.get(key) is None and not self.absent_images:
+            raise MmflaxError(
+                f"there is no {key.replace('_', ' ')}; give one, or set "
+                "processor.absent_images=True if it may be absent."
+            )
+        return raw.get(key)
+
+    def _encode(self, texts: Sequence[str | None], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [b s] and mask [b s]; an example without the text gets an all-false mask."""
+        tokens = np.full((len(texts), length), self.tokenizer.pad_id, np.int32)
+        mask = np.zeros((len(texts), length), bool)
+        for row, text in enumerate(texts):
+            if text:
+                tokens[row], mask[row] = self.tokenizer.encode(text, length)
+        return tokens, mask
+
+    def _scores(self, raw: Raw) -> np.ndarray:
+        """What the VQA evaluation would give each answer; an example without annotators counts as
+        if all had given its answer."""
+        scores = np.zeros(len(self.answers), np.float32)
+        given = raw.get("answers") or ([raw["answer"]] if raw.get("answer") else [])
+        for answer, score in soft_scores(given).items():
+            label = self.label(answer)
+            if label != UNKNOWN:
+                scores[label] = score if raw.get("answers") else 1.0
+        return scores
 
     @functools.cached_property
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
@@ -253,6 +332,42 @@ class Processor:
     @functools.cached_property
     def _types(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.question_types)}
+
+
+class _Texts:
+    """What one walk over a split tells, without decoding an image."""
+
+    def __init__(self, source: Any):
+        self.answers: Counter[str] = Counter()
+        self.texts: Counter[str] = Counter()
+        self.captions: list[str] = []
+        self.targets: Counter[str] = Counter()
+        self.absent_images = self.second_images = False
+        self.image_ids = True
+        for index in range(len(source)):
+            raw = text_of(source, index)
+            if raw.get("question"):
+                self.texts[raw["question"]] += 1
+            if raw.get("answer") is not None:
+                self.answers[raw["answer"]] += 1
+            if raw.get("caption"):
+                self.captions.append(raw["caption"])
+            if raw.get("target"):
+                self.targets[raw["target"]] += 1
+            self.absent_images |= raw.get("image") is None
+            self.second_images |= raw.get("second_image") is not None
+            self.image_ids &= "image_id" in raw
+
+
+def _fit(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
+    """Tokens of the longest text with its ends, rounded up to a multiple of 8."""
+    longest = max((tokenizer.count(text) for text in texts), default=0) + 2
+    return -(-longest // 8) * 8
+
+
+def _key(name: str) -> int:
+    """A signed 32-bit digest: two names of a batch collide once in billions."""
+    return zlib.crc32(name.encode()) - (1 << 31)
 
 
 def _write(path: epath.Path, text: str) -> None:

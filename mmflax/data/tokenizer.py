@@ -89,6 +89,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size()
 
+    @property
+    def continuation(self) -> tuple[bool, ...]:
+        """For every id, whether its piece goes on with the word before it ("##ing")."""
+        return tuple(self.token(index).startswith("##") for index in range(self.vocab_size))
+
     def token(self, index: int) -> str:
         """The piece with this id, for showing attention by token."""
         return self._backend.id_to_token(int(index)) or SPECIALS[1]

@@ -17,8 +17,9 @@ from mmflax.inference.predict import Prediction, Predictor
 def text_to_image(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The text stream's cross-attention of every fusion layer, first to last: [h t n] each."""
     # LXMERT's one cross-attention is called for the image first (0), then for the text (1).
-    calls = r"(?:text/cross_attention/attention|cross_attention/attention/1)$"
-    pattern = re.compile(r"fusion/.*layers(?:_(\d+))?/" + calls)
+    # A one-way fusion's layers are the text encoder's, each called once.
+    calls = r"(?:text/cross_attention/attention|cross_attention/attention(?:/1)?)$"
+    pattern = re.compile(r"fusion/(?:text_)?encoder/layers(?:_(\d+))?/" + calls)
     found: list[tuple[int, np.ndarray]] = []
     for path, value in weights.items():
         match = pattern.search(path)

@@ -1,68 +1,84 @@
-"""Asking a trained model: a picture and a question in, an answer out."""
+"""Asking a trained model: a picture and a text in, an answer or a written text out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
+from mmflax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """An answer to one question about one picture.
+    """The answer to one example.
 
     Attributes:
-      answer: the most probable one.
-      probability: the model's, in 0..1; not calibrated.
-      top: the most probable answers with their probabilities, best first.
+      text: what was asked; None where there was no text.
+      answer: the most probable answer, or the text that was generated.
+      probability: the model's, in 0..1, not calibrated; of a generated text None.
+      top: the most probable answers with their probabilities, best first; of a generated text none.
+      score: of a generated text, its (length-normalised, in beam search) log-probability.
     """
 
-    text: str
+    text: str | None
     answer: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
+    probability: float | None
+    top: tuple[tuple[str, float], ...] = ()
+    score: float | None = None
 
 
 class Predictor:
-    """A model, its parameters and its processor.
+    """A task, its parameters and its processor.
 
     Every call runs in padded batches of ``batch_size``, so the model is compiled once and not once
     for every number of questions.
     """
 
-    def __init__(self, model: nn.Module, params: Any, processor: Processor, *, batch_size: int = 8):
+    def __init__(self, task: Task, params: Any, processor: Processor, *, batch_size: int = 8):
         if batch_size < 1:
             raise MmflaxError(f"batch_size is {batch_size}; it must be at least 1.")
-        self.model, self.params, self.processor = model, params, processor
+        self.task, self.model, self.params = task, task.model, params
+        # Here any picture may be absent, whether or not training had such examples.
+        self.processor = dataclasses.replace(processor, absent_images=True)
         self.batch_size = batch_size
+        model = task.model
 
         def forward(params: Any, batch: Mapping[str, Any]) -> Any:
-            outputs: Any = model.apply({"params": params}, batch, train=False)
-            return outputs["logits"]
+            if task.predict is not None:
+                return task.predict(params, batch)
+            return model.apply({"params": params}, batch, train=False)
 
         def inspect(params: Any, batch: Mapping[str, Any]) -> Any:
-            outputs, variables = model.apply(
+            _, variables = model.apply(
                 {"params": params}, batch, train=False, mutable=["intermediates"]
             )
-            return outputs["logits"], variables["intermediates"]
+            return variables["intermediates"]
 
-        self._forward = jax.jit(forward)
-        self._inspect = jax.jit(inspect)
+        self._forward: Callable[..., Any] = jax.jit(forward)
+        self._inspect: Callable[..., Any] = jax.jit(inspect)
 
-    def predict(self, image: Any, text: str | Sequence[str], *, top: int = 3) -> Any:
-        """Answers a question about a picture, or many.
+    def predict(
+        self,
+        image: Any,
+        text: str | None | Sequence[str | None] = None,
+        *,
+        second_image: Any = None,
+        top: int = 3,
+    ) -> Any:
+        """Answers a question about a picture, or writes a text about it, for one or many.
 
         Args:
-          image: PIL image, path, encoded bytes or uint8 array [h w 3]; or a list of these.
-          text: a question or a list of them; one image serves all questions of a list, and one
-            question all images.
+          image: PIL image, path, encoded bytes or uint8 array [h w 3]; None = no picture; or a
+            list of these.
+          text: what the model reads, None where the task has no text; or a list of them. One image
+            serves all texts of a list, and one text all images.
+          second_image: the other picture (or a list), for tasks over two.
           top: how many answers to list.
 
         Returns:
@@ -72,24 +88,46 @@ class Predictor:
           MmflaxError: an unreadable image, an empty question, or lists of different lengths.
         """
         images, texts, single = _pairs(image, text)
-        top = min(top, len(self.processor.answers))
-        found = []
-        for batch, rows in self._batches(images, texts):
-            logits = np.asarray(self._forward(self.params, batch))
-            found += [self.processor.answer(row, top=top) for row in logits[:rows]]
-        predictions = [
-            Prediction(text, best[0][0], best[0][1], tuple(best))
-            for text, best in zip(texts, found, strict=True)
-        ]
-        return predictions[0] if single else predictions
+        seconds = second_image if isinstance(second_image, (list, tuple)) else [second_image]
+        if self.processor.second_images == (second_image is None):
+            wants = "two images" if self.processor.second_images else "one image"
+            raise MmflaxError(
+                f"This model reads {wants} an example; give second_image accordingly."
+            )
+        seconds = list(seconds) * (len(texts) if len(seconds) == 1 else 1)
+        if len(seconds) != len(texts):
+            raise MmflaxError(
+                f"There are {len(seconds)} second images for {len(texts)} examples; give equally "
+                "many, or one."
+            )
+        found: list[Prediction] = []
+        for batch, rows in self._batches(images, texts, seconds):
+            outputs = jax.device_get(self._forward(self.params, batch))
+            for row in range(rows):
+                values = {key: np.asarray(value)[row] for key, value in outputs.items()}
+                found.append(self._prediction(texts[len(found)], values, top))
+        return found[0] if single else found
 
-    def attention(self, image: Any, text: str) -> dict[str, np.ndarray]:
+    def _prediction(self, text: str | None, values: Mapping[str, np.ndarray], top: int) -> Any:
+        if "tokens" in values:
+            score = float(values["scores"]) if "scores" in values else None
+            return Prediction(text, self.processor.decode(values["tokens"]), None, score=score)
+        if "logits" not in values:
+            raise MmflaxError(
+                "This model neither picks answers nor writes text; it ranks: use "
+                "mmflax.inference.search.Retriever."
+            )
+        top = min(top, len(self.processor.answers))
+        best = self.processor.answer(values["logits"], top=top)
+        return Prediction(text, best[0][0], best[0][1], tuple(best))
+
+    def attention(self, image: Any, text: str | None) -> dict[str, np.ndarray]:
         """Attention weights of one example: module path -> [layers? h t s], float32.
 
         The weights are those the answer was computed with (``sow`` in the attention layer).
         """
-        batch, _ = next(self._batches([image], [text]))
-        _, tree = self._inspect(self.params, batch)
+        batch, _ = next(self._batches([image], [text], [None]))
+        tree = self._inspect(self.params, batch)
         return {
             jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/0"): np.asarray(
                 leaf, np.float32
@@ -98,16 +136,18 @@ class Predictor:
         }
 
     def _batches(
-        self, images: Sequence[Any], texts: Sequence[str]
+        self, images: Sequence[Any], texts: Sequence[str | None], seconds: Sequence[Any]
     ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         for start in range(0, len(texts), self.batch_size):
+            rows = range(start, min(start + self.batch_size, len(texts)))
             raws = [
-                {"image": image, "question": text, "id": _name(image)}
-                for image, text in zip(
-                    images[start : start + self.batch_size],
-                    texts[start : start + self.batch_size],
-                    strict=True,
-                )
+                {
+                    "image": images[row],
+                    "second_image": seconds[row],
+                    "question": texts[row],
+                    "id": _name(images[row]),
+                }
+                for row in rows
             ]
             batch = self.processor.batch(raws)
             batch.pop("id")
@@ -118,11 +158,11 @@ class Predictor:
             )
 
 
-def _pairs(image: Any, text: str | Sequence[str]) -> tuple[list[Any], list[str], bool]:
+def _pairs(image: Any, text: Any) -> tuple[list[Any], list[Any], bool]:
     many_images = isinstance(image, (list, tuple))
     many_texts = isinstance(text, (list, tuple))
     images = list(image) if many_images else [image]
-    texts = list(text) if many_texts else [str(text) if not isinstance(text, str) else text]
+    texts = list(text) if many_texts else [text]
     if not images or not texts:
         raise MmflaxError("There is nothing to predict: the list of images or questions is empty.")
     if not many_images:

@@ -10,18 +10,28 @@ _TITLES = {
     "majority": "majority",
     "question_prior": "question prior",
 }
+# Not shares of anything, so not shown as hundredths.
+_PLAIN = ("loss", "median_rank", "mean_rank", "nll", "rsum", "examples")
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Rows are question types, columns the model and its blind baselines; accuracy in percent."""
+    """Rows are metrics, columns the model and its blind baselines; shares and scores times 100.
+
+    The last column is the model's 95 % interval, where the result has them.
+    """
     views = result["metrics"]
-    titles = [title for view, title in _TITLES.items() if view in views]
-    columns = [views[view] for view in _TITLES if view in views]
-    kinds = sorted(n.partition("/")[2] for n in views["full"] if n.startswith("accuracy/"))
-    names = [(kind, f"accuracy/{kind}") for kind in kinds] + [("all", "accuracy")]
-    lines = [["accuracy %", *titles]]
-    for kind, metric in names:
-        lines.append([kind, *(f"{100 * c[metric]:.1f}" if metric in c else "-" for c in columns)])
+    shown = [view for view in _TITLES if view in views]
+    intervals = result.get("intervals", {})
+    names = sorted((name for name in views["full"] if name != "loss"), key=_order)
+    lines = [["metric (x 100)", *(_TITLES[view] for view in shown)]]
+    if intervals:
+        lines[0].append("95 % interval")
+    for name in names:
+        cells = [cell(name, views[view].get(name)) for view in shown]
+        if intervals:
+            pair = intervals.get(name)
+            cells.append(f"{cell(name, pair[0])} .. {cell(name, pair[1])}" if pair else "-")
+        lines.append([name, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -29,9 +39,21 @@ def table(result: Mapping[str, Any]) -> str:
                 line[0].ljust(widths[0]),
                 *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
             ]
-        )  # fmt: skip
+        )
         for line in lines
     ]
     head = f"{result['split']}: {result['examples']} examples, checkpoint of step {result['step']}"
     rule = "-" * len(text[0])
-    return "\n".join([head, text[0], rule, *text[1:-1], rule, text[-1]])
+    return "\n".join([head, text[0], rule, *text[1:]])
+
+
+def _order(name: str) -> tuple[int, str]:
+    """What tells most first: whole metrics, then their parts by type, then parts of the loss."""
+    return (2 if name.startswith("loss/") else 1 if "/" in name else 0, name)
+
+
+def cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    plain = name.partition("/")[0] in _PLAIN or name.rpartition("/")[2] in _PLAIN
+    return f"{value:.3f}" if plain else f"{100 * value:.1f}"

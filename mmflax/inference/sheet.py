@@ -30,11 +30,20 @@ def draw_sheet(
     for ax in axes:
         ax.axis("off")
     for index, ax in enumerate(axes[: len(batch["label"])]):
-        ax.imshow(pixels(batch["image"][index], processor))
+        ax.imshow(picture(batch, index, processor))
         ax.set_title(
             caption(batch, index, processor), fontsize=8, loc="left", parse_math=False, wrap=True
         )
     save(fig, path)
+
+
+def picture(batch: Mapping[str, Any], index: int, processor: Processor) -> np.ndarray:
+    """What the model sees of an example, [h w 3] in 0..1; two images side by side."""
+    if "second_image" not in batch:
+        return pixels(batch["image"][index], processor)
+    first, second = (pixels(batch[key][index], processor) for key in ("image", "second_image"))
+    gap = np.ones((first.shape[0], max(1, first.shape[1] // 16), 3), np.float32)
+    return np.concatenate([first, gap, second], axis=1)
 
 
 def pixels(image: np.ndarray, processor: Processor) -> np.ndarray:
@@ -44,13 +53,18 @@ def pixels(image: np.ndarray, processor: Processor) -> np.ndarray:
 
 
 def caption(batch: Mapping[str, Any], index: int, processor: Processor) -> str:
-    """The question as its tokens say it, and the answer, in lines of at most 34 letters."""
+    """The text as its tokens say it, then the answer or target, in lines of at most 34 letters."""
     ids = np.asarray(batch["tokens"][index])[np.asarray(batch["text_mask"][index])]
     words: Sequence[str] = [processor.tokenizer.token(int(i)) for i in ids[1:-1]]
     label = int(batch["label"][index])
-    answer = processor.answers[label] if label >= 0 else "(not among the answers)"
+    if "target" in batch:
+        answer = ["→", *processor.decode(batch["target"][index]).split()]
+    elif processor.answers:
+        answer = ["→", processor.answers[label] if label >= 0 else "(not among the answers)"]
+    else:
+        answer = []
     lines = [""]
-    for word in [*words, "→", answer]:
+    for word in [*words, *answer]:
         if len(lines[-1]) + len(word) > 33:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()

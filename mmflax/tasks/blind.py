@@ -24,29 +24,37 @@ def without_text(batch: Batch) -> Batch:
     return {**batch, "text_mask": jnp.zeros_like(batch["text_mask"])}
 
 
+def seen(batch: Batch, image_tokens: int) -> dict[str, Batch]:
+    """The batch by what may be looked at: `full`, `text_only` and `image_only`."""
+    return {
+        "full": batch,
+        "text_only": without_image(batch, image_tokens),
+        "image_only": without_text(batch),
+    }
+
+
 def blind_eval_step(
     eval_step: Callable[[Any, Any], dict[str, Any]],
-    majority: Callable[[Batch], dict[str, Any]],
+    majority: Callable[[Any], dict[str, Any]] | None,
     image_tokens: int,
 ) -> Callable[[Any, Batch], dict[str, Any]]:
     """``eval_step`` run with everything, without the image and without the text.
 
-    The blind values come back as ``text_only/<metric>``, ``image_only/<metric>`` and
-    ``majority/<metric>`` (the same constant answer to everything).
+    The blind values come back as ``text_only/<metric>``, ``image_only/<metric>`` and, where there
+    is one, ``majority/<metric>`` (the same constant answer to everything).
     """
 
     def step(params: Any, batch: Batch) -> dict[str, Any]:
-        views = {
-            "text_only": eval_step(params, without_image(batch, image_tokens)),
-            "image_only": eval_step(params, without_text(batch)),
-            "majority": majority(batch),
-        }
+        views = {view: eval_step(params, b) for view, b in seen(batch, image_tokens).items()}
+        full = views.pop("full")
+        if majority is not None:
+            views["majority"] = majority(batch)
         blind = {
             f"{view}/{name}": value
             for view, sums in views.items()
             for name, value in sums.items()
             if name != "loss"
         }
-        return {**eval_step(params, batch), **blind}
+        return {**full, **blind}
 
     return step

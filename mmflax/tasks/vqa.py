@@ -1,38 +1,27 @@
 """Visual question answering as classification over a fixed list of answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.losses import softmax_cross_entropy, word_region_loss
-from mmflax.metrics.accuracy import accuracy, by_group
-from mmflax.models.heads import VQAHead, WordGrounding
-from mmflax.tasks.task import Batch, Outputs, Task
+from mmflax.losses import sigmoid_cross_entropy
+from mmflax.metrics.vqa import vqa_accuracy
+from mmflax.tasks.grounding import caption_word_loss
+from mmflax.tasks.pooled import (
+    PooledModel,
+    by_type,
+    class_loss,
+    class_metrics,
+    parts,
+    predict_logits,
+    soft_score,
+)
+from mmflax.tasks.task import Batch, Outputs, Record, Task
 
-
-class VQAModel(nn.Module):
-    """Reads `image, tokens, text_mask` (and `image_mask` if there); gives `{"logits": [b a]}`."""
-
-    backbone: nn.Module
-    head: nn.Module
-    grounding: nn.Module | None = None
-
-    def __call__(self, batch: Batch, *, train: bool) -> dict[str, Float[Array, "..."]]:
-        encoded = self.backbone(
-            batch["image"],
-            batch["tokens"],
-            batch["text_mask"],
-            batch.get("image_mask"),
-            train=train,
-        )
-        outputs = {"logits": self.head(encoded.pooled, train=train)}
-        if self.grounding is not None:
-            table = self.backbone.text_encoder.word_embedding.embedding
-            outputs["words"] = self.grounding(encoded.patches, table)
-        return outputs
+LOSSES = ("softmax", "sigmoid")
 
 
 def build(
@@ -41,39 +30,72 @@ def build(
     num_answers: int,
     question_types: tuple[str, ...] = (),
     head: Mapping[str, Any] | None = None,
+    loss: str = "softmax",
     label_smoothing: float = 0.0,
     caption_words: float = 0.0,
 ) -> Task:
     """The task; `head` holds fields of `VQAHead`, such as `form`.
 
+    `loss` "softmax" learns the one `label`; -1 (an answer outside the list) has zero loss and
+    counts as wrong. "sigmoid" learns `answer_scores` [b a], what each answer is worth to the
+    annotators, by binary cross-entropy summed over the answers (Teney et al. 2018, "Tips and Tricks
+    for Visual Question Answering"), and needs `processor.soft_answers`.
+
     `caption_words` above 0 adds that share of `word_region_loss`: words of the picture's caption
     are grounded in its tokens, for data that has captions (and a processor with `caption_length`).
-    `label` -1 (an answer outside the list) has zero loss and counts as wrong. Metrics: `accuracy`
-    and `accuracy/<type>` for each of `question_types`, numbered by `question_type` in the batch.
+
+    Metrics: `accuracy`, and `vqa_score` if the batch has `answer_scores`; each also by type, for
+    `question_types` as numbered by `question_type` in the batch. Over a whole split, where every
+    record has its annotators' `answers`, also the official `vqa_accuracy`, whole and by type.
     """
     question_types = tuple(question_types)
-
-    def loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
-        answer = softmax_cross_entropy(
-            outputs["logits"], batch["label"], label_smoothing=label_smoothing
+    if loss not in LOSSES:
+        raise MmflaxError(f"task.loss is {loss!r}; known: {', '.join(LOSSES)}.")
+    if loss == "sigmoid" and label_smoothing:
+        raise MmflaxError(
+            f"task.label_smoothing is {label_smoothing}, but loss='sigmoid' learns soft answers as "
+            "they are; remove one of the two."
         )
+    softmax_loss = class_loss(label_smoothing, caption_words)
+
+    def sigmoid_loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
+        if "answer_scores" not in batch:
+            raise MmflaxError(
+                "task.loss is 'sigmoid', but the batch holds no answer_scores; set "
+                "processor.soft_answers=True, or task.loss='softmax'."
+            )
+        answer = sigmoid_cross_entropy(outputs["logits"], batch["answer_scores"])
         if not caption_words:
             return answer
-        if "caption" not in batch:
-            raise MmflaxError(
-                f"task.caption_words is {caption_words}, but the batch holds no captions; set "
-                "processor.caption_length (tokens), or remove task.caption_words."
-            )
-        words = word_region_loss(outputs["words"], batch["caption"], batch["caption_mask"])
-        return answer + caption_words * words
+        return answer + caption_word_loss(caption_words, outputs, batch)
+
+    right = class_metrics(question_types)
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
-        whole = accuracy(outputs["logits"], batch["label"])
-        if not question_types:
-            return {"accuracy": whole}
-        parts = by_group(whole, batch["question_type"], question_types)
-        return {"accuracy": whole} | {f"accuracy/{name}": part for name, part in parts.items()}
+        found = right(outputs, batch)
+        if "answer_scores" in batch:
+            worth = soft_score(outputs["logits"], batch["answer_scores"])
+            found |= by_type("vqa_score", worth, batch, question_types)
+        return found
 
-    grounding = WordGrounding() if caption_words else None
-    model = VQAModel(backbone, VQAHead(num_answers, **(head or {})), grounding)
-    return Task(model, loss, metrics)
+    model = PooledModel(backbone, **parts(num_answers, head, caption_words))
+    loss_of = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[loss]
+    return Task(model, loss_of, metrics, predict_logits(model), score)
+
+
+def score(records: Sequence[Record]) -> dict[str, float]:
+    """The official accuracy of `predicted_answer` against `answers`, whole and by `question_type`
+    (and `answer_type`, if known); nothing where a record lacks its annotators' answers."""
+    if not records or not all(record.get("answers") for record in records):
+        return {}
+
+    def column(key: str) -> list[str] | None:
+        values = [record.get(key) for record in records]
+        return None if None in values else [str(value) for value in values]
+
+    return vqa_accuracy(
+        [str(record["predicted_answer"]) for record in records],
+        [list(record["answers"]) for record in records],
+        column("question_type"),
+        column("answer_type"),
+    )

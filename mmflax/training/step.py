@@ -52,7 +52,7 @@ def make_train_step(
             lambda path, leaf: jax.lax.stop_gradient(leaf) if _found(freeze, path) else leaf, params
         )
         outputs = apply_fn(params, batch, key, True)
-        sums = _sums(loss(outputs, batch), metrics(outputs, batch), batch)
+        sums = sum_rows(loss(outputs, batch), metrics(outputs, batch), batch)
         return sums["loss"][0], sums
 
     def gradients(params, batch, key):
@@ -140,13 +140,13 @@ def make_eval_step(
 
     def eval_step(params, batch):
         outputs = apply_fn(params, batch, None, False)
-        return _sums(loss(outputs, batch), metrics(outputs, batch), batch)
+        return sum_rows(loss(outputs, batch), metrics(outputs, batch), batch)
 
     return eval_step
 
 
-def _sums(losses: jax.Array, metrics: Sums, batch: dict) -> Sums:
-    """Per-example values -> sums over the rows in use."""
+def sum_rows(losses: jax.Array, metrics: Sums, batch: dict) -> Sums:
+    """Per-example values -> ``{name: (sum, count)}``, scalars, over the rows whose mask is true."""
     mask = batch.get("mask")
     if mask is None:
         mask = jnp.ones(losses.shape, jnp.bool_)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmflax.data.batch import check_batch
-from mmflax.data.dataset import in_memory
+from mmflax.data.dataset import Dataset, in_memory
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
@@ -74,7 +74,7 @@ def test_answers_with_their_probabilities(processor):
     assert processor.answer(np.array([1e4, 0.0, -1e4]))[0] == ("c", 1.0)
 
 
-@pytest.mark.parametrize("question", ["", "  \n", "\u200b", None, 3])
+@pytest.mark.parametrize("question", ["", "  \n", "\u200b", 3])
 def test_an_empty_question_is_an_error(processor, question):
     with pytest.raises(MmflaxError, match="empty|expected text"):
         processor.text(question)
@@ -125,8 +125,69 @@ def test_in_memory_names_what_is_missing():
         in_memory({"train": [rows("a")[0], {"question": "why?"}]})
     with pytest.raises(MmflaxError, match="no split 'dev'; it has train"):
         in_memory({"train": rows("a")}).source("dev")
-    with pytest.raises(MmflaxError, match="no answers"):
-        Processor.learn(in_memory({"train": [{"image": IMAGE, "question": "why?"}]}), image_size=8)
+
+
+def test_what_the_examples_have_sets_the_fields():
+    raw = {"image": IMAGE, "question": "what is it", "image_id": "1"}
+    plain = Processor.learn(in_memory({"train": [raw]}), image_size=8)
+    assert plain.answers == () and not plain.target_length and plain.image_keys
+    assert not plain.second_images and not plain.absent_images
+    pair = {**raw, "second_image": IMAGE, "target": "a red dog", "answer": "yes", "id": "p"}
+    lone = {"image": None, "question": None, "target": "nothing", "answer": "no", "id": "l"}
+    rich = Processor.learn(
+        Dataset("d", {"train": [pair, {**lone, "second_image": None}]}), image_size=8
+    )
+    assert rich.target_length == 8 and rich.second_images and rich.absent_images
+    assert not rich.image_keys
+    batch = rich.batch([pair, {**lone, "second_image": None}])
+    check_batch(batch)
+    assert batch["image_present"].tolist() == [True, False]
+    assert batch["text_mask"].any(1).tolist() == [True, False]
+    assert not batch["image"][1].any() and not batch["second_image"][1].any()
+    assert batch["target_mask"].sum(1).tolist() == [5, 3]
+    assert rich.decode(batch["target"][0]) == "a red dog"
+    zeros = rich.zeros(3)
+    assert {k: (v.shape[1:], v.dtype) for k, v in zeros.items()} == {
+        k: (v.shape[1:], v.dtype) for k, v in batch.items() if k != "id"
+    }
+
+
+def test_equal_images_have_equal_keys():
+    rows = [{"image": IMAGE, "question": "q", "image_id": name} for name in "aba"]
+    learned = Processor.learn(in_memory({"train": rows}), image_size=8)
+    first, second, third = learned.batch(rows)["image_key"].tolist()
+    assert first == third != second
+
+
+def test_an_absent_image_must_be_allowed(processor):
+    with pytest.raises(MmflaxError, match="there is no image; give one, or set processor.absent"):
+        processor.batch([{"image": None, "question": "what"}])
+
+
+def test_soft_scores_hold_every_annotator_against_the_others():
+    # 10 annotators: yes 3, no 7. By definition the mean over annotators of min(same others / 3, 1).
+    answers = ["yes"] * 3 + ["no"] * 7
+    raw = {"image": IMAGE, "question": "q", "answer": "no", "answers": answers}
+    other = {"image": IMAGE, "question": "q", "answer": "yes"}
+    learned = Processor.learn(in_memory({"train": [raw, other]}), image_size=8, soft_answers=True)
+    scores = dict(zip(learned.answers, learned.batch([raw])["answer_scores"][0], strict=True))
+    for answer in ("yes", "no"):
+        by_hand = np.mean(
+            [
+                min(sum(a == answer for j, a in enumerate(answers) if j != i) / 3, 1)
+                for i in range(10)
+            ]
+        )
+        assert scores[answer] == pytest.approx(by_hand)
+    assert scores["yes"] == pytest.approx(0.9)
+
+
+def test_rare_answers_can_be_left_out():
+    rows = [{"image": IMAGE, "question": "q", "answer": a} for a in ("cat", "cat", "dog")]
+    learned = Processor.learn(in_memory({"train": rows}), image_size=8, min_answer_count=2)
+    assert learned.answers == ("cat",)
+    with pytest.raises(MmflaxError, match="No answer occurs 3 times"):
+        Processor.learn(in_memory({"train": rows}), image_size=8, min_answer_count=3)
 
 
 def test_captions_only_on_request(processor):

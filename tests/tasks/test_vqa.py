@@ -12,6 +12,7 @@ from mmflax.models.heads import VQAHead
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import vqa
 from mmflax.tasks.task import Task
+from tests.tasks import pairs
 
 TYPES = ("colour", "count")
 
@@ -141,14 +142,15 @@ def test_caption_words_reach_encoder_and_word_table_alone(batch):
         "caption_mask": jnp.asarray([[1, 1], [1, 1], [1, 1], [1, 0]], bool),
         "label": jnp.full(4, -1, jnp.int32),  # no answer, so no other gradient
     }
-    params = task.model.init(jax.random.key(0), batch, train=False)["params"]
+    params = pairs.init(task, batch)
 
     @jax.jit
-    def loss(params):
+    @jax.grad
+    def gradient(params):
         outputs = task.model.apply({"params": params}, batch, train=False)
         return task.loss(outputs, batch).sum()
 
-    grads = jax.grad(loss)(params)
+    grads = gradient(params)
 
     def size(tree):
         return sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
@@ -160,5 +162,73 @@ def test_caption_words_reach_encoder_and_word_table_alone(batch):
 
 def test_caption_words_without_captions_is_one_sentence(batch):
     task = build(caption_words=1.0)
+    outputs = {"words": jnp.zeros((4, 4, 20)), "image_mask": jnp.ones((4, 5), bool)}
     with pytest.raises(MmflaxError, match="set processor.caption_length"):
-        task.loss({"logits": jnp.zeros((4, 3)), "words": jnp.zeros((4, 4, 20))}, batch)
+        task.loss({"logits": jnp.zeros((4, 3)), **outputs}, batch)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_words_are_not_sought_in_an_image_that_is_not_there(loss, batch):
+    """Absent by the batch, or dropped by the model: both stand in `image_mask` of the outputs."""
+    plain, task = build(loss=loss), build(loss=loss, caption_words=1.0)
+    batch = pairs.captioned(batch) | {
+        "answer_scores": jnp.full((4, 3), 0.3),
+        "image_present": jnp.asarray([True, False, True, True]),
+    }
+    params = pairs.init(task, batch)
+    outputs = task.model.apply({"params": params}, batch, train=False)
+    np.testing.assert_array_equal(outputs["image_mask"].any(axis=1), batch["image_present"])
+    extra = task.loss(outputs, batch) - plain.loss(outputs, batch)
+    assert extra[1] == 0 and (extra[jnp.asarray([0, 2, 3])] > 0).all()
+
+
+SCORES = jnp.asarray([[1.0, 0.3, 0], [0, 0.6, 0.9], [0, 0, 0], [0.3, 0.3, 0]])
+
+
+def test_sigmoid_learns_soft_answers(batch):
+    task = build(loss="sigmoid", question_types=TYPES)
+    batch = {**batch, "answer_scores": SCORES}
+    logits = jnp.asarray([[2.0, -1, 0], [0, 1, 3], [-5, -5, -4], [0, 1, 0]])
+    p = jax.nn.sigmoid(logits)
+    expected = -(SCORES * jnp.log(p) + (1 - SCORES) * jnp.log(1 - p)).sum(axis=1)
+    np.testing.assert_allclose(task.loss({"logits": logits}, batch), expected, rtol=1e-5)
+    metrics = task.metrics({"logits": logits}, batch)
+    np.testing.assert_allclose(metrics["vqa_score"][0], [1.0, 0.9, 0, 0.3])
+    np.testing.assert_allclose(metrics["vqa_score/count"][0], [0, 0.9, 0, 0.3])
+    np.testing.assert_array_equal(metrics["vqa_score/count"][1], [0, 1, 1, 1])
+    small = vqa.build(backbone=pairs.backbone(), num_answers=3, loss="sigmoid")
+    learned = pairs.losses(small, batch, steps=60, rate=0.1)
+    floor = -(SCORES * jnp.log(SCORES + 1e-9) + (1 - SCORES) * jnp.log(1 - SCORES + 1e-9)).sum(1)
+    assert learned[-1] - floor.mean() < 0.2 * (learned[0] - floor.mean())
+
+
+def test_sigmoid_without_soft_answers_is_one_sentence(batch):
+    with pytest.raises(MmflaxError, match="set processor.soft_answers=True"):
+        build(loss="sigmoid").loss({"logits": jnp.zeros((4, 3))}, batch)
+    with pytest.raises(MmflaxError, match="task.loss is 'bce'; known: softmax, sigmoid"):
+        build(loss="bce")
+    with pytest.raises(MmflaxError, match="remove one of the two"):
+        build(loss="sigmoid", label_smoothing=0.1)
+
+
+def test_a_split_is_scored_by_the_official_accuracy():
+    answers = ("2", "cat")
+    rows = pairs.records(
+        ["2", "cat"], [[1, 0], [1, 0]], answers,
+        answers=[["two"] * 4 + ["2 cats"] * 6, ["a cat"] * 9 + ["2"]],
+        question_type=["count", "what"],
+    )  # fmt: skip
+    task = build()
+    assert task.score(rows) == pytest.approx(
+        {"vqa_accuracy": 0.65, "vqa_accuracy/count": 1.0, "vqa_accuracy/what": 0.3}
+    )
+    assert task.score([{**rows[0], "answers": None}, rows[1]]) == {}
+
+
+def test_predict_gives_the_logits(batch):
+    task = build()
+    params = pairs.init(task, batch)
+    found = jax.jit(task.predict)(params, batch)
+    outputs = task.model.apply({"params": params}, batch, train=False)
+    assert set(found) == {"logits"}
+    np.testing.assert_allclose(found["logits"], outputs["logits"], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,34 @@
+"""The auxiliary objective that tasks over pairs share: words of a caption, found in the picture."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from mmflax.errors import MmflaxError
+from mmflax.losses import word_region_loss
+from mmflax.models.vision_language import Encoded
+from mmflax.tasks.task import Batch, Outputs
+
+
+def grounded(grounding: nn.Module | None, backbone: nn.Module, encoded: Encoded) -> Outputs:
+    """`image_mask` [b n], and where there is a `grounding` head `words` [b n v]: how much each
+    image token shows each word of the text encoder's own table."""
+    outputs: Outputs = {"image_mask": encoded.image_mask}
+    if grounding is not None:
+        table = backbone.text_encoder.word_embedding.embedding
+        outputs["words"] = grounding(encoded.patches, table)
+    return outputs
+
+
+def caption_word_loss(weight: float, outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
+    """`weight` times `word_region_loss`; 0 where no image was read, be it absent or dropped."""
+    if "caption" not in batch:
+        raise MmflaxError(
+            f"task.caption_words is {weight}, but the batch holds no captions; set "
+            "processor.caption_length (tokens), or remove task.caption_words."
+        )
+    return weight * word_region_loss(
+        outputs["words"],
+        batch["caption"],
+        batch["caption_mask"],
+        present=outputs["image_mask"].any(axis=1),
+    )

@@ -1,0 +1,100 @@
+"""Is a statement true of one picture (NLVR) or of two (NLVR2)? Suhr et al. 2017, 2019.
+
+Two pictures are read in the "pair" form of LXMERT (Tan & Bansal 2019) and UNITER (Chen
+et al. 2020): the statement is encoded with each by the same weights, and the head reads both
+vectors side by side.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mmflax.errors import MmflaxError
+from mmflax.metrics.reasoning import accuracy_and_consistency
+from mmflax.tasks.grounding import grounded
+from mmflax.tasks.inputs import encode
+from mmflax.tasks.pooled import PooledModel, class_loss, class_metrics, parts, predict_logits
+from mmflax.tasks.task import Batch, Outputs, Record, Task
+
+
+class PairModel(nn.Module):
+    """Reads `image, second_image, tokens, text_mask`; gives what `PooledModel` gives.
+
+    `image_present` and `image_mask` hold for both pictures. Words are grounded in the first, which
+    is the one that a caption is of.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    grounding: nn.Module | None = None
+
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        encoded = encode(self.backbone, paired(batch), train=train)
+        rows, width = encoded.pooled.shape
+        logits = self.head(encoded.pooled.reshape(rows // 2, 2 * width), train=train)
+        first = encoded._replace(
+            image_mask=encoded.image_mask[::2],
+            patches=encoded.patches[::2],
+        )
+        return {"logits": logits, **grounded(self.grounding, self.backbone, first)}
+
+
+def paired(batch: Batch) -> dict[str, Array]:
+    """A batch of 2b rows: every example with its first picture, then with its second.
+
+    One pass over 2b rows compiles once, where two passes compile twice. Neighbouring rows belong
+    together, so that a batch split over devices stays where it is.
+    """
+    if "second_image" not in batch:
+        raise MmflaxError(
+            "The batch holds no second_image; give examples one and set "
+            "processor.second_images=True, or set task.images=1."
+        )
+    both = {"image": jnp.stack([batch["image"], batch["second_image"]], axis=1)}
+    for name in ("tokens", "text_mask", "image_mask", "image_present"):
+        if batch.get(name) is not None:
+            both[name] = jnp.stack([batch[name]] * 2, axis=1)
+    return {name: value.reshape(-1, *value.shape[2:]) for name, value in both.items()}
+
+
+def build(
+    *,
+    backbone: nn.Module,
+    num_answers: int,
+    question_types: tuple[str, ...] = (),
+    head: Mapping[str, Any] | None = None,
+    images: int = 2,
+    label_smoothing: float = 0.0,
+    caption_words: float = 0.0,
+) -> Task:
+    """The task over `images` pictures, 1 or 2; `head` holds fields of `VQAHead`, `caption_words` is
+    as in `vqa`.
+
+    Metrics: `accuracy`, and by type. Over a whole split `accuracy` and `consistency`, where every
+    record has an `answer` and a `group` (its statement's identity).
+    """
+    if images not in (1, 2):
+        raise MmflaxError(f"task.images is {images}; expected 1 (NLVR) or 2 (NLVR2).")
+    kind = PairModel if images == 2 else PooledModel
+    model = kind(backbone, **parts(num_answers, head, caption_words))
+    return Task(
+        model,
+        class_loss(label_smoothing, caption_words),
+        class_metrics(tuple(question_types)),
+        predict_logits(model),
+        score,
+    )
+
+
+def score(records: Sequence[Record]) -> dict[str, float]:
+    """`accuracy` and `consistency`; nothing where a record lacks `answer` or `group`."""
+    if not records or any(r.get("answer") is None or r.get("group") is None for r in records):
+        return {}
+    return accuracy_and_consistency(
+        [str(record["predicted_answer"]) for record in records],
+        [str(record["answer"]) for record in records],
+        [record["group"] for record in records],
+    )
