@@ -1,0 +1,159 @@
+"""Image-text retrieval: two encoders whose embeddings compare fast, and a fusion that looks again.
+
+The dual encoder is CLIP's (Radford et al. 2021, fig. 3) or, with the sigmoid loss, SigLIP's (Zhai
+et al. 2023). `fused=True` adds what ALBEF adds (Li et al. 2021, sec. 3.2): the fusion judges
+whether an image and a text belong together (ITM), trained on hard negatives from the batch, so that
+a search can re-rank what the embeddings found.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmflax.errors import MmflaxError
+from mmflax.losses import word_region_loss
+from mmflax.losses.contrastive_sharded import ring_clip, ring_recall_at_1, ring_sigmoid
+from mmflax.losses.matching import matching_loss
+from mmflax.models.heads import WordGrounding
+from mmflax.models.layers import choose
+from mmflax.tasks.retrieval_model import RetrievalModel, Rows, Temperature
+from mmflax.tasks.task import Batch, Outputs, Search, Task
+
+# loss: (temperature, bias) at the start; CLIP sec. 2.5, SigLIP sec. 3.2 (algorithm 1).
+INIT: dict[str, tuple[float, float | None]] = {"clip": (0.07, None), "sigmoid": (0.1, -10.0)}
+
+
+def build(
+    *,
+    backbone: nn.Module,
+    embed_dim: int = 256,
+    loss: str = "clip",
+    fused: bool = False,
+    temperature_init: float | None = None,
+    bias_init: float | None = None,
+    image_pool: str | None = None,
+    text_pool: str = "cls",
+    matching: float = 1.0,
+    negative_group: int = 0,
+    caption_words: float = 0.0,
+) -> Task:
+    """The task; the text of an example is what should find its image.
+
+    Rows with the same `image_key` are no negatives of each other. `image_pool` and `text_pool` are
+    "cls" or "gap" (for images by default what the encoder says, else cls where there is one).
+
+    Args:
+      loss: "clip" (softmax over the batch) or "sigmoid" (SigLIP).
+      fused: also train the fusion to tell pairs that belong together; without it no parameter of
+        the fusion exists.
+      temperature_init, bias_init: by default the papers': 0.07; for "sigmoid" 0.1 and -10.
+      matching: weight of the fusion's loss, which is the mean over a pair and its two negatives.
+      negative_group: negatives are drawn among so many neighbouring rows; 0 = the whole batch. On a
+        mesh a divisor of a device's rows spares moving tokens between devices.
+      caption_words: weight of `word_region_loss` on the caption (without captions, on the text).
+
+    Metrics: `in_batch_recall/i2t` and `/t2i` (recall at 1 in the batch, which its size decides),
+    `itm_accuracy` over pairs and negatives, and the losses `loss/contrastive`, `loss/itm` and
+    `loss/words` where there are several. Rows without an image or a text count nowhere.
+    """
+    temperature, bias = choose("loss", loss, INIT)
+    temperature = temperature if temperature_init is None else temperature_init
+    if temperature <= 0:
+        raise MmflaxError(f"temperature_init is {temperature}; it must be above 0, such as 0.07.")
+    if loss == "clip" and bias_init is not None:
+        raise MmflaxError('bias_init is set, but loss "clip" has no bias; remove it.')
+    model = RetrievalModel(
+        backbone,
+        embed_dim,
+        Temperature(temperature, bias if bias_init is None else bias_init),
+        image_pool or _image_pool(backbone.image_encoder),
+        text_pool,
+        fused,
+        negative_group,
+        WordGrounding() if caption_words else None,
+    )
+
+    def parts(outputs: Outputs, batch: Batch) -> dict[str, Float[Array, "b"]]:
+        used = outputs["used"]
+        pair = (outputs["image_embedding"], outputs["text_embedding"], outputs["logit_scale"])
+        kinds: Any = dict(keys=batch.get("image_key"), mask=used)
+        found = {
+            "contrastive": ring_clip(*pair, **kinds)
+            if loss == "clip"
+            else ring_sigmoid(*pair, outputs["logit_bias"], **kinds)
+        }
+        if fused:
+            mask = outputs["match_used"]
+            logits = outputs["match"].reshape(-1, 2)
+            together = jnp.tile(jnp.asarray([True, False, False]), mask.shape[0])
+            losses = matching_loss(logits, together, mask.reshape(-1)).reshape(mask.shape)
+            found["itm"] = losses.sum(axis=1) / _count(mask)
+        if caption_words:
+            words = "caption" if "caption" in batch else "tokens"
+            said = batch["caption_mask" if "caption" in batch else "text_mask"]
+            found["words"] = word_region_loss(outputs["words"], batch[words], said & used[:, None])
+        return found
+
+    weights = {"contrastive": 1.0, "itm": matching, "words": caption_words}
+
+    def total(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
+        found = parts(outputs, batch)
+        return sum((weights[name] * value for name, value in found.items()), jnp.zeros(()))
+
+    def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
+        used = outputs["used"].astype(jnp.float32)
+        to_text, to_image = ring_recall_at_1(
+            outputs["image_embedding"],
+            outputs["text_embedding"],
+            keys=batch.get("image_key"),
+            mask=outputs["used"],
+        )
+        found = {"in_batch_recall/i2t": (to_text, used), "in_batch_recall/t2i": (to_image, used)}
+        if fused:
+            mask = outputs["match_used"]
+            right = jnp.argmax(outputs["match"], axis=-1) == jnp.asarray([[1, 0, 0]])
+            found["itm_accuracy"] = (
+                (right & mask).sum(axis=1).astype(jnp.float32),
+                mask.sum(axis=1).astype(jnp.float32),
+            )
+        losses = parts(outputs, batch)
+        if len(losses) > 1:
+            found |= {f"loss/{name}": (value, used) for name, value in losses.items()}
+        return found
+
+    return Task(model, total, metrics, search=_search(model))
+
+
+def _search(model: RetrievalModel) -> Search:
+    """What a retriever calls; without fusion nothing but embeddings need be kept."""
+    kept = ("embedding", "tokens", "mask") if model.fused else ("embedding",)
+
+    def apply(params: Any, *args: Any, method: str) -> Any:
+        return model.apply({"params": params}, *args, train=False, method=method)
+
+    def encode_image(params: Any, batch: Batch) -> Rows:
+        rows = apply(params, batch, method="encode_image")
+        return {name: rows[name] for name in kept}
+
+    def encode_text(params: Any, batch: Batch) -> Rows:
+        rows = apply(params, batch, method="encode_text")
+        return {name: rows[name] for name in kept}
+
+    def match(params: Any, image: Rows, text: Rows) -> Float[Array, "b"]:
+        logits = apply(params, image, text, method="match")
+        return logits[:, 1] - logits[:, 0]
+
+    return Search(encode_image, encode_text, match if model.fused else None)
+
+
+def _image_pool(encoder: nn.Module) -> str:
+    wanted = getattr(encoder, "pool", "none")
+    if wanted in ("cls", "gap"):
+        return wanted
+    return "cls" if getattr(encoder, "cls_token", False) else "gap"
+
+
+def _count(mask: Array) -> Float[Array, "b"]:
+    return jnp.maximum(mask.sum(axis=1), 1).astype(jnp.float32)

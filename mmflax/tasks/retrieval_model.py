@@ -1,0 +1,167 @@
+"""The model behind image-text retrieval: two encoders, a temperature, and a fusion that matches."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmflax.errors import MmflaxError
+from mmflax.losses.contrastive import unit
+from mmflax.losses.matching import hard_negatives
+from mmflax.models.layers import KERNEL_INIT
+from mmflax.models.pooling import pool_tokens
+from mmflax.tasks.inputs import image_mask
+from mmflax.tasks.task import Batch
+
+MAX_SCALE = 100.0  # CLIP, sec. 2.5: a larger one makes training unstable
+Rows = dict[str, Array]
+
+
+class Temperature(nn.Module):
+    """`(scale, bias)` of the logits `scale * cosine + bias`; `scale` is 1 / temperature <= 100.
+
+    Learned as log(scale), as in CLIP. `bias_init=None` fixes the bias at 0.
+    """
+
+    temperature_init: float
+    bias_init: float | None = None
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        def number(name: str, value: float) -> Array:
+            return self.param(name, nn.initializers.constant(value), (), jnp.float32)
+
+        scale = jnp.exp(
+            jnp.minimum(number("scale", -math.log(self.temperature_init)), math.log(MAX_SCALE))
+        )
+        if self.bias_init is None:
+            return scale, jnp.zeros((), jnp.float32)
+        return scale, number("bias", self.bias_init)
+
+
+class RetrievalModel(nn.Module):
+    """Reads `image, tokens, text_mask` (and `image_key, mask` if there).
+
+    Gives `image_embedding` and `text_embedding` [b e] (float32, of length 1), `logit_scale` and
+    `logit_bias`, and `used` [b]: whether a row has both an image and a text and is no padding.
+    With `fused` also `match` [b 3 2], logits (apart, together) of the pair itself, of its image
+    with another text and of its text with another image, and `match_used` [b 3], false where there
+    is no such pair. Others come from the `negative_group` rows (0: the whole batch) around a row.
+    """
+
+    backbone: nn.Module
+    embed_dim: int
+    temperature: nn.Module
+    image_pool: str
+    text_pool: str = "cls"
+    fused: bool = False
+    negative_group: int = 0
+    grounding: nn.Module | None = None
+
+    def setup(self) -> None:
+        def dense(width: int, bias: bool) -> nn.Dense:
+            return nn.Dense(width, use_bias=bias, kernel_init=KERNEL_INIT)
+
+        self.image_projection = dense(self.embed_dim, False)
+        self.text_projection = dense(self.embed_dim, False)
+        if self.fused:
+            self.match_head = dense(2, True)
+
+    def __call__(self, batch: Batch, *, train: bool) -> dict[str, Array]:
+        image, text = self.encode_image(batch, train=train), self.encode_text(batch, train=train)
+        used = image["mask"].any(axis=1) & text["mask"].any(axis=1)
+        if batch.get("mask") is not None:
+            used = used & batch["mask"]
+        scale, bias = self.temperature()
+        outputs = {
+            "image_embedding": image["embedding"],
+            "text_embedding": text["embedding"],
+            "logit_scale": scale,
+            "logit_bias": bias,
+            "used": used,
+        }
+        if self.grounding is not None:
+            table = self.backbone.text_encoder.word_embedding.embedding
+            outputs["words"] = self.grounding(image["tokens"], table)
+        if self.fused:
+            keys = batch.get("image_key")
+            outputs |= self._match_batch(image, text, scale, used, keys, train)
+        return outputs
+
+    def encode_image(self, batch: Batch, *, train: bool) -> Rows:
+        """`embedding` [b e], `tokens` [b n d] and `mask` [b n] of the images alone."""
+        image, mask = batch["image"], image_mask(self.backbone, batch)
+        if mask is not None:
+            image = jnp.where(mask.any(axis=1)[:, None, None, None], image, jnp.zeros_like(image))
+        tokens = self.backbone.image_encoder(image, train=train)
+        pooled = pool_tokens(tokens, mask, pool=self.image_pool).astype(jnp.float32)
+        mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
+        embedding = unit(self.image_projection(pooled))
+        return {"embedding": embedding, "tokens": tokens, "mask": mask}
+
+    def encode_text(self, batch: Batch, *, train: bool) -> Rows:
+        """`embedding` [b e], `tokens` [b t d] and `mask` [b t] of the texts alone."""
+        mask = batch["text_mask"]
+        tokens = self.backbone.text_encoder(batch["tokens"], mask, train=train)
+        pooled = pool_tokens(tokens, mask, pool=self.text_pool).astype(jnp.float32)
+        embedding = unit(self.text_projection(pooled))
+        return {"embedding": embedding, "tokens": tokens, "mask": mask}
+
+    def match(self, image: Rows, text: Rows, *, train: bool) -> Float[Array, "b 2"]:
+        """Logits (apart, together) of pairs of encoded rows."""
+        fused = self.backbone.fusion(
+            image["tokens"], text["tokens"], image["mask"], text["mask"], train=train
+        )
+        return self.match_head(fused.pooled.astype(jnp.float32))
+
+    def _match_batch(
+        self, image: Rows, text: Rows, scale: Array, used: Array, keys: Array | None, train: bool
+    ) -> Rows:
+        rows = used.shape[0]
+        group = self.negative_group or rows
+        if rows % group:
+            raise MmflaxError(
+                f"the batch of {rows} rows does not divide into groups of {group}; make "
+                "task.negative_group a divisor of data.batch_size, or 0 for the whole batch."
+            )
+        keys = jnp.arange(rows, dtype=jnp.int32) if keys is None else keys
+
+        def grouped(x: Array) -> Array:
+            return x.reshape(-1, group, *x.shape[1:])
+
+        x, y = grouped(image["embedding"]), grouped(text["embedding"])
+        alike = jax.lax.stop_gradient(scale * jnp.einsum("gie,gje->gij", x, y))
+        # In evaluation the same draw every time.
+        key = self.make_rng("dropout") if train else jax.random.key(0)
+        draws = zip(jax.random.split(key), (alike, alike.swapaxes(1, 2)), strict=True)
+        (other_text, has_text), (other_image, has_image) = (
+            hard_negatives(key, similarity, grouped(keys), grouped(used))
+            for key, similarity in draws
+        )
+
+        def pick(rows: Rows, index: Array) -> Rows:
+            def take(row: Array) -> Array:
+                parts = grouped(row)
+                at = index.reshape(*index.shape, *(1,) * (parts.ndim - 2))
+                return jnp.take_along_axis(parts, at, axis=1).reshape(row.shape)
+
+            return {name: take(row) for name, row in rows.items() if name != "embedding"}
+
+        def beside(*parts: Rows) -> Rows:
+            # Row by row, so that each device's rows stay its own.
+            return {
+                name: jnp.stack([part[name] for part in parts], axis=1).reshape(
+                    -1, *parts[0][name].shape[1:]
+                )
+                for name in ("tokens", "mask")
+            }
+
+        logits = self.match(
+            beside(image, image, pick(image, other_image)),
+            beside(text, pick(text, other_text), text),
+            train=train,
+        )
+        exist = (used, has_text.reshape(-1), has_image.reshape(-1))
+        return {"match": logits.reshape(-1, 3, 2), "match_used": jnp.stack(exist, axis=1)}
