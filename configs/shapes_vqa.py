@@ -25,6 +25,7 @@ def get_config(arg=None):
             name="co_attention", depth=2, form="meter", norm_style="pre", image_pool="gap", **layer
         ),
     )
+    c.model.modality_dropout = 0.0
     c.task = dict(name="vqa", head=dict(form="meter"), caption_words=0.1)
     c.data = dict(name="shapes", num_scenes=8000, image_size=48, batch_size=64, num_threads=1)
     c.processor = dict(image_size=48, max_length=16, caption_length=48, vocab_size=512)

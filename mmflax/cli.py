@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed (one sentence on stderr; ``--debug`` adds the trace
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import json
 import os
@@ -23,6 +24,8 @@ _EXAMPLES = {
     "predict": 'mmflax predict --workdir runs/shapes --image photo.png --text "what color is the '
     'circle?" --attention look.png',
     "plan": "mmflax plan --config configs/shapes_vqa.py --topology v5e:4x4 --config.mesh.fsdp=4",
+    "ablate": "mmflax ablate --config configs/shapes_vqa.py --fusion concat,gated,co_attention "
+    "--seeds 3 --workdir runs/ablation --jobs 2",
     "data": "mmflax data --config configs/shapes_vqa.py --out sheet.png",
 }
 
@@ -100,11 +103,31 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = _command(commands, "predict", _predict, "ask a trained model about a picture")
     _workdir_option(predict, "a folder that `mmflax train` wrote")
-    predict.add_argument("--image", required=True, metavar="FILE", help="a picture")
-    predict.add_argument("--text", required=True, action="append", help="a question; may repeat")
+    predict.add_argument("--image", metavar="FILE", help="a picture; left out = there is none")
+    predict.add_argument(
+        "--second-image", metavar="FILE", help="the other one, for two-image tasks"
+    )
+    predict.add_argument(
+        "--text", action="append", help="what the model reads, such as a question; may repeat"
+    )
     predict.add_argument("--top", type=int, default=3, help="answers to list (default: 3)")
     predict.add_argument("--attention", metavar="OUT.png", help="draw where the model looked")
     predict.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
+
+    ablate = _command(commands, "ablate", _ablate, "train with each kind of fusion; one table")
+    _config_option(ablate)
+    _workdir_option(ablate, "a folder for all runs and the table; the same command resumes")
+    ablate.add_argument(
+        "--fusion", required=True, metavar="A,B,…", help="kinds to compare, such as concat,gated"
+    )
+    ablate.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: 3)")
+    ablate.add_argument("--steps", type=int, help="training steps (default: the config's)")
+    ablate.add_argument("--split", default="test", help="to compare on (default: test)")
+    ablate.add_argument("--metric", help="to compare (default: what ranks the checkpoints)")
+    ablate.add_argument(
+        "--no-match", action="store_true", help="leave each kind the parameters it comes with"
+    )
+    ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, on CPU (default: 1)")
 
     data = _command(commands, "data", _data, "draw examples exactly as the model sees them")
     _config_option(data)
@@ -197,25 +220,27 @@ def _predict(options: Any, overrides: list[str]) -> None:
     from mmflax import experiment
     from mmflax.inference import look
 
-    if options.attention and len(options.text) > 1:
-        raise MmflaxError("--attention draws one question; give one --text, or leave it out.")
+    if options.image is None and options.text is None:
+        raise MmflaxError("There is nothing to look at; give --image FILE, --text TEXT, or both.")
+    texts = options.text or [None]
+    if options.attention and (len(texts) > 1 or options.image is None):
+        raise MmflaxError("--attention draws one text over one picture; give one of each.")
     run = experiment.load(options.workdir, step=options.step)
-    found = run.predict(options.image, options.text, top=options.top)
+    found = run.predict(options.image, texts, second_image=options.second_image, top=options.top)
     if options.attention:
-        look.draw(run, options.image, options.text[0], options.attention)
-    values = [{"text": p.text, "answer": p.answer, "probability": p.probability,
-               "top": [list(pair) for pair in p.top]} for p in found]  # fmt: skip
-    lines = [
-        f"{p.answer}  ({', '.join(f'{name} {share:.1%}' for name, share in p.top)})" for p in found
-    ]
+        look.draw(run, options.image, texts[0], options.attention)
+    values = [dataclasses.asdict(p) for p in found]
+    lines = [p.answer + _shares(p.top) for p in found]
     if options.attention:
         lines.append(f"where it looked: {options.attention}")
     _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
 
 
-def _plan(options: Any, overrides: list[str]) -> None:
-    import dataclasses
+def _shares(top: Sequence[tuple[str, float]]) -> str:
+    return f"  ({', '.join(f'{name} {share:.1%}' for name, share in top)})" if top else ""
 
+
+def _plan(options: Any, overrides: list[str]) -> None:
     from mmflax import experiment
     from mmflax.config import load_config
 
@@ -228,6 +253,28 @@ def _plan(options: Any, overrides: list[str]) -> None:
         f"{found.temporary / 2**20:,.1f} MiB of temporaries on each\n"
         f"communication in the program: {sent}\ncompiled in {found.seconds:.0f} s",
     )
+
+
+def _ablate(options: Any, overrides: list[str]) -> None:
+    from mmflax import ablate
+    from mmflax.config import load_config
+    from mmflax.inference.ablation_report import markdown
+
+    if options.steps is not None:
+        overrides = [*overrides, f"--config.train.steps={options.steps}"]
+    found = ablate.ablate(
+        load_config(options.config, overrides),
+        options.workdir,
+        [kind for kind in options.fusion.split(",") if kind],
+        seeds=options.seeds,
+        split=options.split,
+        metric=options.metric,
+        match=not options.no_match,
+        jobs=options.jobs,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    where = f"{options.workdir}/ablation.json, .md and .png"
+    _print(options, found, f"{markdown(found)}\neverything is in {where}")
 
 
 def _data(options: Any, overrides: list[str]) -> None:

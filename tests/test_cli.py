@@ -37,7 +37,7 @@ def call(capsys, *words):
     return code, out, err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "data", "plan"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "ablate", "data", "plan"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main([command, "--help"])

@@ -8,6 +8,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
 from mmflax.models.encoders.positions import resize_positions, sincos2d
+from mmflax.models.stack import stack_layers
 
 
 def count(model, *args, **kwargs):
@@ -215,3 +216,31 @@ def test_half_precision_is_close(zoo, text, param_dtype):
     found = zoo.run(half, params, tokens, mask, train=False)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32)[mask], exact[mask], atol=0.15)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("encoder", ["vit", "bert"])
+def test_last_layers_end_in_the_tokens(encoder, scan_layers, zoo):
+    """The layer before the last is what an encoder of one layer less gives, final norm included."""
+    sizes = dict(width=16, num_heads=2)
+
+    def build(depth, **fields):
+        if encoder == "vit":
+            return vit.build(image_size=8, patch_size=4, depth=depth, **sizes, **fields)
+        return bert.build(vocab_size=30, depth=depth, **sizes, **fields)
+
+    inputs = zoo.inputs()
+    inputs = (inputs["image"],) if encoder == "vit" else (inputs["tokens"], inputs["text_mask"])
+    params = zoo.params(build(2), *inputs, train=False)
+    scanned = stack_layers(params) if scan_layers else params
+    model = build(2, scan_layers=scan_layers)
+    tokens, layers = zoo.run(model, scanned, *inputs, layers=2, train=False)
+    assert len(layers) == 2
+    np.testing.assert_array_equal(tokens, layers[-1])
+    expected = zoo.run(build(2), params, *inputs, train=False)
+    np.testing.assert_allclose(tokens, expected, atol=1e-5)
+    first = {"layers_0": params["encoder"]["layers_0"]}
+    expected = zoo.run(build(1), {**params, "encoder": first}, *inputs, train=False)
+    np.testing.assert_allclose(layers[0], expected, atol=1e-5)
+    with pytest.raises(MmflaxError, match="last 3 layers were asked for, but there are 2"):
+        zoo.run(model, scanned, *inputs, layers=3, train=False)

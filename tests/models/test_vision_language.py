@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders import bert
+from mmflax.models.vision_language import kept_modalities
 
 N = 5  # image tokens, CLS included
 
@@ -118,3 +120,96 @@ def test_parameters_are_the_recorded_ones(form, zoo):
     assert found == golden.read_text(), (
         f"parameters changed; if meant to, record {golden.name} anew"
     )
+
+
+def test_words_are_the_text_encoders_own(tiny, zoo):
+    """Tokens of the text alone: another image does not change them."""
+    found = tiny.run(tiny.params, tiny.inputs)
+    inputs = {name: tiny.inputs[name] for name in ("tokens", "text_mask")}
+    alone = zoo.run(tiny.model.text_encoder, tiny.params["text_encoder"], **inputs, train=False)
+    np.testing.assert_allclose(found.words, alone, atol=1e-5)
+    other = tiny.run(tiny.params, {**tiny.inputs, "image": tiny.inputs["image"] + 1.0})
+    np.testing.assert_array_equal(found.words, other.words)
+
+
+def test_an_absent_text_gives_the_same_words_whatever_it_was(zoo):
+    """Neither tokens nor token types of a masked column pass through BERT."""
+    model, tokens = (
+        bert.build(vocab_size=30, width=16, depth=2, num_heads=4),
+        zoo.inputs()["tokens"],
+    )
+    params = zoo.params(model, tokens, train=False)
+    mask = jnp.zeros(tokens.shape, bool).at[0].set(True)
+    types = jnp.zeros_like(tokens)
+    found = zoo.run(model, params, tokens, mask, types, train=False)
+    other = zoo.run(model, params, tokens + 1, mask, types + 1, train=False)
+    np.testing.assert_array_equal(found[1:], other[1:])
+    np.testing.assert_array_equal(found[1], found[2])
+    assert (found[0] != other[0]).any()
+
+
+def test_modality_dropout_keeps_one_and_drops_at_its_rate():
+    image = jnp.ones(40_000, bool).at[:10_000].set(False)
+    text = jnp.ones(40_000, bool).at[-10_000:].set(False)
+    seen, said = (np.asarray(kept) for kept in kept_modalities(jax.random.key(0), image, text, 0.3))
+    np.testing.assert_array_equal(seen | said, image | text)  # never both, never the only one
+    np.testing.assert_array_equal(seen & ~image, False)
+    np.testing.assert_array_equal(said & ~text, False)
+    both = np.asarray(image & text)
+    assert (seen & said)[~both].sum() == 0 and (seen ^ said)[~both].all()
+    assert abs((~seen)[both].mean() - 0.15) < 0.01 and abs((~said)[both].mean() - 0.15) < 0.01
+    assert not (~seen & ~said)[both].any()
+
+
+def test_modality_dropout_is_absence_and_of_training_alone(zoo):
+    """What is dropped is dropped as if it had not come: masks, values and gradients."""
+    inputs = zoo.inputs(batch=12, length=14)
+    inputs["text_mask"] = inputs["text_mask"].at[0].set(False)
+    inputs["image_mask"] = jnp.ones((12, N), bool).at[1].set(False)
+    plain = zoo.model()
+    model = plain.copy(modality_dropout=0.9)
+    params = zoo.params(plain, **inputs, train=False)
+    run = jax.jit(lambda inputs: plain.apply({"params": params}, **inputs, train=False))
+
+    @jax.jit
+    def train(inputs, image, key):
+        def loss(image):
+            encoded = model.apply(
+                {"params": params},
+                **{**inputs, "image": image},
+                train=True,
+                rngs={"dropout": key},
+            )
+            return (encoded.pooled**2).sum() + (encoded.patches**2).sum(), encoded
+
+        return jax.grad(loss, has_aux=True)(image)
+
+    grads, trained = train(inputs, inputs["image"], jax.random.key(1))
+    seen, said = trained.image_mask.any(axis=1), trained.text_mask.any(axis=1)
+    assert (seen | said).all() and not seen[2:].all() and not said[2:].all()
+    assert said[1] and seen[0]
+    absent = {**inputs, "image_mask": trained.image_mask, "text_mask": trained.text_mask}
+    expected = run(absent)
+    np.testing.assert_allclose(trained.pooled, expected.pooled, atol=1e-5)
+    np.testing.assert_allclose(trained.patches, expected.patches, atol=1e-5)
+    np.testing.assert_array_equal((grads != 0).any(axis=(1, 2, 3)), seen)
+    again = train(inputs, inputs["image"], jax.random.key(2))[1]
+    assert (again.image_mask.any(axis=1) != seen).any()
+    same = jax.jit(lambda inputs: model.apply({"params": params}, **inputs, train=False))(inputs)
+    np.testing.assert_array_equal(same.pooled, run(inputs).pooled)
+
+
+def test_modality_dropout_without_an_image_mask(zoo):
+    inputs = zoo.inputs(batch=12, length=14)
+    model = zoo.model().copy(modality_dropout=0.9)
+    params = zoo.params(model, **inputs, train=False)
+    encoded = zoo.run(model, params, **inputs, train=True, key=0)
+    seen = encoded.image_mask.any(axis=1)
+    np.testing.assert_array_equal(encoded.image_mask, jnp.broadcast_to(seen[:, None], (12, N)))
+    assert 0 < seen.sum() < 12
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_modality_dropout_must_leave_something(zoo, rate):
+    with pytest.raises(MmflaxError, match="modality_dropout is"):
+        zoo.model().copy(modality_dropout=rate)

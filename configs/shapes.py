@@ -1,0 +1,93 @@
+"""Every task on the embedded `shapes` scenes: `configs/shapes.py:TASK`.
+
+captioning, generative_vqa, translation (a decoder writes) · matching, entailment, classification
+(one picture and a text) · nlvr (a statement about one picture), nlvr2 (about two) · retrieval ·
+pretraining (a mixture of objectives on pictures with captions).
+
+Model: ViT + BERT + co-attention (METER's form, Dou et al. 2022, arXiv:2111.02387) as in
+configs/shapes_vqa.py, small and from scratch; `--config.model.fusion.name=…` changes the fusion.
+Command: mmflax train --config configs/shapes.py:captioning --workdir runs/captioning
+Hardware: 2 CPU cores, 3 to 6 minutes a task.
+Expected score: the table "Every task" in the README, each beside its blind baselines.
+"""
+
+from ml_collections import ConfigDict
+
+LAYER = dict(width=64, num_heads=4, mlp_dim=128, activation="gelu_tanh", qk_init="shared")
+DECODER = dict(
+    depth=2, width=64, num_heads=4, mlp_dim=128, norm_style="pre", activation="gelu_tanh",
+    qk_init="shared",
+)  # fmt: skip
+WRITER = dict(
+    name="generation", memory=("fused",), table="text_encoder", decoder=DECODER, caption_words=0.1
+)
+# task: (the task's fields, the metric that ranks checkpoints, training scenes, steps)
+TASKS = {
+    "captioning": (WRITER, "token_accuracy", 8000, 3600),
+    "generative_vqa": (WRITER, "exact", 8000, 3600),
+    "translation": (WRITER, "token_accuracy", 8000, 2400),
+    "matching": (dict(name="matching", caption_words=0.1), "accuracy", 8000, 3600),
+    "entailment": (dict(name="matching", caption_words=0.1), "accuracy", 8000, 3600),
+    "classification": (dict(name="classification", caption_words=0.1), "accuracy", 8000, 3600),
+    "nlvr": (dict(name="reasoning", images=1, caption_words=0.1), "accuracy", 8000, 3600),
+    "nlvr2": (dict(name="reasoning", images=2, caption_words=0.1), "accuracy", 16000, 7200),
+    "pretraining": (
+        dict(
+            name="pretraining",
+            objectives=dict(
+                itc=dict(kind="clip", embed_dim=64),
+                itm=1.0,
+                mlm=dict(weight=1.0, whole_word=True),
+                masked_patch=0.5,
+            ),
+        ),
+        "mlm_accuracy",
+        8000,
+        1600,
+    ),
+    "retrieval": (
+        dict(name="retrieval", embed_dim=64, fused=True, caption_words=0.1),
+        "in_batch_recall/t2i",
+        8000,
+        1600,
+    ),
+}
+
+
+def get_config(arg=None):
+    arg = arg or "captioning"
+    if arg not in TASKS:
+        raise ValueError(
+            f"name a task, as in configs/shapes.py:captioning; one of {', '.join(TASKS)}"
+        )
+    task, best, scenes, steps = TASKS[arg]
+    data = "retrieval" if arg == "pretraining" else arg  # pictures with captions
+    c = ConfigDict()
+    c.seed = 0
+    c.model = dict(
+        image_encoder=dict(
+            name="vit", depth=2, patch_size=16, position="sincos2d", cls_token=False, **LAYER
+        ),
+        text_encoder=dict(name="bert", depth=1, **LAYER),
+        fusion=dict(name="co_attention", depth=2, norm_style="pre", image_pool="gap", **LAYER),
+    )
+    c.model.modality_dropout = 0.0
+    c.task = dict(task)
+    c.data = dict(
+        name="shapes", task=data, num_scenes=scenes, image_size=48, batch_size=64,
+        num_threads=1,
+    )  # fmt: skip
+    c.processor = dict(image_size=48, caption_length=48, vocab_size=512)
+    c.optim = dict(
+        name="adamw",
+        schedule=dict(name="warmup_cosine", peak=1e-3, warmup_steps=100, end=2e-5),
+        weight_decay=0.05,
+        b2=0.98,
+        clip_norm=1.0,
+    )
+    c.augment = dict(flip="off")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.train = dict(steps=steps, log_every=100, eval_every=steps // 3, checkpoint_every=steps // 3)
+    c.evaluation = dict(split="validation", batch_size=256, max_examples=1024)
+    c.checkpoint = dict(keep_last=2, keep_best=1, best_metric=f"validation/{best}")
+    return c
