@@ -108,6 +108,8 @@ class Processor:
         max_length: int | None = None,
         target_length: int | None = None,
         min_answer_count: int = 1,
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
         absent_images: bool | None = None,
         **fields: Any,
     ) -> Processor:
@@ -115,7 +117,8 @@ class Processor:
 
         Answers are ordered by frequency, then alphabetically; those of fewer than
         ``min_answer_count`` training examples are left out (VQAv2's custom is 9). A length of None
-        fits the longest training text, rounded up to a multiple of 8. What the examples have
+        fits the longest training text, rounded up to a multiple of 8. Accents are stripped from
+        lower-cased text, as in BERT, but not where texts are to be written. What the examples have
         (targets, a second image, absent images, image ids) sets the fields that are not given.
         Question types come from every split, since they name metrics and are not learned.
         """
@@ -129,7 +132,11 @@ class Processor:
                 f"No answer occurs {min_answer_count} times in training; lower min_answer_count."
             )
         everything = (*seen.texts.elements(), *seen.captions, *seen.targets)
-        tokenizer = Tokenizer.learn(everything, vocab_size=vocab_size)
+        if strip_accents is None and seen.targets:
+            strip_accents = False
+        tokenizer = Tokenizer.learn(
+            everything, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents
+        )
         if max_length is None:
             max_length = _fit(tokenizer, seen.texts)
         if target_length is None:

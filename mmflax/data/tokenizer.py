@@ -44,15 +44,23 @@ class Tokenizer:
 
     @classmethod
     def learn(
-        cls, texts: Iterable[str], *, vocab_size: int = 8192, lowercase: bool = True
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int = 8192,
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
     ) -> Tokenizer:
-        """A vocabulary of at most ``vocab_size`` pieces, the same for the same texts."""
+        """A vocabulary of at most ``vocab_size`` pieces, the same for the same texts.
+
+        ``strip_accents`` ("ü" becomes "u") goes with ``lowercase`` where it is None, as in BERT.
+        """
         if vocab_size < len(SPECIALS) + 2:
             raise MmflaxError(
                 f"vocab_size is {vocab_size}; it must be at least {len(SPECIALS) + 2}, for the "
                 "special tokens and one letter."
             )
-        blank = _backend(SPECIALS, lowercase)
+        blank = _backend(SPECIALS, lowercase, strip_accents)
         words: Counter[str] = Counter()
         for text, count in Counter(texts).items():
             normal = blank.normalizer.normalize_str(text)
@@ -61,7 +69,7 @@ class Tokenizer:
         if not words:
             raise MmflaxError("There is no text to learn a vocabulary from; every text is empty.")
         pieces = learn_wordpieces(words, vocab_size - len(SPECIALS))
-        return cls(_backend((*SPECIALS, *pieces), lowercase))
+        return cls(_backend((*SPECIALS, *pieces), lowercase, strip_accents))
 
     @classmethod
     def from_vocabulary(cls, tokens: Sequence[str], *, lowercase: bool = True) -> Tokenizer:
@@ -129,13 +137,17 @@ class Tokenizer:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
 
-def _backend(tokens: Sequence[str], lowercase: bool) -> tokenizers.Tokenizer:
+def _backend(
+    tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
+) -> tokenizers.Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise MmflaxError("The vocabulary lists a token twice; ids would be ambiguous.")
     unknown = SPECIALS[1]
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens([token for token in SPECIALS if token in vocabulary])

@@ -106,7 +106,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     metric, kinds = found["metric"], found["kinds"]
     types = list(next(iter(kinds.values()))["by_type"])
     head = ["fusion", "parameters", "mlp_dim", "depth", f"{metric} x 100", "95 % seeds",
-            "95 % examples", f"- {found['reference']}", "text only", *types]  # fmt: skip
+            "95 % examples", f"minus {found['reference']}", "text only", *types]  # fmt: skip
 
     def interval(pair: Sequence[float] | None) -> str:
         return "-" if pair is None else " .. ".join(cell(metric, value) for value in pair)
@@ -138,7 +138,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         if entry["dropped"]
     ]
     compared = (
-        f"- {found['reference']}: mean difference at equal seeds (95 % over seeds, Student's t).",
+        f"minus {found['reference']}: mean difference at equal seeds (95 % over seeds, by t).",
         "text only: the same models without the image. By question type: means over the seeds.",
     )
     notes = "\n".join(f"- {note}" for note in (*_NOTES, *compared, *dropped))

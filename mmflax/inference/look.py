@@ -17,18 +17,19 @@ from mmflax.inference.predict import Prediction, Predictor
 def text_to_image(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The text stream's cross-attention of every fusion layer, first to last: [h t n] each."""
     # LXMERT's one cross-attention is called for the image first (0), then for the text (1).
-    # A one-way fusion's layers are the text encoder's, each called once.
-    calls = r"(?:text/cross_attention/attention|cross_attention/attention(?:/1)?)$"
-    pattern = re.compile(r"fusion/(?:text_)?encoder/layers(?:_(\d+))?/" + calls)
+    # A one-way fusion has layers for the text alone.
+    calls = r"(?:text/cross_attention/attention|cross_attention/attention/1)"
+    one_way = r"fusion/text_encoder/layers(?:_(\d+))?/cross_attention/attention"
+    pattern = re.compile(rf"(?:fusion/.*layers(?:_(\d+))?/{calls}|{one_way})$")
     found: list[tuple[int, np.ndarray]] = []
     for path, value in weights.items():
         match = pattern.search(path)
         if not match:
             continue
-        if match.group(1) is None:  # scanned: a leading layer axis
+        if match.lastindex is None:  # scanned: a leading layer axis
             found += [(i, layer[0]) for i, layer in enumerate(value)]
         else:
-            found.append((int(match.group(1)), value[0]))
+            found.append((int(match[match.lastindex]), value[0]))
     return [layer for _, layer in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -80,7 +80,7 @@ class VisionLanguageModel(nn.Module):
         if seen is not None:
             image = jnp.where(seen[:, None, None, None], image, jnp.zeros_like(image))
         count = getattr(self.fusion, "num_layers_read", 0)
-        patches, image_layers = _read(self.image_encoder, count, image, train=train)
+        patches, image_layers = read_encoder(self.image_encoder, count, image, train=train)
         if image_mask is not None and image_mask.shape[1] != patches.shape[1]:
             raise MmflaxError(
                 f"image_mask has {image_mask.shape[1]} columns, the image encoder gives "
@@ -89,7 +89,7 @@ class VisionLanguageModel(nn.Module):
         if seen is not None:
             whole = jnp.ones(patches.shape[:2], bool) if image_mask is None else image_mask
             image_mask = whole & seen[:, None]
-        words, text_layers = _read(self.text_encoder, count, tokens, text_mask, train=train)
+        words, text_layers = read_encoder(self.text_encoder, count, tokens, text_mask, train=train)
         read = dict(image_layers=image_layers, text_layers=text_layers) if count else {}
         fused = self.fusion(patches, words, image_mask, text_mask, train=train, **read)
         if image_mask is None:
@@ -110,7 +110,7 @@ def kept_modalities(
     return image & ~(loses & heads), text & ~(loses & ~heads)
 
 
-def _read(encoder: nn.Module, count: int, *inputs: Any, **rest: Any) -> tuple[Any, Any]:
+def read_encoder(encoder: nn.Module, count: int, *inputs: Any, **rest: Any) -> tuple[Any, Any]:
     """An encoder's tokens, and those of its last `count` layers, or None for 0."""
     if not count:
         return encoder(*inputs, **rest), None

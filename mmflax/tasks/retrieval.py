@@ -58,6 +58,11 @@ def build(
     `itm_accuracy` over pairs and negatives, and the losses `loss/contrastive`, `loss/itm` and
     `loss/words` where there are several. Rows without an image or a text count nowhere.
     """
+    if getattr(backbone, "modality_dropout", 0.0):
+        raise MmflaxError(
+            f"model.modality_dropout is {backbone.modality_dropout}, but retrieval compares an "
+            "image with a text and learns nothing from one alone; remove it."
+        )
     temperature, bias = choose("loss", loss, INIT)
     temperature = temperature if temperature_init is None else temperature_init
     if temperature <= 0:
@@ -128,18 +133,18 @@ def build(
 
 def _search(model: RetrievalModel) -> Search:
     """What a retriever calls; without fusion nothing but embeddings need be kept."""
-    kept = ("embedding", "tokens", "mask") if model.fused else ("embedding",)
+
+    def kept(rows: Rows) -> Rows:
+        return rows if model.fused else {"embedding": rows["embedding"]}
 
     def apply(params: Any, *args: Any, method: str) -> Any:
         return model.apply({"params": params}, *args, train=False, method=method)
 
     def encode_image(params: Any, batch: Batch) -> Rows:
-        rows = apply(params, batch, method="encode_image")
-        return {name: rows[name] for name in kept}
+        return kept(apply(params, batch, method="encode_image"))
 
     def encode_text(params: Any, batch: Batch) -> Rows:
-        rows = apply(params, batch, method="encode_text")
-        return {name: rows[name] for name in kept}
+        return kept(apply(params, batch, method="encode_text"))
 
     def match(params: Any, image: Rows, text: Rows) -> Float[Array, "b"]:
         logits = apply(params, image, text, method="match")

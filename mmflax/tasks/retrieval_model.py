@@ -12,6 +12,7 @@ from mmflax.losses.contrastive import unit
 from mmflax.losses.matching import hard_negatives
 from mmflax.models.layers import KERNEL_INIT
 from mmflax.models.pooling import pool_tokens
+from mmflax.models.vision_language import read_encoder
 from mmflax.tasks.inputs import image_mask
 from mmflax.tasks.task import Batch
 
@@ -95,26 +96,40 @@ class RetrievalModel(nn.Module):
         image, mask = batch["image"], image_mask(self.backbone, batch)
         if mask is not None:
             image = jnp.where(mask.any(axis=1)[:, None, None, None], image, jnp.zeros_like(image))
-        tokens = self.backbone.image_encoder(image, train=train)
+        encoder = self.backbone.image_encoder
+        tokens, layers = read_encoder(encoder, self._layers_read, image, train=train)
         pooled = pool_tokens(tokens, mask, pool=self.image_pool).astype(jnp.float32)
         mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
         embedding = unit(self.image_projection(pooled))
-        return {"embedding": embedding, "tokens": tokens, "mask": mask}
+        return {"embedding": embedding, "tokens": tokens, "mask": mask, **_named(layers)}
 
     def encode_text(self, batch: Batch, *, train: bool) -> Rows:
         """`embedding` [b e], `tokens` [b t d] and `mask` [b t] of the texts alone."""
         mask = batch["text_mask"]
-        tokens = self.backbone.text_encoder(batch["tokens"], mask, train=train)
+        encoder = self.backbone.text_encoder
+        tokens, layers = read_encoder(
+            encoder, self._layers_read, batch["tokens"], mask, train=train
+        )
         pooled = pool_tokens(tokens, mask, pool=self.text_pool).astype(jnp.float32)
         embedding = unit(self.text_projection(pooled))
-        return {"embedding": embedding, "tokens": tokens, "mask": mask}
+        return {"embedding": embedding, "tokens": tokens, "mask": mask, **_named(layers)}
 
     def match(self, image: Rows, text: Rows, *, train: bool) -> Float[Array, "b 2"]:
         """Logits (apart, together) of pairs of encoded rows."""
+        layers = {
+            f"{name}_layers": tuple(rows[f"layer_{i}"] for i in range(self._layers_read))
+            for name, rows in (("image", image), ("text", text))
+            if self._layers_read
+        }
         fused = self.backbone.fusion(
-            image["tokens"], text["tokens"], image["mask"], text["mask"], train=train
+            image["tokens"], text["tokens"], image["mask"], text["mask"], train=train, **layers
         )
         return self.match_head(fused.pooled.astype(jnp.float32))
+
+    @property
+    def _layers_read(self) -> int:
+        """How many of the encoders' layers the fusion reads, besides their tokens."""
+        return getattr(self.backbone.fusion, "num_layers_read", 0) if self.fused else 0
 
     def _match_batch(
         self, image: Rows, text: Rows, scale: Array, used: Array, keys: Array | None, train: bool
@@ -155,7 +170,8 @@ class RetrievalModel(nn.Module):
                 name: jnp.stack([part[name] for part in parts], axis=1).reshape(
                     -1, *parts[0][name].shape[1:]
                 )
-                for name in ("tokens", "mask")
+                for name in parts[-1]
+                if name != "embedding"
             }
 
         logits = self.match(
@@ -165,3 +181,8 @@ class RetrievalModel(nn.Module):
         )
         exist = (used, has_text.reshape(-1), has_image.reshape(-1))
         return {"match": logits.reshape(-1, 3, 2), "match_used": jnp.stack(exist, axis=1)}
+
+
+def _named(layers: tuple[Array, ...] | None) -> Rows:
+    """The encoders' layers that a fusion may read, each [b s d], beside their tokens."""
+    return {f"layer_{i}": layer for i, layer in enumerate(layers or ())}

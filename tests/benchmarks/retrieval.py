@@ -6,7 +6,7 @@ pixels and words (timed on a sample of pairs, then multiplied), or through the f
 kept encoder outputs (the same). Loss: with a trained run, recall at 1 of both on a full grid.
 
     python tests/benchmarks/retrieval.py                            # 1,000 images x 5,000 texts
-    python tests/benchmarks/retrieval.py --images 200 --texts 1000
+    python tests/benchmarks/retrieval.py --fusion cross_attention --bert-depth 6 --fusion-depth 6
     python tests/benchmarks/retrieval.py --workdir runs/retrieval   # only what is lost
 """
 
@@ -22,12 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import mmflax
-from mmflax import experiment
+from mmflax import experiment, plugins
 from mmflax.data.dataset import Subset, in_memory
 from mmflax.data.processor import Processor
 from mmflax.inference.search import Retriever, evaluate_corpora, images_of
 from mmflax.models.encoders import bert, vit
-from mmflax.models.fusion import co_attention
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import retrieval
 
@@ -51,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--vit-depth", type=int, default=12)
     parser.add_argument("--bert-depth", type=int, default=4)
+    parser.add_argument("--fusion", default="co_attention")
     parser.add_argument("--fusion-depth", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64, help="pairs: 4 x this")
     parser.add_argument(
@@ -106,6 +106,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     pairs = count * total
     return {
         "device": jax.devices()[0].device_kind,
+        "fusion": f"{arguments.fusion}, {arguments.fusion_depth} layers",
         "images": count,
         "texts": total,
         "rerank": arguments.rerank,
@@ -131,7 +132,11 @@ def model(processor: Processor, arguments: argparse.Namespace) -> tuple[Any, Any
             image_size=arguments.image_size, patch_size=16, depth=arguments.vit_depth, **layer
         ),
         bert.build(vocab_size=processor.tokenizer.vocab_size, depth=arguments.bert_depth, **layer),
-        co_attention.build(depth=arguments.fusion_depth, **layer),
+        plugins.build(
+            "mmflax.models.fusion",
+            "--fusion",
+            {"name": arguments.fusion, "depth": arguments.fusion_depth, **layer},
+        ),
     )
     task = retrieval.build(backbone=backbone, fused=True)
     example = jax.tree.map(jnp.asarray, processor.zeros(1))

@@ -198,3 +198,14 @@ def test_captions_only_on_request(processor):
     assert batch["caption"].shape == (2, 8)
     assert batch["caption_mask"][0].sum() >= 5 and not batch["caption_mask"][1].any()
     assert list(batch["caption"][0]) == list(asked.tokenizer.encode("a red dog", 8)[0])
+
+
+def test_texts_to_be_written_keep_their_accents():
+    raw = {"image": IMAGE, "question": "the green thing", "target": "das grüne Dreieck ist groß"}
+    learned = Processor.learn(in_memory({"train": [raw]}), image_size=8)
+    batch = learned.batch([raw])
+    assert learned.decode(batch["target"][0]) == "das grüne dreieck ist groß"
+    cased = Processor.learn(in_memory({"train": [raw]}), image_size=8, lowercase=False)
+    assert cased.decode(cased.batch([raw])["target"][0]) == raw["target"]
+    plain = Processor.learn(in_memory({"train": [{**raw, "target": None}]}), image_size=8)
+    np.testing.assert_array_equal(plain.text("grüne")[0], plain.text("grune")[0])

@@ -73,15 +73,19 @@ def test_heat_averages_heads_and_drops_the_prefix():
     np.testing.assert_allclose(look.heat(layer, (2, 2), prefix=1), [[0.5, 0], [0, 0.5]])
 
 
-@pytest.mark.parametrize("form", ["meter", "lxmert"])
+@pytest.mark.parametrize("form", ["meter", "lxmert", "one way"])
 @pytest.mark.parametrize("scan", [False, True])
 def test_cross_attention_is_found_in_every_form(form, scan):
     import jax
     import jax.numpy as jnp
 
-    from mmflax.models.fusion import co_attention
+    from mmflax.models.fusion import co_attention, cross_attention
 
-    fusion = co_attention.build(width=8, depth=2, num_heads=2, form=form, scan_layers=scan)
+    sizes = dict(width=8, depth=2, num_heads=2, scan_layers=scan)
+    if form == "one way":
+        fusion = cross_attention.build(**sizes)
+    else:
+        fusion = co_attention.build(form=form, **sizes)
     image, text = jnp.ones((1, 5, 8)), jnp.ones((1, 3, 8))
     key = jax.random.key(0)
     params = fusion.init(key, image, text, train=False)["params"]

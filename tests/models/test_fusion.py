@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmflax import plugins
+from mmflax.distributed.mesh import RULES, make_mesh, param_specs
 from mmflax.errors import MmflaxError
 from mmflax.models.stack import stack_layers
 
@@ -213,7 +214,7 @@ def test_half_precision_trains_with_every_help(case):
     def run(params):
         return bind(module, params, *inputs(), train=True, rngs={"dropout": jax.random.key(0)})
 
-    for leaf in run(params):
+    for leaf in jax.jit(run, compiler_options=QUICK)(params):
         assert leaf.dtype == jnp.bfloat16 and jnp.isfinite(leaf.astype(jnp.float32)).all()
     grads = jax.eval_shape(jax.grad(lambda params: total(run(params))), params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
@@ -252,6 +253,17 @@ def test_a_causal_word_depends_on_the_image_and_on_words_up_to_itself(seen, case
     np.testing.assert_array_equal(reads, np.tri(T, dtype=bool))
     assert (text_image[:, 0] != 0).any() and (image_image[:, 0] != 0).any()
     assert (image_text == 0).all()
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@every_kind
+def test_every_parameter_has_a_place_on_the_mesh(case, scan_layers):
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    module = build(case, scan_layers=scan_layers)
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), *inputs(), train=False, method=call)
+    )["params"]
+    param_specs(shapes, RULES, mesh)
 
 
 def test_nothing_changes_but_the_name():

@@ -1,4 +1,4 @@
-"""The bridge: which encoder layers it reads, in which order, and what BridgeTower itself computes."""
+"""The bridge: which encoder layers it reads, in which order, and BridgeTower's own numbers."""
 
 import flax.linen as nn
 import jax

@@ -52,49 +52,49 @@ def multi_head(p, x, context):
     return np.einsum("bhtk,hkd->btd", weights @ value, p["out"]["kernel"]) + p["out"]["bias"]
 
 
-# A formula is (v, l, parameters) -> h, in the words of the file's own equation.
+# A formula is (v, u, parameters) -> h, in the words of the file's own equation.
 
 
-def concatenation(v, l, p):  # noqa: E741
-    return np.concatenate([v, l], axis=-1)
+def concatenation(v, u, p):
+    return np.concatenate([v, u], axis=-1)
 
 
-def common_space(v, l, p):  # noqa: E741
-    h = norm(p["norm"], dense(p["image"], v) + dense(p["text"], l))
+def common_space(v, u, p):
+    h = norm(p["norm"], dense(p["image"], v) + dense(p["text"], u))
     return np.asarray(jax.nn.gelu(jnp.asarray(h), approximate=False))
 
 
-def gated_unit(v, l, p):  # noqa: E741
-    z = sigmoid(np.concatenate([v, l], axis=-1) @ p["gate"]["kernel"])
-    h_v, h_l = np.tanh(v @ p["image"]["kernel"]), np.tanh(l @ p["text"]["kernel"])
+def gated_unit(v, u, p):
+    z = sigmoid(np.concatenate([v, u], axis=-1) @ p["gate"]["kernel"])
+    h_v, h_l = np.tanh(v @ p["image"]["kernel"]), np.tanh(u @ p["text"]["kernel"])
     return z * h_v + (1 - z) * h_l
 
 
-def outer_product(v, l, p):  # noqa: E741
-    v, l = (  # noqa: E741
+def outer_product(v, u, p):
+    v, u = (
         np.concatenate([np.ones((*x.shape[:-1], 1)), dense(p[name], x)], axis=-1)
-        for name, x in (("image", v), ("text", l))
+        for name, x in (("image", v), ("text", u))
     )
-    rows = [np.outer(a, b).ravel() for a, b in zip(v, l, strict=True)]
+    rows = [np.outer(a, b).ravel() for a, b in zip(v, u, strict=True)]
     return dense(p["output"], np.stack(rows))
 
 
-def low_rank_product(v, l, p, rank=3):  # noqa: E741
-    """By the weight tensor itself, built from its factors: h_e = Σ_ij W_ije [1; v]_i [1; l]_j."""
+def low_rank_product(v, u, p, rank=3):
+    """By the weight tensor itself, built from its factors: h_e = Σ_ij W_ije [1; v]_i [1; u]_j."""
 
     def factors(q):  # [rank, 1 + d, e]
         kernel = q["kernel"].reshape(D, rank, -1).transpose(1, 0, 2)
         return np.concatenate([q["bias"].reshape(rank, 1, -1), kernel], axis=1)
 
     weights = np.einsum("r,rie,rje->ije", p["rank_scale"], factors(p["image"]), factors(p["text"]))
-    v, l = (np.concatenate([np.ones((len(x), 1)), x], axis=-1) for x in (v, l))  # noqa: E741
-    return np.einsum("bi,bj,ije->be", v, l, weights) + p["bias"]
+    v, u = (np.concatenate([np.ones((len(x), 1)), x], axis=-1) for x in (v, u))
+    return np.einsum("bi,bj,ije->be", v, u, weights) + p["bias"]
 
 
 OPERATORS = {
     "concat": (concat.Concatenation(), concatenation),
-    "sum": (elementwise.ElementByElement("sum"), lambda v, l, p: v + l),
-    "product": (elementwise.ElementByElement("product"), lambda v, l, p: v * l),
+    "sum": (elementwise.ElementByElement("sum"), lambda v, u, p: v + u),
+    "product": (elementwise.ElementByElement("product"), lambda v, u, p: v * u),
     "projection": (projection.CommonSpace(6), common_space),
     "gated": (gated.GatedUnit(6), gated_unit),
     "tensor": (tensor.OuterProduct(6, side=4), outer_product),
@@ -105,12 +105,12 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator(name, zoo):
     module, formula = OPERATORS[name]
-    v, l = draw(4, D), draw(4, D, seed=1)  # noqa: E741
-    inputs = jnp.asarray(v), jnp.asarray(l)
+    v, u = draw(4, D), draw(4, D, seed=1)
+    inputs = jnp.asarray(v), jnp.asarray(u)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
     params = zoo.params(module, *inputs) if "params" in shapes else {}
     found = zoo.run(module, params, *inputs)
-    expected = formula(v, l, jax.tree.map(np.asarray, params))
+    expected = formula(v, u, jax.tree.map(np.asarray, params))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     # Tokens [b s d] are fused one by one.
     tokens = zoo.run(module, params, inputs[0][:, None], inputs[1][:, None])
@@ -157,14 +157,14 @@ def made(zoo, name, **fields):
 
 def test_joint_attention(zoo):
     """Without layers V and L are the streams as they enter."""
-    fused, p, v, l = made(zoo, "joint_attention", image_pool="gap")  # noqa: E741
+    fused, p, v, u = made(zoo, "joint_attention", image_pool="gap")
     types = p["type_embedding"]["embedding"]
-    v, l = v + types[1], l + types[0]  # noqa: E741
-    v_to_l, l_to_v = multi_head(p["image_reads"], v, l), multi_head(p["text_reads"], l, v)
-    four = np.concatenate([v_to_l.mean(1), l_to_v[:, 0], v.mean(1), l[:, 0]], axis=-1)
+    v, u = v + types[1], u + types[0]
+    v_to_l, l_to_v = multi_head(p["image_reads"], v, u), multi_head(p["text_reads"], u, v)
+    four = np.concatenate([v_to_l.mean(1), l_to_v[:, 0], v.mean(1), u[:, 0]], axis=-1)
     np.testing.assert_allclose(fused.pooled, dense(p["joint"], four), atol=1e-5)
     image = dense(p["image_joint"], np.concatenate([v, v_to_l], axis=-1))
-    text = dense(p["text_joint"], np.concatenate([l, l_to_v], axis=-1))
+    text = dense(p["text_joint"], np.concatenate([u, l_to_v], axis=-1))
     np.testing.assert_allclose(fused.image, image, atol=1e-5)
     np.testing.assert_allclose(fused.text, text, atol=1e-5)
 
@@ -172,12 +172,12 @@ def test_joint_attention(zoo):
 def test_placements(zoo):
     """Without layers: late fuses the two summaries, early every token with the other's summary, and
     hybrid projects both results side by side."""
-    fused, p, v, l = made(zoo, "gated", placement="hybrid", image_pool="gap")  # noqa: E741
+    fused, p, v, u = made(zoo, "gated", placement="hybrid", image_pool="gap")
     types = p["type_embedding"]["embedding"]
-    late = gated_unit((v + types[1]).mean(1), (l + types[0])[:, 0], p["late_operator"])
-    said, seen = np.broadcast_to(l[:, :1], v.shape), np.broadcast_to(v.mean(1)[:, None], l.shape)
+    late = gated_unit((v + types[1]).mean(1), (u + types[0])[:, 0], p["late_operator"])
+    said, seen = np.broadcast_to(u[:, :1], v.shape), np.broadcast_to(v.mean(1)[:, None], u.shape)
     image = dense(p["early_projection"], gated_unit(v, said, p["early_operator"])) + types[1]
-    text = dense(p["early_projection"], gated_unit(seen, l, p["early_operator"])) + types[0]
+    text = dense(p["early_projection"], gated_unit(seen, u, p["early_operator"])) + types[0]
     early = np.concatenate(
         [
             np.tanh(dense(p["text_pooler"]["dense"], text[:, 0])),
@@ -189,7 +189,7 @@ def test_placements(zoo):
     np.testing.assert_allclose(fused.pooled, dense(p["pooled_hybrid"], both), atol=1e-5)
     streams = np.concatenate([image, v + types[1]], axis=-1)
     np.testing.assert_allclose(fused.image, dense(p["image_hybrid"], streams), atol=1e-5)
-    streams = np.concatenate([text, l + types[0]], axis=-1)
+    streams = np.concatenate([text, u + types[0]], axis=-1)
     np.testing.assert_allclose(fused.text, dense(p["text_hybrid"], streams), atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.losses import contrastive
 from mmflax.models.encoders import bert, vit
-from mmflax.models.fusion import co_attention
+from mmflax.models.fusion import bridge, co_attention
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import retrieval
 from mmflax.tasks.blind import without_image, without_text
@@ -21,12 +21,12 @@ def build(**fields):
     return retrieval.build(backbone=toy_backbone(), embed_dim=8, **fields)
 
 
-def build_real(**fields):
+def build_real(fusion=co_attention, **fields):
     sizes = dict(width=16, num_heads=2, depth=1, mlp_dim=32)
     backbone = VisionLanguageModel(
         vit.build(image_size=8, patch_size=4, **sizes),
         bert.build(vocab_size=20, max_length=8, **sizes),
-        co_attention.build(**sizes),
+        fusion.build(**sizes),
     )
     return retrieval.build(backbone=backbone, embed_dim=8, **fields)
 
@@ -261,6 +261,23 @@ def test_search_gives_what_the_whole_model_gives(fused, batch):
     same(score, logits[:, 1] - logits[:, 0])
 
 
+def test_a_fusion_that_reads_the_encoders_layers_finds_them_in_the_cache(batch):
+    task = build_real(fusion=bridge, fused=True)
+    params = random_params(task, batch)
+    outputs, _, _ = run(task, params, batch)
+    image = jax.jit(task.search.encode_image)(params, batch)
+    text = jax.jit(task.search.encode_text)(params, batch)
+    assert image["layer_0"].shape == (4, 5, 16) and text["layer_0"].shape == (4, 5, 16)
+    logits = outputs["match"][:, 0]
+    same(jax.jit(task.search.match)(params, image, text), logits[:, 1] - logits[:, 0])
+    encoded = task.model.backbone.apply(
+        {"params": params["backbone"]}, batch["image"], batch["tokens"], batch["text_mask"],
+        train=False,
+    )  # fmt: skip
+    head = params["match_head"]
+    same(logits, encoded.pooled @ head["kernel"] + head["bias"][None])
+
+
 def test_the_mesh_changes_nothing(fused):
     """Loss and metrics over 8 devices, ring and hard negatives included, equal one device's."""
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -307,3 +324,9 @@ def test_words_of_the_text_are_grounded_where_there_is_no_caption(batch):
 def test_bad_fields_are_one_sentence(fields, message):
     with pytest.raises(MmflaxError, match=message):
         build(**fields)
+
+
+def test_modality_dropout_is_refused():
+    backbone = toy_backbone().clone(modality_dropout=0.1)
+    with pytest.raises(MmflaxError, match="modality_dropout is 0.1"):
+        retrieval.build(backbone=backbone)

@@ -27,7 +27,7 @@ class BridgeLayer(CoAttentionLayer):
     """A co-attention layer behind two bridges; `each` holds this layer's (W_V V_i + e_1, …)."""
 
     @nn.compact
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         streams: tuple[Float[Array, "b n d"], Float[Array, "b t d"]],
         image_mask: Bool[Array, "b 1 1 n"] | None = None,

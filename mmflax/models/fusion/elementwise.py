@@ -8,13 +8,14 @@ Neither has parameters of its own.
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.models.fusion.placed import Placed
 from mmflax.models.layers import choose
 
 # operation: (function, the value that changes nothing)
-OPERATIONS = {"sum": (lambda v, l: v + l, 0.0), "product": (lambda v, l: v * l, 1.0)}  # noqa: E741
+OPERATIONS = {"sum": (jnp.add, 0.0), "product": (jnp.multiply, 1.0)}
 
 
 class ElementByElement(nn.Module):
