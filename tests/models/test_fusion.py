@@ -195,6 +195,7 @@ def test_scan_and_more_padding_change_nothing(seen, case):
     np.testing.assert_allclose(longer.text[:, :T], fused.text, atol=2e-5)
 
 
+@pytest.mark.slow
 @every_kind
 def test_half_precision_trains_with_every_help(case):
     """Pre-norm, mean pooling, dropout of all sorts: the fields of every kind at once."""

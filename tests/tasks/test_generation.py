@@ -136,6 +136,7 @@ def test_loss_and_metrics_by_hand():
         np.testing.assert_array_equal(metrics[name][1], counted)
 
 
+@pytest.mark.slow
 def test_learns_a_batch_and_writes_it():
     """Trained on four pictures with their texts, the task writes those texts."""
     task, given = build(table="text_encoder"), batch()
