@@ -117,6 +117,10 @@ def _parse(values: flags.FlagValues, words: list[str], path: str) -> ConfigDict:
     except MmflaxError:
         raise
     except flags.Error as error:
+        if "Traceback (most recent call last)" in str(error):
+            # A ValueError of the file's own, which absl takes for a bad flag and quotes whole.
+            last = str(error).strip().splitlines()[-1]
+            raise MmflaxError(f"The config {path} failed with {last.strip()}") from error
         raise MmflaxError(f"The config {path} cannot take {words[-1]}: {error}") from error
     except Exception as error:  # whatever a user's file raises
         text = f"{type(error).__name__}: {error}".strip()
