@@ -7,17 +7,13 @@ scenes on disk, once for all tasks, and serves raw examples by index.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import io
-import logging
 import os
 import pathlib
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +21,7 @@ from PIL import Image
 
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets import shapes_scenes, shapes_tasks
+from mmflax.data.datasets.progress import progress, quiet
 from mmflax.data.datasets.shapes_scenes import Thing
 from mmflax.errors import MmflaxError
 
@@ -80,7 +77,7 @@ def build(
     ).expanduser()
     digest = fingerprint(image_size, seed)
     name = f"scenes{num_scenes}_size{image_size}_seed{seed}_{digest[:12]}"
-    with _quiet():
+    with quiet():
         builder = _prepared(root, name, num_scenes, image_size, seed)
         splits = {split: _open(builder, split, task, annotators) for split in SPLITS}
     info = {"task": task, "version": VERSION, "fingerprint": digest}
@@ -229,7 +226,8 @@ def _prepared(root: pathlib.Path, name: str, num_scenes: int, image_size: int, s
         folder.mkdir(parents=True, exist_ok=True)
         from mmflax.data.datasets.shapes_builder import Shapes, ShapesConfig
 
-        with _progress(sum(split_sizes(num_scenes).values())) as on_scene:
+        total = sum(split_sizes(num_scenes).values())
+        with progress("shapes", "drawing {} scenes", "drew {} scenes", total) as on_scene:
             config = ShapesConfig(
                 name=name,
                 num_scenes=num_scenes,
@@ -250,45 +248,3 @@ def _prepared(root: pathlib.Path, name: str, num_scenes: int, image_size: int, s
             f"The shapes dataset cannot be written to {folder}: {error.strerror or error}; free "
             "some space, or set MMFLAX_DATA_DIR to a folder that can be written."
         ) from error
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar on a terminal, else a line at the start; a line at the end; nothing if not called."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    started = time.monotonic()
-    done = 0
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("shapes: drawing scenes", total=total, visible=False)
-
-        def on_scene() -> None:
-            nonlocal done
-            if not done and not console.is_terminal:
-                print(f"shapes: drawing {total} scenes ...", file=sys.stderr)
-            done += 1
-            progress.update(task, advance=1, visible=True)
-
-        yield on_scene
-    if done:
-        seconds = time.monotonic() - started
-        print(f"shapes: drew {done} scenes in {seconds:.1f} s", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps tensorflow-datasets' bars and notes away; its errors still arrive as exceptions."""
-    import tensorflow_datasets as tfds
-
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        # It prints to stdout, which belongs to --json.
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -24,7 +24,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
     num_scenes: int = 0
     image_size: int = 0
     seed: int = 0
-    on_scene: Callable[[], None] = lambda: None
+    on_scene: Callable[[int], None] = lambda count: None
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
@@ -81,7 +81,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             )
             counts.append(len(questions))
             things.append([list(thing) for thing in scene.things])
-            config.on_scene()
+            config.on_scene(1)
         # Lets a question be found, and a task's examples be chosen, without reading the scenes.
         self.info.metadata[shapes.counts_key(split)] = counts
         self.info.metadata[shapes.things_key(split)] = things
