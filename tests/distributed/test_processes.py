@@ -74,6 +74,19 @@ def test_an_error_in_one_ends_all_with_its_message():
     assert "a bad record" in err and "process 1 ended with exit code 1" in err
 
 
+def test_the_killed_one_is_named_and_not_the_one_that_noticed(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        f"dead = pathlib.Path('{tmp_path}', 'dead')\n"
+        "if os.environ['MMFLAX_PROCESS_ID'] == '1':\n"
+        "    dead.touch(); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "while not dead.exists(): time.sleep(0.01)\n"
+        "sys.exit('connection lost')"
+    )
+    status, _, err = launch(2, 1, "-c", code)
+    assert status == 128 + signal.SIGKILL and "process 1 ended with exit code 137" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_every_child(tmp_path, number):
     code = (
