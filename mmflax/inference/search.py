@@ -1,6 +1,6 @@
 """Searching: which images fit a text, which texts fit an image, and how well a split is ranked.
 
-Two stages, as in ALBEF (Li et al. 2021, sec. 4): every image and every text is encoded once, their
+Two stages, as in ALBEF (Li et al. 2021): every image and every text is encoded once, their
 embeddings find each query's `rerank` nearest, and only those pairs go through the fusion, which
 reads the encoders' kept outputs and never the pixels. For 5,000 images and 25,000 texts that is 1.9
 million fused pairs instead of 125 million.

@@ -31,7 +31,7 @@ def modality_loss(
 ) -> Float[Array, "b"]:
     """Binary cross-entropy of "is it an image?" for an image's and a text's features, their mean.
 
-    The domain classifier's loss (Ganin et al. 2016, eq. 8), the domains being the modalities.
+    The domain classifier's loss (Ganin et al. 2016, below eq. 7), the domains being the modalities.
     """
     image, text = image_logit.astype(jnp.float32), text_logit.astype(jnp.float32)
     loss = (jax.nn.softplus(-image) + jax.nn.softplus(text)) / 2

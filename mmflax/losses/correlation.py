@@ -14,7 +14,7 @@ def total_correlation(
 ) -> Float[Array, ""]:
     """The sum of the canonical correlations, between 0 and min(d, e).
 
-    The trace norm of T = S11^-1/2 S12 S22^-1/2 (Andrew et al. 2013, sec. 3, eq. 10), covariances
+    The trace norm of T = S11^-1/2 S12 S22^-1/2 (the objective of Andrew et al. 2013), covariances
     over the rows in use, `regularise` added to the diagonals of S11 and S22 (their r1, r2). In
     float32.
 

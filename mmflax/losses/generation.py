@@ -16,9 +16,9 @@ def next_word_loss(
 ) -> Float[Array, "b"]:
     """-log p of each target word, mean over an example's words; 0 where it has none.
 
-    Captioning's cross-entropy (Vinyals et al. 2015, eq. 1, here a mean per word instead of a sum
-    per sentence). `logits[:, i]` must predict `target[:, i]`: see `shift`. `label_smoothing` is
-    that of Szegedy et al. 2016, sec. 7.
+    Captioning's cross-entropy (Vinyals et al. 2015, here a mean per word instead of a sum per
+    sentence). `logits[:, i]` must predict `target[:, i]`: see `shift`. `label_smoothing` is that of
+    Szegedy et al. 2016, sec. 7.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     index = jnp.where(target_mask, target, jnp.zeros_like(target))
@@ -36,13 +36,13 @@ def shift(
 
 def random_prefix(key: Key[Array, ""], text_mask: Bool[Array, "b t"]) -> Int[Array, "b"]:
     """How many words are given: uniform in [1, length - 1], so at least one is asked (SimVLM, Wang
-    et al. 2022, sec. 3.1); a text of one word or none gets 1."""
+    et al. 2022, sec. 3.2); a text of one word or none gets 1."""
     length = text_mask.sum(axis=1, dtype=jnp.int32)
     return jax.random.randint(key, length.shape, 1, jnp.maximum(length, 2))
 
 
 def prefix_attention_mask(prefix: Int[Array, "b"], length: int) -> Bool[Array, "b 1 t t"]:
-    """Who sees whom (SimVLM, fig. 2): the prefix all of itself, later words all before them."""
+    """Who sees whom (SimVLM, sec. 3.2): the prefix all of itself, later words all before them."""
     position = jnp.arange(length)
     before = position[:, None] >= position[None, :]
     given = position[None, None, :] < prefix[:, None, None]
@@ -55,7 +55,7 @@ def prefix_lm_loss(
     text_mask: Bool[Array, "b t"],
     prefix: Int[Array, "b"],
 ) -> Float[Array, "b"]:
-    """-log p of the words after the prefix (SimVLM, Wang et al. 2022, eq. 2), mean per word.
+    """-log p of the words after the prefix (SimVLM, Wang et al. 2022, sec. 3.2), mean per word.
 
     `logits[:, i]` predict word i + 1; words before `prefix` are given and cost nothing.
     """

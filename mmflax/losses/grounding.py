@@ -14,10 +14,10 @@ def word_region_loss(
 ) -> Float[Array, "b"]:
     """Which words does the picture's caption hold? Binary cross-entropy summed over the vocabulary.
 
-    Multiple-instance learning of words from regions (Fang et al. 2015, sec. 3): a picture shows a
-    word if one of its tokens does. Where the paper combines regions by noisy-OR we take the largest
-    logit. The first `num_special` words ([PAD], [CLS], …) are left out; 0 without a caption, and
-    where `present` says that there is no picture.
+    Multiple-instance learning of words from regions (Fang et al. 2015): a picture shows a word if
+    one of its tokens does. Where the paper combines regions by noisy-OR we take the largest logit.
+    The first `num_special` words ([PAD], [CLS], …) are left out; 0 without a caption, and where
+    `present` says that there is no picture.
     """
     logits = word_logits.astype(jnp.float32).max(axis=1)
     rows = jnp.arange(caption.shape[0])[:, None]

@@ -97,7 +97,7 @@ def masked_patch_loss(
     """Error of the hidden patches' pixels, mean over pixels and patches; 0 if none is hidden.
 
     "l2" with `normalise` (each patch's own mean and deviation taken out) is MAE (He et al. 2022,
-    sec. 3, "Reconstruction target"); "l1" without is SimMIM (Xie et al. 2022, eq. 1).
+    sec. 3, "Reconstruction target"); "l1" without is SimMIM (Xie et al. 2022, sec. 3.4).
     """
     pixels, predicted = pixels.astype(jnp.float32), predicted.astype(jnp.float32)
     if normalise:

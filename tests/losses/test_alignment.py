@@ -38,7 +38,7 @@ def test_the_gradient_is_turned_and_scaled():
 def test_modality_loss_is_binary_cross_entropy():
     image, text = RNG.normal(size=(2, 3)).astype(np.float32)
     p, q = 1 / (1 + np.exp(-image)), 1 / (1 + np.exp(-text))
-    wanted = -(np.log(p) + np.log(1 - q)) / 2  # Ganin et al. 2016, eq. 8 for both domains
+    wanted = -(np.log(p) + np.log(1 - q)) / 2  # Ganin et al. 2016, below eq. 7, both domains
     np.testing.assert_allclose(modality_loss(*map(jnp.asarray, (image, text))), wanted, rtol=1e-5)
     kept = modality_loss(*map(jnp.asarray, (image, text)), jnp.asarray([True, False, True]))
     np.testing.assert_allclose(kept, wanted * [1, 0, 1], rtol=1e-5)

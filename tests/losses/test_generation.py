@@ -33,7 +33,7 @@ def test_shift_asks_for_what_follows():
 
 
 def test_prefix_lm_is_the_loss_of_the_suffix():
-    """SimVLM eq. 2: -sum_{i >= prefix} log P(x_i | x_<i), here divided by the number of terms."""
+    """SimVLM (PrefixLM): -sum_{i >= prefix} log P(x_i | x_<i), a mean over terms."""
     prefix = jnp.asarray([2, 1, 1], jnp.int32)
     found = generation.prefix_lm_loss(
         jnp.asarray(LOGITS), jnp.asarray(WORDS), jnp.asarray(MASK), prefix

@@ -107,7 +107,7 @@ def test_masked_patch_losses():
     norm = (pixels - pixels.mean(-1, keepdims=True)) / np.sqrt(pixels.var(-1, keepdims=True) + 1e-6)
     wanted = np.square(predicted - norm).mean(-1)[0, [0, 2]].mean()
     np.testing.assert_allclose(masked.masked_patch_loss(*given), [wanted, 0], rtol=1e-5)
-    # SimMIM eq. 1: |y - x|_1 / number of hidden pixels.
+    # SimMIM, sec. 3.4: |y - x|_1 / number of hidden pixels.
     wanted = np.abs(predicted - pixels)[0, [0, 2]].sum() / 12
     found = masked.masked_patch_loss(*given, norm="l1", normalise=False)
     np.testing.assert_allclose(found, [wanted, 0], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""BridgeTower (Xu et al. 2023, "BridgeTower", sec. 3.3): every fusion layer reads an encoder layer.
+"""BridgeTower (Xu et al. 2023, "BridgeTower"): every fusion layer reads an encoder layer.
 
 For fusion layer i = 1 … depth, with V_i and T_i the outputs of the last `depth` layers of the image
 and the text encoder, e type embeddings, and Z the streams (Z_0 = 0):

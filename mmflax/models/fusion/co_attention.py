@@ -2,9 +2,9 @@
 
 Two published forms, of any depth, both post-norm with BERT's epsilon and erf GELU:
 
-- "lxmert" (Tan & Bansal 2019, sec. 2.3): cross-attention, self-attention, MLP. The released code
+- "lxmert" (Tan & Bansal 2019, sec. 2.2): cross-attention, self-attention, MLP. The released code
   uses ONE cross-attention (with its norm) for both directions, which the paper does not say.
-- "meter" (Dou et al. 2022, fig. 2a): self-attention, cross-attention, MLP; each stream has its own.
+- "meter" (Dou et al. 2022, fig. 2): self-attention, cross-attention, MLP; each stream has its own.
 
 In both, each stream's cross-attention reads what the other stream was before this layer. A stack
 of these leaks future words into a text decoder through the image stream, so `causal` is refused.

@@ -1,7 +1,7 @@
 """Concatenation: `h = [v; l]`, and what follows learns how the two relate.
 
-As in the iBOWIMG baseline (Zhou et al. 2015, "Simple baseline for visual question answering",
-sec. 2), where an answer classifier reads image and question features side by side.
+As in the iBOWIMG baseline (Zhou et al. 2015, "Simple baseline for visual question answering"),
+where an answer classifier reads image and question features side by side.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Element by element: `h = v + l` or `h = v ∘ l`, in the space both modalities are projected to.
 
-The product is how the first VQA model joins image and question (Antol et al. 2015, sec. 4.2); Fukui
+The product is how the first VQA model joins image and question (Antol et al. 2015, sec. 5); Fukui
 et al. 2016 ("Multimodal compact bilinear pooling", table 1) compare the two with concatenation.
 Neither has parameters of its own.
 """

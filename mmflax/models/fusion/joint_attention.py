@@ -4,7 +4,7 @@
 
 V and L are the modalities after `depth` self-attention layers of their own, A multi-head attention
 (Vaswani et al. 2017, sec. 3.2.2) from one to the other: what words mean for the image, and the
-image for the words, stand beside what each is by itself. BiDAF (Seo et al. 2017, eq. 4) puts text
+image for the words, stand beside what each is by itself. BiDAF (Seo et al. 2017, eq. 2) puts text
 attended both ways beside the text likewise. A(v→l) and V have a row an image token, A(l→v) and L a
 row a word: of the four, J takes one summary each; the streams that come back keep their rows,
 `W_v [V; A(v→l)]` and `W_l [L; A(l→v)]`.

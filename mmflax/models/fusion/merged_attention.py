@@ -1,10 +1,10 @@
 """Merged attention: one stream of all tokens, `X = [L + e_0; V + e_1]`, in self-attention layers.
 
-METER's other fusion (Dou et al. 2022, fig. 2b), and that of single-stream models such as VisualBERT
+METER's other fusion (Dou et al. 2022, fig. 2), and that of single-stream models such as VisualBERT
 and UNITER: queries, keys and values come from both modalities at once, told apart by the type
 embeddings e. Both streams share every weight.
 
-`causal` gives a prefix mask (after PrefixLM, as in SimVLM, Wang et al. 2022, sec. 3.1): the image
+`causal` gives a prefix mask (after PrefixLM, as in SimVLM, Wang et al. 2022, sec. 3.2): the image
 reads itself alone, and every word the image and the words up to itself.
 """
 

@@ -1,7 +1,7 @@
 """Projection to a common space: `h = f(LayerNorm(W_v v + W_l l + b))`, f the `activation`.
 
-The joint representation of Baltrušaitis et al. 2019 ("Multimodal machine learning", sec. 3.1,
-eq. 1) with one layer: each modality has its own map into the space where they are added.
+The joint representation of Baltrušaitis et al. 2019 ("Multimodal machine learning", sec. 3.1) with
+one layer: each modality has its own map into the space where they are added.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tensor fusion (Zadeh et al. 2017, "Tensor fusion network", sec. 4.2): every product of features.
+"""Tensor fusion (Zadeh et al. 2017, "Tensor fusion network"): every product of features.
 
     h = W vec([1; v] ⊗ [1; l]) + b
 

@@ -1,6 +1,6 @@
 """Captioning: the target text word by word, from the image alone.
 
-Cross-entropy of each next word (Vinyals et al. 2015, eq. 1) by a decoder that attends to the image
+Cross-entropy of each next word (Vinyals et al. 2015) by a decoder that attends to the image
 encoder's tokens; the text that the model reads is not shown to it, since in pretraining it often is
 the target.
 """

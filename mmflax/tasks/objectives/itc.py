@@ -21,7 +21,7 @@ from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
 from mmflax.tasks.retrieval_model import Temperature
 from mmflax.tasks.task import Batch, Outputs
 
-# kind: (temperature, bias) at the start; CLIP sec. 2.5, SimCLR table 5, SigLIP algorithm 1.
+# kind: (temperature, bias) at the start; CLIP sec. 2.5, SimCLR table 5, SigLIP sec. 3.2.
 INIT: dict[str, tuple[float, float | None]] = {
     "clip": (0.07, None),
     "nt_xent": (0.1, None),

@@ -1,4 +1,4 @@
-"""PrefixLM (SimVLM, Wang et al. 2022, eq. 2): the rest of a text from the image and its beginning.
+"""PrefixLM (SimVLM, Wang et al. 2022, sec. 3.2): a text's rest from the image and its beginning.
 
 A random number of words is given and costs nothing; every later word is predicted from the image
 and the words before it. Where this differs: given words too see only what is before them, which the
