@@ -84,6 +84,14 @@ def ablate(
     waiting = [run for run in runs if not finished(run, split)]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+    if metric is not None:  # a misspelt one is told before anything trains
+        ended = next((run for run in runs if run not in waiting), None)
+        ablation_report.check_metric(
+            metric,
+            experiment.metric_names(config, split)
+            if ended is None
+            else _result(ended, split)["metrics"]["full"],
+        )
     began = time.perf_counter()
     ending = _in_turn(waiting, split) if jobs == 1 else _at_once(waiting, split, jobs)
     for done, run in enumerate(ending, start=1):

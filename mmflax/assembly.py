@@ -132,7 +132,12 @@ class Experiment:
     def dataset(self) -> Dataset:
         """Prepares (if need be) and opens the data."""
         fields = {k: v for k, v in self.config["data"].items() if k not in PIPELINE}
-        return plugins.build("mmflax.data.datasets", "data", fields)
+        return plugins.build(
+            "mmflax.data.datasets",
+            "data",
+            fields,
+            max_bad_fraction=self.data["max_bad_fraction"],
+        )
 
     def learn_processor(self, dataset: Dataset) -> Processor:
         """The processor of a new run: answers and vocabulary come from the train split."""

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmflax import scoring
 from mmflax.assembly import Built, Experiment, apply_fn, assemble, example_batch, training_flops
 from mmflax.config import check_same_run
 from mmflax.data import pipeline
@@ -23,7 +24,6 @@ from mmflax.distributed import plan as plans
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
 from mmflax.inference.predict import Predictor
-from mmflax.scoring import evaluator, score_split
 from mmflax.training import loop, observe
 from mmflax.training.state import create_sharded
 from mmflax.training.step import make_train_step
@@ -55,6 +55,11 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     observers = [] if quiet else observe.observers(root)
     if not quiet and main:
         print(dataset.describe())
+        if shared := dataset.info.get("images_in_two_splits"):
+            print(
+                f"note: {shared} images are in more than one split; --config.data.allow_leak=False "
+                "refuses that"
+            )
         print(observe.parameter_table(built.abstract.params, depth=3), end="", flush=True)
     observe.write_run(root, mesh, dataset={"name": dataset.name, **dataset.info})
     fields = experiment.train
@@ -75,7 +80,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     evals = {}
     if experiment.evaluation["split"] in dataset.splits:
         name = experiment.evaluation["split"]
-        evals[name] = evaluator(experiment, built, dataset, name)
+        evals[name] = scoring.evaluator(experiment, built, dataset, name)
     key = jax.random.key(experiment.seed)
     try:
         return loop.run(
@@ -154,7 +159,7 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     dataset = experiment.dataset()
     source = dataset.source(split)
     began = time.perf_counter()
-    views, intervals = score_split(experiment, built, dataset, split, params)
+    views, intervals = scoring.score_split(experiment, built, dataset, split, params)
     if "majority" in views:
         views["question_prior"] = question_prior(dataset.source("train"), source)
     result = {
@@ -170,6 +175,14 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def metric_names(config: Mapping[str, Any], split: str) -> set[str]:
+    """What evaluating this experiment on the split will report, without training it."""
+    experiment = Experiment(config)
+    dataset = experiment.dataset()
+    built = assemble(experiment, experiment.learn_processor(dataset), experiment.mesh())
+    return scoring.metric_names(experiment, built, dataset, split)
 
 
 def load(workdir: str, *, step: int | None = None, batch_size: int = 8) -> Predictor:

@@ -7,6 +7,7 @@ a blind model reaches (Goyal et al. 2017).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,6 +105,24 @@ def score_split(
             rerank=experiment.evaluation["rerank"],
         )
     return views, intervals
+
+
+def metric_names(experiment: Experiment, built: Built, dataset: Dataset, split: str) -> set[str]:
+    """What `score_split` will call the full view's metrics: found by an untrained model on a few
+    examples, so that a misspelt name is known before any training."""
+    params = built.init(jax.random.key(0))
+    source: Any = dataset.source(split)
+    few = min(len(source), experiment.evaluation["batch_size"])
+    part = Subset(source, np.linspace(0, len(source) - 1, few).round().astype(int).tolist())
+    config = {**experiment.config, "evaluation": {**experiment.evaluation, "bootstrap": 0}}
+    small = dataclasses.replace(dataset, splits={**dataset.splits, split: part})
+    views, _ = score_split(Experiment(config), built, small, split, params)
+    example = example_batch(built.processor, 1)
+    apply = apply_fn(built.task)
+    per_type = jax.eval_shape(
+        lambda params: built.task.metrics(apply(params, example, None, False), example), params
+    )
+    return {*views["full"], *per_type}
 
 
 def by_view(flat: Mapping[str, float]) -> dict[str, dict[str, float]]:

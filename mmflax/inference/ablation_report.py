@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,15 @@ def seed_interval(values: Sequence[float]) -> list[float] | None:
     return [mean - half, mean + half]
 
 
+def check_metric(metric: str, known: Iterable[str]) -> None:
+    """Raises for a metric that the evaluation does not give."""
+    if metric not in set(known):
+        raise MmflaxError(
+            f"The metric to compare is {metric!r}, which the evaluation lacks; choose one of "
+            f"{', '.join(sorted(known))}."
+        )
+
+
 def summarise(
     results: Sequence[tuple[str, int, Mapping[str, Any]]], metric: str | None, reference: str
 ) -> dict[str, Any]:
@@ -56,11 +65,7 @@ def summarise(
     """
     known = sorted(results[0][2]["metrics"]["full"])
     metric = metric or ("accuracy" if "accuracy" in known else known[0])
-    if metric not in known:
-        raise MmflaxError(
-            f"The metric to compare is {metric!r}, which the evaluation lacks; choose one of "
-            f"{', '.join(known)}."
-        )
+    check_metric(metric, known)
     types = [name.partition("/")[2] for name in known if name.startswith(f"{metric}/")]
     groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for kind, seed, result in results:

@@ -156,6 +156,22 @@ def test_a_bad_row_names_file_and_line(tmp_path, bad, message):
     assert "\n" not in str(caught.value)
 
 
+def test_damaged_headers_are_the_pipelines_where_some_may_be_bad(tmp_path):
+    write(tmp_path, "train", [row(i) for i in range(3)])
+    (tmp_path / "train" / "1.png").write_bytes(b"not an image")
+    with pytest.raises(MmflaxError, match=r"metadata\.jsonl, line 2: .*1\.png is not an image"):
+        folder.build(path=tmp_path)
+    data = folder.build(path=tmp_path, max_bad_fraction=0.5, validation_fraction=0)
+    processor = Processor.learn(data, image_size=8)
+    (batch,) = pipeline.eval_batches(
+        data.source("train"), processor, batch_size=3, max_bad_fraction=0.5
+    )
+    assert batch["mask"].tolist() == [True, False, True]
+    (tmp_path / "train" / "1.png").unlink()
+    with pytest.raises(MmflaxError, match=r"line 2: .*1\.png does not exist"):
+        folder.build(path=tmp_path, max_bad_fraction=0.5)
+
+
 def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
     write(tmp_path, "train", [ROW])
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)

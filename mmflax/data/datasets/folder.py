@@ -51,6 +51,7 @@ def build(
     allow_repeats: bool = False,
     allow_leak: bool | None = None,
     unit: str | None = None,
+    max_bad_fraction: float = 0.0,
 ) -> Dataset:
     """Reads and checks every row and every image's header, before any training starts.
 
@@ -68,6 +69,9 @@ def build(
         same bytes. None forbids it, except in vqa, where ``info`` counts them.
       unit: for captions, an example for each ``caption`` or each ``image``; None is the first in
         train and for retrieval, else the second.
+      max_bad_fraction: the pipeline's; above 0 headers are not checked here, since the pipeline
+        then counts and names the images that cannot be read. An image that is not there is an
+        error all the same.
 
     Raises:
       MmflaxError: naming the file and the line.
@@ -96,7 +100,8 @@ def build(
         folder = _split_folder(root, names)
         if folder is not None:
             # Train comes first, so its first row decides for all.
-            task, splits[split] = read_split(root, folder, task)
+            damaged = max_bad_fraction > 0
+            task, splits[split] = read_split(root, folder, task, damaged=damaged)
     if "train" not in splits:
         found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
         raise MmflaxError(

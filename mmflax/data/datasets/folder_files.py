@@ -17,8 +17,13 @@ from mmflax.errors import MmflaxError
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
-def read_split(root: pathlib.Path, folder: pathlib.Path, task: str | None) -> tuple[str, list[Raw]]:
-    """The task, which the first row decides where it is None, and every row as a raw example."""
+def read_split(
+    root: pathlib.Path, folder: pathlib.Path, task: str | None, *, damaged: bool = False
+) -> tuple[str, list[Raw]]:
+    """The task, which the first row decides where it is None, and every row as a raw example.
+
+    With `damaged` an image has to exist, but whether it can be read is not asked.
+    """
     files = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(files) != 1:
         problem = "has both" if files else "has neither"
@@ -33,7 +38,7 @@ def read_split(root: pathlib.Path, folder: pathlib.Path, task: str | None) -> tu
         rows = []
         for line, entry in entries:
             task = task or infer(f"{file}, line {line}", entry)
-            rows.append(_row(root, file, line, task, entry, checked))
+            rows.append(_row(root, file, line, task, entry, checked, damaged))
     except UnicodeDecodeError as error:
         raise MmflaxError(
             f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8."
@@ -87,6 +92,7 @@ def _row(
     task: str,
     entry: dict[str, Any],
     checked: set[str],
+    damaged: bool,
 ) -> Raw:
     where = f"{file}, line {line}"
 
@@ -96,7 +102,8 @@ def _row(
             try:
                 check_header(path)
             except MmflaxError as error:
-                raise MmflaxError(f"{where}: {error}") from error
+                if not (damaged and pathlib.Path(path).is_file()):
+                    raise MmflaxError(f"{where}: {error}") from error
             checked.add(path)
         return path
 
