@@ -6,7 +6,8 @@ initialisation (after Trockman & Kolter 2023, arXiv:2305.09828), and the caption
 the image tokens beside the answer (after Fang et al. 2015, arXiv:1411.4952).
 Command: mmflax train --config configs/shapes_vqa.py --workdir runs/shapes
 Hardware: 2 CPU cores, about 4 minutes.
-Expected score: 92.9 % on the test split (5,111 questions; the words alone give 42.8 %), one run.
+Expected score: 92.9, 95.4 and 93.5 % on the test split for seeds 0, 1 and 2 (5,111 questions; the
+words alone give 42.8 %).
 """
 
 from ml_collections import ConfigDict
