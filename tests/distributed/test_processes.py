@@ -87,6 +87,22 @@ def test_the_killed_one_is_named_and_not_the_one_that_noticed(tmp_path):
     assert status == 128 + signal.SIGKILL and "process 1 ended with exit code 137" in err
 
 
+def test_the_error_is_named_and_not_the_one_that_aborted_over_it(tmp_path):
+    """A runtime that loses its coordinator aborts, often before the coordinator has ended."""
+    code = (
+        "import os, sys, time\n"
+        "if os.environ['MMFLAX_PROCESS_ID'] == '1': os.abort()\n"
+        "time.sleep(2); sys.exit('a bad batch size')"
+    )
+    status, _, err = launch(2, 1, "-c", code)
+    assert status == 1 and "a bad batch size" in err and "process 0 ended with exit code 1" in err
+
+
+def test_an_abort_of_its_own_is_named():
+    status, _, err = launch(2, 1, "-c", "import os; os.abort()")
+    assert status == 128 + signal.SIGABRT and "ended with exit code 134" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_every_child(tmp_path, number):
     code = (
