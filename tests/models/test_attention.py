@@ -1,5 +1,8 @@
 """Attention: both implementations agree, empty rows give zero, what is masked has no gradient."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,19 +38,58 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_einsum_equals_xla_with_gradients(name):
+BIASES = {
+    name: jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)
+    for name, shape in {"shared": (1, H, T, S), "own": (B, 1, T, S)}.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "bias"), [*((name, None) for name in MASKS), ("none", "shared"), ("heads", "own")]
+)
+def test_einsum_equals_xla_with_gradients(name, bias):
     def value_and_grads(implementation):
-        def total(query, key, value):
-            mixed = attend(query, key, value, MASKS[name], implementation=implementation)
+        def total(query, key, value, bias):
+            mixed = attend(query, key, value, MASKS[name], bias, implementation=implementation)
             cotangent = jnp.cos(jnp.arange(mixed.size, dtype=jnp.float32)).reshape(mixed.shape)
             return (mixed * cotangent).sum(), mixed
 
-        grads, mixed = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*qkv())
+        inputs = (*qkv(), BIASES.get(bias))
+        argnums = tuple(range(4 if bias else 3))
+        grads, mixed = jax.jit(jax.grad(total, argnums=argnums, has_aux=True))(*inputs)
         return mixed, *grads
 
     for ours, xla in zip(value_and_grads("einsum"), value_and_grads("xla"), strict=True):
         np.testing.assert_allclose(ours, xla, atol=2e-6)
+
+
+def test_gradients_keep_their_digits_where_values_share_a_large_part():
+    """Against float64; by way of `grad * mixed` the worst is 7.6e-5."""
+    rng = np.random.default_rng(0)
+    query, key, value, weight = rng.normal(size=(4, 2, 50, 4, 64))
+    inputs = query * 5, key, value + 100
+
+    def plain(query, key, value):
+        fits = jnp.einsum("bthk,bshk->bhts", query, key) / math.sqrt(query.shape[-1])
+        return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(fits), value)
+
+    def gradients(attention, inputs, weight):
+        return jax.grad(lambda *inputs: (attention(*inputs) * weight).sum(), (0, 1))(*inputs)
+
+    einsum = functools.partial(attend, implementation="einsum")
+    found = gradients(einsum, [jnp.asarray(x, jnp.float32) for x in inputs], jnp.float32(weight))
+    with jax.enable_x64(True):
+        exact = gradients(plain, [jnp.asarray(x) for x in inputs], jnp.asarray(weight))
+        exact = [np.asarray(x) for x in exact]
+    for ours, truth in zip(found, exact, strict=True):
+        assert np.abs(np.asarray(ours) - truth).max() < 5e-5 * np.abs(truth).max()
+
+
+def test_a_bias_chooses_the_key():
+    bias = jnp.zeros((1, 1, T, S)).at[..., 3].set(1e3)
+    value = qkv()[2]
+    mixed = attend(*qkv(), bias=bias)
+    np.testing.assert_allclose(mixed, jnp.broadcast_to(value[:, 3:4], mixed.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["einsum", "xla"])
