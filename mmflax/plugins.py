@@ -18,12 +18,12 @@ from typing import Any
 from mmflax.errors import MmflaxError
 
 
-def names(package: str) -> list[str]:
-    """The modules of a package that can be built by name."""
+def names(package: str, function: str = "build") -> list[str]:
+    """The modules of a package that can be built by name: those with this function."""
     path = importlib.import_module(package).__path__
     found = (info.name for info in pkgutil.iter_modules(path))
     return sorted(
-        name for name in found if hasattr(importlib.import_module(f"{package}.{name}"), "build")
+        name for name in found if hasattr(importlib.import_module(f"{package}.{name}"), function)
     )
 
 

@@ -12,7 +12,10 @@ VIT = {"name": "vit", "width": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
 
 
 def test_names_are_the_modules_with_a_build():
-    assert plugins.names(ENCODERS) == ["bert", "vit"]
+    assert plugins.names(ENCODERS) == [
+        "bert", "clip_text", "clip_vision", "efficientnet", "patches", "regions", "resnet",
+        "siglip_text", "swin", "vgg", "vit",
+    ]  # fmt: skip
     assert plugins.names("mmflax.data.datasets") == [
         "coco_captions", "flickr30k", "folder", "nlvr", "nlvr2", "shapes", "snli_ve", "vqa_v2",
     ]  # fmt: skip

@@ -2,7 +2,8 @@
 pipeline.
 
 Axes: ``b`` rows of this process, ``h w`` pixels, ``t`` text tokens, ``n`` image tokens,
-``c`` caption tokens, ``s`` target tokens, ``a`` answers.
+``r`` regions of a detector, ``f`` their features, ``c`` caption tokens, ``s`` target tokens, ``a``
+answers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ CONTRACT = {
     "image_mask": Field("bool", ("b", "n"), False, "true = use this image token"),
     "image_present": Field("bool", ("b",), False, "false = the example has no image"),
     "second_image": Field("float32", ("b", "h", "w", 3), False, "the other image of a pair"),
+    "regions": Field("float32", ("b", "r", "f"), False, "a detector's features of each region"),
+    "boxes": Field("float32", ("b", "r", 4), False, "x1 y1 x2 y2 of each region, in 0..1"),
+    "region_mask": Field("bool", ("b", "r"), False, "true = use this region"),
+    "second_regions": Field("float32", ("b", "r", "f"), False, "of the other image of a pair"),
+    "second_boxes": Field("float32", ("b", "r", 4), False, "of the other image of a pair"),
+    "second_region_mask": Field("bool", ("b", "r"), False, "of the other image of a pair"),
     "image_key": Field("int32", ("b",), False, "equal where the image is the same one"),
     "caption": Field("int32", ("b", "c"), False, "token ids of the picture's caption, padded"),
     "caption_mask": Field("bool", ("b", "c"), False, "true = use this caption token"),
@@ -48,7 +55,11 @@ CONTRACT = {
 
 def check_batch(batch: Mapping[str, Any]) -> None:
     """Raises MmflaxError naming the first key that is missing, unknown or of another form."""
-    missing = [key for key, field in CONTRACT.items() if field.required and key not in batch]
+    missing = [
+        key
+        for key, field in CONTRACT.items()
+        if field.required and key not in batch and not (key == "image" and "regions" in batch)
+    ]
     unknown = [key for key in batch if key not in CONTRACT]
     if missing or unknown:
         raise MmflaxError(

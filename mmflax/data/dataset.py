@@ -6,6 +6,9 @@ walking over every text of a dataset costs no image work.
 =============  ====================================================================================
 image          PIL image, encoded bytes, path, or uint8 array; None = there is no image
 second_image   the same, for tasks over two images
+regions        a detector's features float32 [n f] of n regions; may stand in place of ``image``
+boxes          where each of them is [n 4]: x1 y1 x2 y2 in shares of the image
+second_…       ``second_regions`` and ``second_boxes``: the same of the other image
 question       the text the model reads: question, statement, caption, source sentence; None = none
 answer         the class as text; None = unknown
 answers        every annotator's answer (ten in VQAv2)
@@ -28,6 +31,8 @@ from typing import Any, Protocol
 from mmflax.errors import MmflaxError
 
 Raw = dict[str, Any]
+# What shows a picture; nothing of it is needed to judge an answer.
+PICTURES = ("image", "second_image", "regions", "boxes", "second_regions", "second_boxes")
 
 
 class Source(Protocol):
@@ -102,13 +107,15 @@ def in_memory(splits: Mapping[str, Sequence[Raw]], *, name: str = "in_memory") -
     """A dataset from lists of raw examples; fills in a missing ``id`` and ``question_type``.
 
     Raises:
-      MmflaxError: an example without the key image or question, named by split and position.
+      MmflaxError: an example without the key image (or regions) or question, named by split and
+        position.
     """
     filled: dict[str, Source] = {}
     for split, examples in splits.items():
         rows: list[Raw] = []
         for index, example in enumerate(examples):
-            missing = [key for key in ("image", "question") if key not in example]
+            needed = ("question",) if "regions" in example else ("image", "question")
+            missing = [key for key in needed if key not in example]
             if missing:
                 raise MmflaxError(
                     f"Example {index} of split {split!r} has no {' and no '.join(missing)}; "

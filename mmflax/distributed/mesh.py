@@ -42,15 +42,21 @@ RULES: tuple[Rule, ...] = (
     Rule(r"(^|/)(query|key|value)/kernel$", ("fsdp", "tensor", None)),
     Rule(r"(^|/)(query|key|value)/bias$", ("tensor", None), optional=True),
     Rule(r"(^|/)out/kernel$", ("tensor", None, "fsdp")),
-    Rule(r"(^|/)head/fc2/kernel$", ("tensor", None), optional=True),
+    Rule(r"(^|/)(\w+_)?head/fc2/kernel$", ("tensor", None), optional=True),
     Rule(r"(^|/)fc1/kernel$", ("fsdp", "tensor")),
     Rule(r"(^|/)fc1/bias$", ("tensor",), optional=True),
     Rule(r"(^|/)fc2/kernel$", ("tensor", "fsdp")),
     Rule(r"(^|/)embedding$", (), optional=True),
     Rule(r"patch\w*/kernel$", (None, None, None, "fsdp"), optional=True),
+    # Small, and their channels divide by little.
+    Rule(r"(^|/)conv\w*/kernel$", (), optional=True),
+    # A box has 4, 5 or 7 numbers.
+    Rule(r"(^|/)box_projection/kernel$", (None, "fsdp"), optional=True),
     Rule(r"(^|/)kernel$", ("fsdp", None), optional=True),
-    Rule(r"(^|/)(bias|scale)$", ()),
-    Rule(r"(^|/)(cls|probe|position|\w+_(token|type|position|embedding|probe|scale))$", (), True),
+    Rule(r"(^|/)(bias|scale|mean|var|temperature)$", ()),
+    Rule(
+        r"(^|/)(cls|probe|position|\w+_(token|type|position|embedding|probe|scale|bias))$", (), True
+    ),
 )
 
 

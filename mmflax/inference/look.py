@@ -58,7 +58,9 @@ def draw(predictor: Predictor, image: Any, text: str, path: epath.PathLike) -> P
         )
     shown = predictor.processor
     picture = resize(open_image(image), shown.image_size, how=shown.resize, filter=shown.filter)
-    figure(np.asarray(picture), layers, encoder.grid(), int(encoder.cls_token), prediction, path)
+    grid = encoder.grid()
+    prefix = encoder.num_tokens() - grid[0] * grid[1]
+    figure(np.asarray(picture), layers, grid, prefix, prediction, path)
     return prediction
 
 

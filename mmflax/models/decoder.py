@@ -21,26 +21,7 @@ from mmflax.models.decoder_layer import DecoderLayer, KeyValue
 from mmflax.models.layers import TABLE_INIT, LayerNorm, as_dtype, choose, constrain_batch
 from mmflax.models.masks import attention_mask, causal_mask
 from mmflax.models.stack import REMAT_POLICIES
-
-
-class WordLogits(nn.Module):
-    """Scores of every word, float32: by likeness to a word table, or by a kernel; and a bias."""
-
-    vocab_size: int
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b s d"], table: Float[Array, "v d"] | None
-    ) -> Float[Array, "b s v"]:
-        size = (self.vocab_size, x.shape[-1])
-        if table is None:
-            table = self.param("kernel", TABLE_INIT, size[::-1], self.param_dtype).T
-        bias = self.param("bias", nn.initializers.zeros, size[:1], self.param_dtype)
-        logits = jnp.einsum(
-            "bsd,vd->bsv", x, table.astype(x.dtype), preferred_element_type=jnp.float32
-        )
-        return logits + bias.astype(jnp.float32)[None, None]
+from mmflax.models.words import WordHead, WordLogits
 
 
 class Context(NamedTuple):
@@ -58,7 +39,8 @@ class Decoder(nn.Module):
 
     Words are embedded by the decoder's own table, or by the `table` [v d] that a call passes, such
     as a text encoder's. `tie="own"` scores next words by likeness to that same table (Press & Wolf
-    2017), `"none"` by a kernel of the decoder's own. `mlp_dim` defaults to 4 * width. `max_length`
+    2017), `"none"` by a kernel of the decoder's own; `word_head` puts BERT's dense layer and norm
+    before it, as BLIP does (Li et al. 2022). `mlp_dim` defaults to 4 * width. `max_length`
     is how many positions are learned, the begin token's included.
     """
 
@@ -70,6 +52,7 @@ class Decoder(nn.Module):
     mlp_dim: int | None = None
     norm_style: str = "pre"
     tie: str = "own"
+    word_head: bool = False
     activation: str = "gelu"
     epsilon: float = 1e-6
     dropout_rate: float = 0.0
@@ -110,7 +93,11 @@ class Decoder(nn.Module):
         if choose("norm_style", self.norm_style, {"pre": True, "post": False}):
             # Pre-norm layers end in an unnormalised sum.
             self.norm = LayerNorm(epsilon=self.epsilon, **kinds)
-        self.output = WordLogits(self.vocab_size, param_dtype=as_dtype(self.param_dtype))
+        self.output: nn.Module
+        if self.word_head:
+            self.output = WordHead(self.vocab_size, self.activation, self.epsilon, **kinds)
+        else:
+            self.output = WordLogits(self.vocab_size, param_dtype=as_dtype(self.param_dtype))
 
     def __call__(
         self,
@@ -143,8 +130,12 @@ class Decoder(nn.Module):
         policy = choose("remat", self.remat, REMAT_POLICIES)
         if policy is not None:
             body = nn.remat(body, policy=policy)
+        states = [x]
         for i, layer in enumerate(self.layers):
             x = body(layer, x, rates[i] if train and self.drop_path_rate > 0.0 else None)
+            states.append(x)
+        if self.is_mutable_collection("hidden_states") and not self.is_initializing():
+            self.sow("hidden_states", "carry", tuple(states), reduce_fn=lambda _, new: new)
         return self._score(x, table)
 
     def prepare(

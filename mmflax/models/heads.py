@@ -1,5 +1,6 @@
 """Heads: from a fused pair to scores."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -65,3 +66,10 @@ class VQAHead(nn.Module):
         gelu = ACTIVATIONS["gelu"]
         x = gelu(norm(x)) if norm_first else norm(gelu(x))
         return nn.Dense(self.num_answers, name="fc2", **kinds)(x).astype(jnp.float32)
+
+
+def name_logits(found: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs of a family's heads: `logits` where there is one, else each under its own name."""
+    if len(found) == 1:
+        return {"logits": next(iter(found.values()))}
+    return {f"{name}_logits": value for name, value in found.items()}

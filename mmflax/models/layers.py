@@ -35,6 +35,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "swish": jax.nn.swish,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
 }
 
 
@@ -105,16 +108,18 @@ class DropPath(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, sec. 3.2.2) of `x` over `context`, or over itself.
 
-    `mask` is true where a query may use a key. A query with no key to use gives exactly zero,
-    output bias included. Dropout acts on the weights, as in BERT. With a mutable "intermediates"
-    collection the weights are sown there as `attention` [b h t s].
+    `bias` is added to the logits. `mask` is true where a query may use a key. A query with no key
+    to use gives exactly zero, output bias included. Dropout acts on the weights, as in BERT. With a
+    mutable "intermediates" collection the weights are sown there as `attention` [b h t s].
 
+    `qkv_dim` is the width of queries, keys and values, all heads together; None takes that of `x`.
     `qk_init="shared"` starts the query and key kernels equal, so that attention begins as likeness
     (after mimetic initialisation, Trockman & Kolter 2023, sec. 4: W_q W_k^T near the identity). It
     helps small models trained from scratch.
     """
 
     num_heads: int
+    qkv_dim: int | None = None
     dropout_rate: float = 0.0
     qkv_bias: bool = True
     attention_impl: str = "auto"
@@ -129,9 +134,10 @@ class MultiHeadAttention(nn.Module):
         context: Float[Array, "b s e"] | None = None,
         *,
         mask: Bool[Array, "#b #h #t s"] | None = None,
+        bias: Float[Array, "#b #h t s"] | None = None,
         train: bool,
     ) -> Float[Array, "b t d"]:
-        width = x.shape[-1]
+        width = self.qkv_dim or x.shape[-1]
         if width % self.num_heads:
             raise MmflaxError(
                 f"width {width} does not divide into {self.num_heads} heads; "
@@ -154,14 +160,14 @@ class MultiHeadAttention(nn.Module):
         sow = self.is_mutable_collection("intermediates")
         dropped = train and self.dropout_rate > 0.0
         if sow or dropped:
-            weights = attention_weights(query, key, mask)
+            weights = attention_weights(query, key, mask, bias)
             self.sow("intermediates", "attention", weights)
         if dropped:
             weights = nn.Dropout(self.dropout_rate)(weights, deterministic=False)
             mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
         else:
-            mixed = attend(query, key, value, mask, implementation=self.attention_impl)
-        out = nn.DenseGeneral(width, axis=(-2, -1), name="out", **kinds)(mixed)
+            mixed = attend(query, key, value, mask, bias, implementation=self.attention_impl)
+        out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **kinds)(mixed)
         if mask is not None:
             used = mask.any(axis=(1, 3))[..., None]
             out = jnp.where(used, out, jnp.zeros_like(out))
@@ -194,13 +200,21 @@ class Block(nn.Module):
     """One transformer layer: self-attention, optional cross-attention to a context, MLP.
 
     Each part is a residual branch, normalised on entry (`norm_style="pre"`, ViT) or after the sum
-    (`"post"`, BERT). `mask` limits self-attention, `context_mask` cross-attention.
+    (`"post"`, BERT). `mask` limits self-attention, `context_mask` cross-attention. Without
+    `self_attention` the layer only reads its context (ViLBERT's co-attention); `attention_layer`
+    (`name -> module`, called like ours) makes another self-attention. `qkv_dim` is that of
+    `MultiHeadAttention`. With `context_optional` a call without a context leaves cross-attention
+    and its norm out (BLIP).
     """
 
     num_heads: int
     mlp_dim: int
     norm_style: str = "pre"
+    self_attention: bool = True
+    attention_layer: Callable[..., nn.Module] | None = None
     cross_attention: bool = False
+    context_optional: bool = False
+    qkv_dim: int | None = None
     activation: str = "gelu"
     epsilon: float = 1e-6
     dropout_rate: float = 0.0
@@ -228,6 +242,7 @@ class Block(nn.Module):
         def attention(name: str) -> MultiHeadAttention:
             return MultiHeadAttention(
                 num_heads=self.num_heads,
+                qkv_dim=self.qkv_dim,
                 dropout_rate=self.attention_dropout_rate,
                 qkv_bias=self.qkv_bias,
                 attention_impl=self.attention_impl,
@@ -244,9 +259,10 @@ class Block(nn.Module):
             return y if pre else norm(y)
 
         x = constrain_batch(x)
-        attend_self = attention("attention")
-        x = residual(x, lambda y: attend_self(y, mask=mask, train=train), "attention_norm")
-        if self.cross_attention:
+        if self.self_attention:
+            attend_self = (self.attention_layer or attention)(name="attention")
+            x = residual(x, lambda y: attend_self(y, mask=mask, train=train), "attention_norm")
+        if self.cross_attention and not (self.context_optional and context is None):
             if context is None:
                 raise MmflaxError("a Block with cross_attention=True needs a context; none given.")
             attend_context = attention("cross_attention")
@@ -263,6 +279,7 @@ class Pooler(nn.Module):
     """tanh(dense(x)) of one vector per example, BERT's summary of its first token."""
 
     width: int
+    activation: str = "tanh"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -275,4 +292,4 @@ class Pooler(nn.Module):
             kernel_init=KERNEL_INIT,
             name="dense",
         )
-        return jnp.tanh(dense(x))
+        return choose("activation", self.activation, ACTIVATIONS)(dense(x))

@@ -27,17 +27,20 @@ REMAT_POLICIES: dict[str, Any] = {
 class Stack(nn.Module):
     """`depth` layers in sequence: `carry = layer(carry, *inputs, drop_path=rate, train=train)`.
 
-    `layer(name=…)` makes one. Drop-path grows linearly from 0 at the first layer to
-    `drop_path_rate` at the last. Scan and loop differ only in the random numbers dropout draws.
+    `layer(name=…)` makes one; a tuple of `depth` makers gives layers that differ, which no scan
+    takes. Drop-path grows linearly from `drop_path_start` at the first layer to `drop_path_rate` at
+    the last. Scan and loop differ only in the random numbers dropout draws.
 
     `each`, a tree of arrays with a leading depth axis, gives every layer a part of its own: layer i
     is called with `each=each[i]` too. With `layers` above 0 the result is a pair: the last carry,
-    and a tuple of what the last `layers` layers gave, the last one last.
+    and a tuple of what the last `layers` layers gave, the last one last. With a mutable collection
+    "hidden_states" what enters and what every layer gives is sown there as `carry`.
     """
 
-    layer: Callable[..., nn.Module]
+    layer: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...]
     depth: int
     drop_path_rate: float = 0.0
+    drop_path_start: float = 0.0
     remat: str = "none"
     scan_layers: bool = False
 
@@ -52,34 +55,44 @@ class Stack(nn.Module):
                 f"{self.depth}; raise this depth, or lower the depth of what reads them."
             )
 
+        shown = self.is_mutable_collection("hidden_states") and not self.is_initializing()
+        wanted = self.depth if shown else layers
+
         def body(layer: Any, carry: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
             rate, part = own
             more = {} if part is None else {"each": part}
             carry = layer(carry, *inputs, drop_path=rate, train=train, **more)
-            return carry, carry if layers else None
+            return carry, carry if wanted else None
 
         if policy is not None:
             # A scan already keeps XLA from merging the recomputation with the first computation.
             body = nn.remat(body, policy=policy, prevent_cse=not self.scan_layers)
         rates = None
         if train and self.drop_path_rate > 0.0:
-            rates = jnp.linspace(0.0, self.drop_path_rate, self.depth, dtype=jnp.float32)
-        if self.scan_layers:
+            ends = self.drop_path_start, self.drop_path_rate
+            rates = jnp.linspace(*ends, self.depth, dtype=jnp.float32)
+        entered = carry
+        makers = self.layer if isinstance(self.layer, tuple) else (self.layer,) * self.depth
+        if self.scan_layers and isinstance(self.layer, tuple):
+            raise MmflaxError("these layers differ, so no scan runs them; set scan_layers=False.")
+        if self.scan_layers and self.depth:
             scan = nn.scan(
                 body,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=self.depth,
             )
-            carry, found = scan(self.layer(name="layers"), carry, (rates, each))
-            kept = range(self.depth - layers, self.depth)
+            carry, found = scan(makers[0](name="layers"), carry, (rates, each))
+            kept = range(self.depth - wanted, self.depth)
             outputs = [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in kept]
         else:
             outputs = []
             for i in range(self.depth):
                 own = jax.tree.map(lambda leaf, i=i: leaf[i], (rates, each))
-                carry, output = body(self.layer(name=f"layers_{i}"), carry, own)
+                carry, output = body(makers[i](name=f"layers_{i}"), carry, own)
                 outputs.append(output)
+        if shown:
+            self.sow("hidden_states", "carry", (entered, *outputs), reduce_fn=lambda _, new: new)
         return (carry, tuple(outputs[-layers:])) if layers else carry
 
 

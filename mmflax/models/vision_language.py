@@ -27,7 +27,8 @@ class Encoded(NamedTuple):
 class VisionLanguageModel(nn.Module):
     """Encoders and fusion arrive as fields, so any of them can be swapped.
 
-    - image encoder: `(image[b h w 3], *, train) -> [b n d]`
+    - image encoder: `(image[b h w 3], *, train) -> [b n d]`; one of regions takes their features
+      and boxes `[b n f+4]`, and `image_mask`
     - text encoder: `(tokens[b t], text_mask[b t], *, train) -> [b t d]`
     - fusion: `(image, text, image_mask, text_mask, *, train) -> Fused(image, text, pooled)`
 
@@ -37,7 +38,10 @@ class VisionLanguageModel(nn.Module):
 
     `image_mask` is over the encoder's tokens, CLS included. An all-false row means that there is no
     image, and whatever the pixels hold becomes 0 before the encoder. A partly false row hides
-    tokens from the fusion only: inside the encoder they have met the others already.
+    tokens from the fusion only: inside the encoder they have met the others already, unless it
+    takes an `image_mask` of its own.
+
+    `image_type` is each image's row of the fusion's types, for a fusion with `num_types`.
 
     `modality_dropout` trains for absent modalities (after ModDrop, Neverova et al. 2016, sec. 3.4):
     with that probability an example that has both loses one, image or text by a fair coin, as if it
@@ -60,10 +64,11 @@ class VisionLanguageModel(nn.Module):
 
     def __call__(
         self,
-        image: Float[Array, "b h w 3"],
+        image: Float[Array, "b h w 3"] | Float[Array, "b n f"],
         tokens: Int[Array, "b t"],
         text_mask: Bool[Array, "b t"],
         image_mask: Bool[Array, "b n"] | None = None,
+        image_type: Int[Array, "b"] | None = None,
         *,
         train: bool,
     ) -> Encoded:
@@ -77,10 +82,10 @@ class VisionLanguageModel(nn.Module):
                 self.modality_dropout,
             )
             text_mask = text_mask & said[:, None]
-        if seen is not None:
-            image = jnp.where(seen[:, None, None, None], image, jnp.zeros_like(image))
         count = getattr(self.fusion, "num_layers_read", 0)
-        patches, image_layers = read_encoder(self.image_encoder, count, image, train=train)
+        patches, image_layers = read_image(
+            self.image_encoder, count, image, seen, image_mask, train=train
+        )
         if image_mask is not None and image_mask.shape[1] != patches.shape[1]:
             raise MmflaxError(
                 f"image_mask has {image_mask.shape[1]} columns, the image encoder gives "
@@ -90,7 +95,11 @@ class VisionLanguageModel(nn.Module):
             whole = jnp.ones(patches.shape[:2], bool) if image_mask is None else image_mask
             image_mask = whole & seen[:, None]
         words, text_layers = read_encoder(self.text_encoder, count, tokens, text_mask, train=train)
-        read = dict(image_layers=image_layers, text_layers=text_layers) if count else {}
+        read: dict[str, Any] = {}
+        if count:
+            read |= dict(image_layers=image_layers, text_layers=text_layers)
+        if image_type is not None:
+            read |= dict(image_type=image_type)
         fused = self.fusion(patches, words, image_mask, text_mask, train=train, **read)
         if image_mask is None:
             image_mask = jnp.ones(patches.shape[:2], bool)
@@ -110,11 +119,33 @@ def kept_modalities(
     return image & ~(loses & heads), text & ~(loses & ~heads)
 
 
+def read_image(
+    encoder: nn.Module,
+    count: int,
+    image: Float[Array, "b ..."],
+    seen: Bool[Array, "b"] | None,
+    image_mask: Bool[Array, "b n"] | None,
+    *,
+    train: bool,
+) -> tuple[Any, Any]:
+    """`read_encoder` of images, pixels or regions; one that is not `seen` is all zeros."""
+    if seen is not None:
+        there = seen.reshape(-1, *(1,) * (image.ndim - 1))
+        image = jnp.where(there, image, jnp.zeros_like(image))
+    own = {"image_mask": image_mask} if takes(encoder, "image_mask") else {}
+    return read_encoder(encoder, count, image, **own, train=train)
+
+
+def takes(encoder: nn.Module, keyword: str) -> bool:
+    """Whether it can be called with this keyword."""
+    return keyword in inspect.signature(type(encoder).__call__).parameters
+
+
 def read_encoder(encoder: nn.Module, count: int, *inputs: Any, **rest: Any) -> tuple[Any, Any]:
     """An encoder's tokens, and those of its last `count` layers, or None for 0."""
     if not count:
         return encoder(*inputs, **rest), None
-    if "layers" not in inspect.signature(type(encoder).__call__).parameters:
+    if not takes(encoder, "layers"):
         raise MmflaxError(
             f"this fusion reads the last {count} layers of each encoder, which "
             f"{type(encoder).__name__} does not give; use an encoder that takes layers=, such as "

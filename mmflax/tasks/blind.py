@@ -16,7 +16,7 @@ VIEWS = ("full", "text_only", "image_only", "majority")
 
 def without_image(batch: Batch, image_tokens: int) -> Batch:
     """The batch with no image: an all-false ``image_mask`` [b n]."""
-    return {**batch, "image_mask": jnp.zeros((batch["image"].shape[0], image_tokens), bool)}
+    return {**batch, "image_mask": jnp.zeros((batch["text_mask"].shape[0], image_tokens), bool)}
 
 
 def without_text(batch: Batch) -> Batch:

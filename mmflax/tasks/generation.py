@@ -38,8 +38,8 @@ def build(
     backbone: nn.Module,
     vocab_size: int,
     pad_id: int,
-    cls_id: int,
-    sep_id: int,
+    cls_id: int | None,
+    sep_id: int | None,
     mask_id: int | None = None,
     target_length: int,
     decoder: Mapping[str, Any],
@@ -75,6 +75,11 @@ def build(
             f"target_length is {target_length}, so there is no text to learn to write; set "
             "processor.target_length to at least 3 tokens."
         )
+    if cls_id is None or sep_id is None:
+        raise MmflaxError(
+            "The task writes texts between a token that begins and one that ends them, and this "
+            "processor's tokenizer has no such pair; choose another tokenizer."
+        )
     if table not in ("own", "text_encoder"):
         raise MmflaxError(f"task.table is {table!r}; expected one of own, text_encoder.")
     if unknown := [name for name in scores if name not in SCORES + _MORE_SCORES]:
@@ -98,7 +103,8 @@ def build(
             end=sep_id,
             pad=pad_id,
             length=target_length,
-            forbidden=tuple(i for i in (pad_id, cls_id, mask_id) if i is not None),
+            # CLIP's tokenizer pads with the token that ends a text.
+            forbidden=tuple(i for i in (pad_id, cls_id, mask_id) if i is not None and i != sep_id),
         ),
         table=table,
         grounding=WordGrounding() if caption_words else None,

@@ -75,7 +75,7 @@ class GenerationModel(nn.Module):
 
 
 def generate(
-    model: GenerationModel,
+    model: nn.Module,
     params: Any,
     batch: Batch,
     *,
@@ -89,7 +89,8 @@ def generate(
     log-probabilities of whole texts, for "beam" divided by the length penalty.
 
     Args:
-      model: a generation task's `model`.
+      model: a generation task's `model`, or another with `limits`, `prepare`, `empty` and `step`,
+        such as a published one that writes (BLIP).
       batch: image, tokens, text_mask, and what says which of them are absent; no target needed.
       method: "greedy"; "beam", with `beams` (4) and `length_penalty` (0.6, the alpha of Wu et al.
         2016, eq. 14); or "sample", with `temperature` (1), `top_k` (0 = all) and `top_p` (1).

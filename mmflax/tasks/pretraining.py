@@ -54,9 +54,9 @@ def build(
     objectives: Mapping[str, Any],
     vocab_size: int,
     pad_id: int,
-    cls_id: int,
-    sep_id: int,
-    mask_id: int,
+    cls_id: int | None,
+    sep_id: int | None,
+    mask_id: int | None,
     unk_id: int | None = None,
     continuation: Sequence[bool] = (),
 ) -> Task:

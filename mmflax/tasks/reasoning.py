@@ -23,7 +23,9 @@ from mmflax.tasks.task import Batch, Outputs, Record, Task
 class PairModel(nn.Module):
     """Reads `image, second_image, tokens, text_mask`; gives what `PooledModel` gives.
 
-    `image_present` and `image_mask` hold for both pictures. Words are grounded in the first, which
+    A backbone of regions reads `regions, boxes` and `second_regions, second_boxes` in their place.
+    `image_present` and `image_mask` hold for both pictures. A fusion with three types gives each
+    picture one of its own, as METER, ViLT and UNITER do. Words are grounded in the first, which
     is the one that a caption is of.
     """
 
@@ -32,7 +34,10 @@ class PairModel(nn.Module):
     grounding: nn.Module | None = None
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        encoded = encode(self.backbone, paired(batch), train=train)
+        both = paired(batch)
+        if getattr(self.backbone.fusion, "num_types", 2) > 2:
+            both["image_type"] = jnp.arange(both["tokens"].shape[0]) % 2 + 1
+        encoded = encode(self.backbone, both, train=train)
         rows, width = encoded.pooled.shape
         logits = self.head(encoded.pooled.reshape(rows // 2, 2 * width), train=train)
         first = encoded._replace(
@@ -48,12 +53,16 @@ def paired(batch: Batch) -> dict[str, Array]:
     One pass over 2b rows compiles once, where two passes compile twice. Neighbouring rows belong
     together, so that a batch split over devices stays where it is.
     """
-    if "second_image" not in batch:
+    both = {
+        key: jnp.stack([batch[key], batch[f"second_{key}"]], axis=1)
+        for key in ("image", "regions", "boxes", "region_mask")
+        if f"second_{key}" in batch
+    }
+    if not both:
         raise MmflaxError(
             "The batch holds no second_image; give examples one and set "
             "processor.second_images=True, or set task.images=1."
         )
-    both = {"image": jnp.stack([batch["image"], batch["second_image"]], axis=1)}
     for name in ("tokens", "text_mask", "image_mask", "image_present"):
         if batch.get(name) is not None:
             both[name] = jnp.stack([batch[name]] * 2, axis=1)

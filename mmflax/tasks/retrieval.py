@@ -18,7 +18,7 @@ from mmflax.losses.contrastive_sharded import ring_clip, ring_recall_at_1, ring_
 from mmflax.losses.matching import matching_loss
 from mmflax.models.heads import WordGrounding
 from mmflax.models.layers import choose
-from mmflax.tasks.retrieval_model import RetrievalModel, Rows, Temperature
+from mmflax.tasks.retrieval_model import MAX_SCALE, RetrievalModel, Rows, Temperature
 from mmflax.tasks.task import Batch, Outputs, Search, Task
 
 # loss: (temperature, bias) at the start; CLIP sec. 2.5, SigLIP sec. 3.2 (algorithm 1).
@@ -33,22 +33,31 @@ def build(
     fused: bool = False,
     temperature_init: float | None = None,
     bias_init: float | None = None,
+    max_scale: float | None = MAX_SCALE,
     image_pool: str | None = None,
-    text_pool: str = "cls",
+    text_pool: str | None = None,
+    image_projection: str = "linear",
+    text_projection: str = "linear",
     matching: float = 1.0,
     negative_group: int = 0,
     caption_words: float = 0.0,
 ) -> Task:
     """The task; the text of an example is what should find its image.
 
-    Rows with the same `image_key` are no negatives of each other. `image_pool` and `text_pool` are
-    "cls" or "gap" (for images by default what the encoder says, else cls where there is one).
+    Rows with the same `image_key` are no negatives of each other.
 
     Args:
       loss: "clip" (softmax over the batch) or "sigmoid" (SigLIP).
       fused: also train the fusion to tell pairs that belong together; without it no parameter of
         the fusion exists.
       temperature_init, bias_init: by default the papers': 0.07; for "sigmoid" 0.1 and -10.
+      max_scale: the largest 1 / temperature, CLIP's 100; None has no limit, as in SigLIP.
+      image_pool: "cls", "gap" or "map" (attention by a learned probe); by default what the encoder
+        says, else cls where there is one.
+      text_pool: "cls", "gap" or "encoder" (the token that the encoder's own `pool` takes, in CLIP
+        the one that ends the text); by default "encoder" where it has one, else cls.
+      image_projection, text_projection: "linear", "affine" (with a bias) or "none", for an encoder
+        that is `embed_dim` wide.
       matching: weight of the fusion's loss, which is the mean over a pair and its two negatives.
       negative_group: negatives are drawn among so many neighbouring rows; 0 = the whole batch. On a
         mesh a divisor of a device's rows spares moving tokens between devices.
@@ -72,12 +81,14 @@ def build(
     model = RetrievalModel(
         backbone,
         embed_dim,
-        Temperature(temperature, bias if bias_init is None else bias_init),
+        Temperature(temperature, bias if bias_init is None else bias_init, max_scale),
         image_pool or _image_pool(backbone.image_encoder),
-        text_pool,
+        text_pool or _text_pool(backbone.text_encoder),
         fused,
         negative_group,
         WordGrounding() if caption_words else None,
+        image_projection,
+        text_projection,
     )
 
     def parts(outputs: Outputs, batch: Batch) -> dict[str, Float[Array, "b"]]:
@@ -155,9 +166,13 @@ def _search(model: RetrievalModel) -> Search:
 
 def _image_pool(encoder: nn.Module) -> str:
     wanted = getattr(encoder, "pool", "none")
-    if wanted in ("cls", "gap"):
+    if wanted in ("cls", "gap", "map"):
         return wanted
     return "cls" if getattr(encoder, "cls_token", False) else "gap"
+
+
+def _text_pool(encoder: nn.Module) -> str:
+    return "encoder" if hasattr(encoder, "pooling") else "cls"
 
 
 def _count(mask: Array) -> Float[Array, "b"]:

@@ -1,5 +1,6 @@
 """The model behind image-text retrieval: two encoders, a temperature, and a fusion that matches."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -10,33 +11,58 @@ from jaxtyping import Array, Float
 from mmflax.errors import MmflaxError
 from mmflax.losses.contrastive import unit
 from mmflax.losses.matching import hard_negatives
-from mmflax.models.layers import KERNEL_INIT
-from mmflax.models.pooling import pool_tokens
-from mmflax.models.vision_language import read_encoder
-from mmflax.tasks.inputs import image_mask
+from mmflax.models.layers import KERNEL_INIT, choose
+from mmflax.models.pooling import MAPHead, pool_tokens
+from mmflax.models.vision_language import read_encoder, read_image
+from mmflax.tasks.inputs import image_mask, picture
 from mmflax.tasks.task import Batch
 
 MAX_SCALE = 100.0  # CLIP, sec. 2.5: a larger one makes training unstable
+# How an encoder's vector enters the shared space: (projected, with a bias).
+PROJECTIONS = {"linear": (True, False), "affine": (True, True), "none": (False, False)}
 Rows = dict[str, Array]
 
 
-class Temperature(nn.Module):
-    """`(scale, bias)` of the logits `scale * cosine + bias`; `scale` is 1 / temperature <= 100.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def at_most(x: Float[Array, ""], limit: float) -> Float[Array, ""]:
+    """`min(x, limit)` that comes back: beyond the limit only what leads further has no gradient.
 
-    Learned as log(scale), as in CLIP. `bias_init=None` fixes the bias at 0.
+    CLIP's own checkpoints lie at the limit, where `min` alone would never let them go.
+    """
+    return jnp.minimum(x, limit)
+
+
+def _at_most_forward(x: Array, limit: float) -> tuple[Array, Array]:
+    return at_most(x, limit), x
+
+
+def _at_most_backward(limit: float, x: Array, slope: Array) -> tuple[Array]:
+    return (jnp.where((x >= limit) & (slope < 0), jnp.zeros_like(slope), slope),)
+
+
+at_most.defvjp(_at_most_forward, _at_most_backward)
+
+
+class Temperature(nn.Module):
+    """`(scale, bias)` of the logits `scale * cosine + bias`; `scale` is 1 / temperature.
+
+    Learned as log(scale), as in CLIP, and at most `max_scale` (None: as it comes, as in SigLIP).
+    `bias_init=None` fixes the bias at 0.
     """
 
     temperature_init: float
     bias_init: float | None = None
+    max_scale: float | None = MAX_SCALE
 
     @nn.compact
     def __call__(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         def number(name: str, value: float) -> Array:
             return self.param(name, nn.initializers.constant(value), (), jnp.float32)
 
-        scale = jnp.exp(
-            jnp.minimum(number("scale", -math.log(self.temperature_init)), math.log(MAX_SCALE))
-        )
+        log_scale = number("scale", -math.log(self.temperature_init))
+        if self.max_scale is not None:
+            log_scale = at_most(log_scale, math.log(self.max_scale))
+        scale = jnp.exp(log_scale)
         if self.bias_init is None:
             return scale, jnp.zeros((), jnp.float32)
         return scale, number("bias", self.bias_init)
@@ -50,6 +76,10 @@ class RetrievalModel(nn.Module):
     With `fused` also `match` [b 3 2], logits (apart, together) of the pair itself, of its image
     with another text and of its text with another image, and `match_used` [b 3], false where there
     is no such pair. Others come from the `negative_group` rows (0: the whole batch) around a row.
+
+    `image_pool` "map" is attention by a learned probe (SigLIP), `text_pool` "encoder" the token
+    that the text encoder's own `pool` takes (CLIP, SigLIP). A projection is "linear", "affine"
+    (with a bias) or "none", where the encoder is `embed_dim` wide itself.
     """
 
     backbone: nn.Module
@@ -60,13 +90,23 @@ class RetrievalModel(nn.Module):
     fused: bool = False
     negative_group: int = 0
     grounding: nn.Module | None = None
+    image_projected: str = "linear"
+    text_projected: str = "linear"
 
     def setup(self) -> None:
         def dense(width: int, bias: bool) -> nn.Dense:
             return nn.Dense(width, use_bias=bias, kernel_init=KERNEL_INIT)
 
-        self.image_projection = dense(self.embed_dim, False)
-        self.text_projection = dense(self.embed_dim, False)
+        encoder = self.backbone.image_encoder
+        if self.image_pool == "map":
+            fields = ("num_heads", "mlp_dim", "activation", "epsilon", "dtype", "param_dtype")
+            self.image_head = MAPHead(**{name: getattr(encoder, name) for name in fields})
+        projected, bias = choose("image_projection", self.image_projected, PROJECTIONS)
+        if projected:
+            self.image_projection = dense(self.embed_dim, bias)
+        projected, bias = choose("text_projection", self.text_projected, PROJECTIONS)
+        if projected:
+            self.text_projection = dense(self.embed_dim, bias)
         if self.fused:
             self.match_head = dense(2, True)
 
@@ -93,14 +133,16 @@ class RetrievalModel(nn.Module):
 
     def encode_image(self, batch: Batch, *, train: bool) -> Rows:
         """`embedding` [b e], `tokens` [b n d] and `mask` [b n] of the images alone."""
-        image, mask = batch["image"], image_mask(self.backbone, batch)
-        if mask is not None:
-            image = jnp.where(mask.any(axis=1)[:, None, None, None], image, jnp.zeros_like(image))
+        image, mask = picture(self.backbone, batch), image_mask(self.backbone, batch)
+        seen = None if mask is None else mask.any(axis=1)
         encoder = self.backbone.image_encoder
-        tokens, layers = read_encoder(encoder, self._layers_read, image, train=train)
-        pooled = pool_tokens(tokens, mask, pool=self.image_pool).astype(jnp.float32)
+        tokens, layers = read_image(encoder, self._layers_read, image, seen, mask, train=train)
+        if self.image_pool == "map":
+            pooled = self.image_head(tokens, mask, train=train)
+        else:
+            pooled = pool_tokens(tokens, mask, pool=self.image_pool)
         mask = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
-        embedding = unit(self.image_projection(pooled))
+        embedding = self._embedded("image", pooled)
         return {"embedding": embedding, "tokens": tokens, "mask": mask, **_named(layers)}
 
     def encode_text(self, batch: Batch, *, train: bool) -> Rows:
@@ -110,9 +152,24 @@ class RetrievalModel(nn.Module):
         tokens, layers = read_encoder(
             encoder, self._layers_read, batch["tokens"], mask, train=train
         )
-        pooled = pool_tokens(tokens, mask, pool=self.text_pool).astype(jnp.float32)
-        embedding = unit(self.text_projection(pooled))
+        if self.text_pool == "encoder":
+            pooled = encoder.pool(tokens, batch["tokens"], mask)
+        else:
+            pooled = pool_tokens(tokens, mask, pool=self.text_pool)
+        embedding = self._embedded("text", pooled)
         return {"embedding": embedding, "tokens": tokens, "mask": mask, **_named(layers)}
+
+    def _embedded(self, side: str, pooled: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        """An encoder's vector in the shared space, float32 and of length 1."""
+        x = pooled.astype(jnp.float32)
+        if getattr(self, f"{side}_projected") != "none":
+            return unit(getattr(self, f"{side}_projection")(x))
+        if x.shape[-1] != self.embed_dim:
+            raise MmflaxError(
+                f"the {side} encoder is {x.shape[-1]} wide and task.embed_dim is {self.embed_dim}; "
+                f'make them equal, or set task.{side}_projection to "linear".'
+            )
+        return unit(x)
 
     def match(self, image: Rows, text: Rows, *, train: bool) -> Float[Array, "b 2"]:
         """Logits (apart, together) of pairs of encoded rows."""

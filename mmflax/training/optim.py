@@ -16,7 +16,7 @@ import optax
 from mmflax.errors import MmflaxError
 
 Schedule = Callable[[Any], Any]
-NO_DECAY = (r"(^|/)(bias|scale)$",)
+NO_DECAY = (r"(^|/)(bias|scale|mean|var)$",)
 
 
 def build(

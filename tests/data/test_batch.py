@@ -24,6 +24,21 @@ def test_accepts_the_contract():
     check_batch({**batch(), "image_mask": np.ones((2, 5), bool)})
 
 
+def test_regions_may_stand_for_the_image():
+    regions = {
+        "regions": np.zeros((2, 5, 7), np.float32),
+        "boxes": np.zeros((2, 5, 4), np.float32),
+        "region_mask": np.ones((2, 5), bool),
+    }
+    check_batch({**batch(), **regions})
+    bare = {**batch(), **regions}
+    del bare["image"]
+    check_batch(bare)
+    del bare["regions"]
+    with pytest.raises(MmflaxError, match=r"lacks \['image'\]"):
+        check_batch(bare)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

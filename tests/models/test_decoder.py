@@ -39,6 +39,7 @@ def random_table(seed=3):
 FORMS = {
     "pre, tied": (dict(), False),
     "post, untied": (dict(norm_style="post", tie="none"), False),
+    "post, BERT's word head": (dict(norm_style="post", word_head=True), False),
     "pre, shared table": (dict(qk_init="shared", attention_impl="xla"), True),
     "post, shared table, untied": (dict(norm_style="post", tie="none"), True),
 }

@@ -15,11 +15,11 @@ from mmflax.models.vision_language import VisionLanguageModel
 SIZES = dict(width=16, num_heads=4, mlp_dim=32)
 
 
-def whole(*, image_depth=3, text_depth=2, fusion=bridge, **fields):
+def whole(*, image_depth=3, text_depth=2, fusion=bridge, own=(), **fields):
     return VisionLanguageModel(
         vit.build(image_size=8, patch_size=4, depth=image_depth, **SIZES, **fields),
         bert.build(vocab_size=30, max_length=16, depth=text_depth, **SIZES, **fields),
-        fusion.build(depth=2, **SIZES, **fields),
+        fusion.build(depth=2, **SIZES, **fields, **dict(own)),
     )
 
 
@@ -50,8 +50,11 @@ def test_the_model_hands_over_the_last_layers_in_order(zoo):
         assert (jnp.abs(fuse(*other) - encoded.pooled).max(axis=1) > 1e-3).all()
 
 
-def test_scan_equals_loop(zoo):
-    loop, scan, inputs = whole(), whole(scan_layers=True, remat="dots"), zoo.inputs()
+@pytest.mark.parametrize("link", bridge.LINKS)
+def test_scan_equals_loop(zoo, link):
+    own = dict(link=link, bridge_epsilon=1e-5, share_projections=link == "add")
+    loop, scan = whole(own=own), whole(own=own, scan_layers=True, remat="dots")
+    inputs = zoo.inputs()
     params = zoo.params(loop, **inputs, train=False)
     expected = zoo.run(loop, params, **inputs, train=False)
     found = zoo.run(scan, stack_layers(params), **inputs, train=False)

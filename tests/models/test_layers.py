@@ -39,8 +39,8 @@ def test_layer_norm_epsilon_and_variance():
 
 
 def test_unknown_choices_list_the_known(zoo):
-    with pytest.raises(MmflaxError, match="activation is 'relu'.*gelu, gelu_tanh, quick_gelu"):
-        zoo.params(MLP(8, activation="relu"), jnp.ones((1, 4)))
+    with pytest.raises(MmflaxError, match="activation is 'elu'.*gelu, gelu_tanh, quick_gelu"):
+        zoo.params(MLP(8, activation="elu"), jnp.ones((1, 4)))
     with pytest.raises(MmflaxError, match="norm_style is 'mid'.*pre, post"):
         zoo.params(Block(2, 8, norm_style="mid"), jnp.ones((1, 2, 4)), train=False)
     with pytest.raises(MmflaxError, match="needs a context"):

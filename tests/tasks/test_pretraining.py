@@ -46,7 +46,7 @@ def make_batch(rows=ROWS, seed=0):
         "target": np.where(used, tokens, 0).astype(np.int32),
         "target_mask": used,
         "regions": rng.normal(size=(rows, 3, 7)).astype(np.float32),
-        "region_boxes": rng.random((rows, 3, 4)).astype(np.float32),
+        "boxes": rng.random((rows, 3, 4)).astype(np.float32),
         "region_scores": scores / scores.sum(-1, keepdims=True),
     }
 

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmflax import plugins
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.bert import build as build_bert
+from mmflax.models.encoders.vit import build as build_vit
+from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import reasoning
 from tests.tasks import pairs
 
@@ -44,6 +48,29 @@ def test_the_head_reads_both_pooled_pairs_in_order(batch):
     swapped = {**batch, "image": batch["second_image"], "second_image": batch["image"]}
     other = task.model.apply({"params": params}, swapped, train=False)["logits"]
     assert (jnp.abs(other - found["logits"]) > 1e-3).any()
+
+
+@pytest.mark.parametrize("name", ["co_attention", "merged_attention", "bridge"])
+def test_with_three_types_each_picture_has_its_own(name, batch):
+    """As two passes that are told which picture it is; the same picture twice is then no tie."""
+    fields = dict(width=16, depth=1, num_heads=2, num_types=3, mlp_dim=16)
+    fusion = plugins.build("mmflax.models.fusion", "fusion", {"name": name, **fields})
+    image = build_vit(width=16, depth=1, num_heads=2, patch_size=4, image_size=8)
+    text = build_bert(width=16, depth=1, num_heads=2, vocab_size=20, max_length=5)
+    backbone = VisionLanguageModel(image, text, fusion)
+    task = reasoning.build(backbone=backbone, num_answers=2)
+    params = pairs.init(task, batch)
+    run = jax.jit(lambda b: task.model.apply({"params": params}, b, train=False)["logits"])
+
+    def look(name, image_type):
+        inputs = batch[name], batch["tokens"], batch["text_mask"], None
+        kind = jnp.full(4, image_type)
+        return backbone.apply({"params": params["backbone"]}, *inputs, kind, train=False).pooled
+
+    pooled = jnp.concatenate([look("image", 1), look("second_image", 2)], axis=-1)
+    expected = task.model.head.apply({"params": params["head"]}, pooled)
+    np.testing.assert_allclose(run(batch), expected, rtol=1e-4, atol=1e-5)
+    assert jnp.abs(look("image", 1) - look("image", 2)).max() > 1e-3
 
 
 def test_examples_do_not_mix(batch):

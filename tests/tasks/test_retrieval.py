@@ -9,11 +9,12 @@ import pytest
 
 from mmflax.errors import MmflaxError
 from mmflax.losses import contrastive
-from mmflax.models.encoders import bert, vit
+from mmflax.models.encoders import bert, clip_text, vit
 from mmflax.models.fusion import bridge, co_attention
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import retrieval
 from mmflax.tasks.blind import without_image, without_text
+from mmflax.tasks.retrieval_model import Temperature
 from tests.toy_backbone import VOCAB, toy_backbone
 
 
@@ -330,3 +331,60 @@ def test_modality_dropout_is_refused():
     backbone = toy_backbone().clone(modality_dropout=0.1)
     with pytest.raises(MmflaxError, match="modality_dropout is 0.1"):
         retrieval.build(backbone=backbone)
+
+
+def build_pair(text=clip_text, image=(), **fields):
+    sizes = dict(width=16, num_heads=2, depth=1, mlp_dim=32)
+    backbone = VisionLanguageModel(
+        vit.build(image_size=8, patch_size=4, cls_token=False, pool="map", **sizes, **dict(image)),
+        text.build(vocab_size=20, max_length=8, **sizes),
+        co_attention.build(**sizes),
+    )
+    return retrieval.build(backbone=backbone, **{"embed_dim": 16, **fields})
+
+
+def test_encoders_say_how_their_tokens_are_pooled(batch):
+    task = build_pair(image_projection="none", text_projection="affine")
+    assert (task.model.image_pool, task.model.text_pool) == ("map", "encoder")
+    params = random_params(task, batch)
+    assert {"image_head", "text_projection"} <= params.keys()
+    assert "image_projection" not in params and "bias" in params["text_projection"]
+    model = task.model.bind({"params": params})
+    head = model.image_head(model.encode_image(batch, train=False)["tokens"], train=False)
+    outputs, _, _ = run(task, params, batch)
+    assert jnp.allclose(outputs["image_embedding"], contrastive.unit(head), atol=1e-6)
+    # What follows the token that ends a text does not matter to CLIP's encoder.
+    ends = batch["text_mask"].sum(axis=1) - 1
+    first = {**batch, "tokens": batch["tokens"].at[jnp.arange(4), ends].set(19)}
+    last = {**first, "text_mask": jnp.ones((4, 5), bool)}
+    last["tokens"] = jnp.where(batch["text_mask"], first["tokens"], 0)
+    one, other = (run(task, params, each)[0]["text_embedding"] for each in (first, last))
+    assert jnp.allclose(one, other, atol=1e-6)
+    assert build_real().model.text_pool == "cls"
+
+
+def test_an_encoder_without_projection_is_as_wide_as_the_embeddings(batch):
+    task = build_pair(image_projection="none", embed_dim=8)
+    with pytest.raises(MmflaxError, match="image encoder is 16 wide and task.embed_dim is 8"):
+        init(task, batch)
+    with pytest.raises(MmflaxError, match="image_projection"):
+        init(build_pair(image_projection="square"), batch)
+
+
+def test_the_scale_has_a_limit_that_it_can_leave():
+    def scale(limit, value):
+        module = Temperature(0.07, max_scale=limit)
+        return jax.value_and_grad(lambda x: module.apply({"params": {"scale": x}})[0])(value)
+
+    limit = jnp.log(100.0)
+    for value in (limit, limit + 1.0):
+        found, slope = scale(100.0, value)
+        assert jnp.allclose(found, 100.0) and slope > 0  # a loss that grows with it brings it back
+        _, slope = jax.value_and_grad(
+            lambda x: -Temperature(0.07).apply({"params": {"scale": x}})[0]
+        )(value)
+        assert slope == 0  # one that falls with it leads it no further
+    found, slope = scale(100.0, limit - 1.0)
+    assert jnp.allclose(found, slope) and found < 100
+    found, slope = scale(None, limit + 1.0)
+    assert jnp.allclose(found, slope) and found > 100

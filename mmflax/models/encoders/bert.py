@@ -35,10 +35,14 @@ SIZES: dict[str, dict[str, int]] = {
 class BERT(nn.Module):
     """Tokens to contextual vectors [b t d]; `pool` makes BERT's summary of the first one.
 
-    Positions count from 0 at the first column, so padding belongs on the right. What a masked
-    column holds never matters, not even an index outside the vocabulary. `causal=True` limits every
-    token to itself and what lies before it. With `layers=k` above 0 the result is a pair: the
-    tokens, and a tuple of what the last k layers gave, the last one last.
+    Positions count from 0 at the first column, so padding belongs on the right; the position table
+    is read from row `position_offset` on (RoBERTa keeps its first rows for padding: 2) and
+    `max_length` counts all its rows. What a masked column holds never matters, not even an index
+    outside the vocabulary. `causal=True` limits every token to itself and what lies before it. With
+    `layers=k` above 0 the result is a pair: the tokens, and a tuple of what the last k layers gave,
+    the last one last. With `norm_embeddings=False` the sum of embeddings goes on as it is, for a
+    fusion that normalises it together with the image (VisualBERT). `num_token_types` 0 leaves token
+    types out. With `cross_attention` every layer also reads the `context` of a call that has one.
     """
 
     width: int
@@ -47,7 +51,10 @@ class BERT(nn.Module):
     mlp_dim: int
     vocab_size: int
     max_length: int = 512
+    position_offset: int = 0
     num_token_types: int = 2
+    norm_embeddings: bool = True
+    cross_attention: bool = False
     activation: str = "gelu"
     epsilon: float = 1e-12
     dropout_rate: float = 0.0
@@ -68,7 +75,8 @@ class BERT(nn.Module):
 
         self.word_embedding = table(self.vocab_size)
         self.position_embedding = table(self.max_length)
-        self.token_type_embedding = table(self.num_token_types)
+        if self.num_token_types:
+            self.token_type_embedding = table(self.num_token_types)
         self.embedding_norm = LayerNorm(epsilon=self.epsilon, **kinds)
         self.embedding_dropout = nn.Dropout(self.dropout_rate)
         layer = functools.partial(
@@ -76,6 +84,8 @@ class BERT(nn.Module):
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             norm_style="post",
+            cross_attention=self.cross_attention,
+            context_optional=True,
             activation=self.activation,
             epsilon=self.epsilon,
             dropout_rate=self.dropout_rate,
@@ -99,26 +109,57 @@ class BERT(nn.Module):
         text_mask: Bool[Array, "b t"] | None = None,
         token_types: Int[Array, "b t"] | None = None,
         *,
+        context: Float[Array, "b s e"] | None = None,
         causal: bool = False,
         layers: int = 0,
         train: bool,
     ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
+        x = self.embed(tokens, text_mask, token_types)
+        rest: Any = dict(causal=causal, layers=layers, train=train)
+        return self.encode(x, text_mask, context, **rest)
+
+    def embed(
+        self,
+        tokens: Int[Array, "b t"],
+        text_mask: Bool[Array, "b t"] | None = None,
+        token_types: Int[Array, "b t"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """The sum of word, type and position embeddings, not yet normalised."""
         length = tokens.shape[1]
-        if length > self.max_length:
+        longest = self.max_length - self.position_offset
+        if length > longest:
             raise MmflaxError(
-                f"the text is {length} tokens long, the position table holds {self.max_length}; "
+                f"the text is {length} tokens long, the position table holds {longest}; "
                 "shorten the text or raise max_length."
             )
         types = jnp.zeros_like(tokens) if token_types is None else token_types
         if text_mask is not None:
             tokens, types = (jnp.where(text_mask, x, jnp.zeros_like(x)) for x in (tokens, types))
-        x = self.word_embedding(tokens) + self.token_type_embedding(types)
-        x = self.embedding_norm(x + self.position_embedding(jnp.arange(length))[None])
-        x = constrain_batch(self.embedding_dropout(x, deterministic=not train))
+        x = self.word_embedding(tokens)
+        if self.num_token_types:
+            x = x + self.token_type_embedding(types)
+        positions = jnp.arange(self.position_offset, self.position_offset + length)
+        return x + self.position_embedding(positions)[None]
+
+    def encode(
+        self,
+        x: Float[Array, "b t d"],
+        text_mask: Bool[Array, "b t"] | None = None,
+        context: Float[Array, "b s e"] | None = None,
+        *,
+        causal: bool = False,
+        layers: int = 0,
+        train: bool,
+    ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
+        """Embeddings normalised and through the layers, which read the whole `context`."""
+        if self.norm_embeddings:
+            x = self.embedding_dropout(self.embedding_norm(x), deterministic=not train)
+        x = constrain_batch(x)
         mask = attention_mask(text_mask)
         if causal:
-            mask = causal_mask(length) if mask is None else mask & causal_mask(length)
-        return self.encoder(x, mask, layers=layers, train=train)
+            before = causal_mask(x.shape[1])
+            mask = before if mask is None else mask & before
+        return self.encoder(x, mask, context, layers=layers, train=train)
 
     def pool(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
         """tanh(dense(first token)), trained by next-sentence prediction in the paper.

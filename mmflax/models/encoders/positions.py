@@ -44,3 +44,38 @@ def resize_positions(
     patches = table[num_prefix:].reshape(*old_grid, width)
     patches = jax.image.resize(patches, (*new_grid, width), method="bicubic")
     return jnp.concatenate([table[:num_prefix], patches.reshape(-1, width)])
+
+
+def resample_as_torch(
+    table: Float[Array, "n d"],
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix: int = 1,
+) -> Float[Array, "m d"]:
+    """`resize_positions` with the numbers of PyTorch's bicubic `interpolate`, differentiable.
+
+    It takes Keys' cubic with a = -0.75, repeats the border, and does not smooth when it shrinks.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    rows, columns = (
+        jnp.asarray(_cubic_matrix(old, new), table.dtype)
+        for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    patches = table[num_prefix:].reshape(*old_grid, table.shape[1])
+    patches = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, patches)
+    return jnp.concatenate([table[:num_prefix], patches.reshape(-1, table.shape[1])])
+
+
+def _cubic_matrix(old: int, new: int, a: float = -0.75) -> np.ndarray:
+    """[new old]: every new point from the four old ones around it; pixel centres at halves."""
+    place = (np.arange(new) + 0.5) * (old / new) - 0.5
+    matrix = np.zeros((new, old))
+    for step in range(-1, 3):
+        source = np.floor(place) + step
+        x = np.abs(place - source)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        index = np.clip(source, 0, old - 1).astype(int)
+        np.add.at(matrix, (np.arange(new), index), np.where(x <= 1, near, far))
+    return matrix

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders.positions import resize_positions, sincos2d
+from mmflax.models.encoders.positions import resample_as_torch, resize_positions, sincos2d
 from mmflax.models.layers import (
     KERNEL_INIT,
     TABLE_INIT,
@@ -36,13 +36,19 @@ SIZES: dict[str, dict[str, int]] = {
 class ViT(nn.Module):
     """Pre-norm Vision Transformer; returns every token, CLS first where there is one.
 
+    A `distillation_token` stands between CLS and the patches (DeiT; Touvron et al. 2021).
+
     `image_size` (pixels, a side or (h, w)) fixes the position table; to move learned positions to
-    another resolution pass the table through `resize_positions`. `pool` says which summary of its
-    tokens a head should take (see `models/pooling.py`); the encoder itself never pools.
+    another resolution pass the table through `resize_positions`. With `any_size` images of every
+    size are taken, and learned positions are resampled for each as the published PyTorch models do
+    it. With `crop` what is left over at the right and the bottom is not seen, where an image does
+    not divide into patches (SigLIP So400m: 384 pixels in patches of 14). `pool` says which summary
+    of its tokens a head should take (see `models/pooling.py`); the encoder itself never pools.
     `pre_norm`, `patch_bias=False` and `activation="quick_gelu"` give CLIP's tower.
 
     With `layers=k` above 0 the result is a pair: the tokens, and those of the last k layers, each
-    through the same final norm (as BridgeTower reads CLIP; Xu et al. 2023).
+    through the same final norm (as BridgeTower reads CLIP; Xu et al. 2023), or with
+    `norm_layers=False` as the layers gave them.
     """
 
     width: int
@@ -53,9 +59,13 @@ class ViT(nn.Module):
     image_size: int | tuple[int, int]
     pool: str = "none"
     cls_token: bool = True
+    distillation_token: bool = False
     position: str = "learned"
     pre_norm: bool = False
     patch_bias: bool = True
+    qkv_bias: bool = True
+    any_size: bool = False
+    crop: bool = False
     activation: str = "gelu"
     epsilon: float = 1e-6
     dropout_rate: float = 0.0
@@ -72,7 +82,7 @@ class ViT(nn.Module):
         """Patches down and across an image of `image_size` pixels (default: the model's own)."""
         size = self.image_size if image_size is None else image_size
         height, width = (size, size) if isinstance(size, int) else size
-        if height % self.patch_size or width % self.patch_size:
+        if not self.crop and (height % self.patch_size or width % self.patch_size):
             raise MmflaxError(
                 f"image_size {height}x{width} does not divide into patches of {self.patch_size}; "
                 "change image_size or patch_size."
@@ -82,15 +92,25 @@ class ViT(nn.Module):
     def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
         """Tokens returned for an image of that size, CLS included."""
         rows, columns = self.grid(image_size)
-        return rows * columns + int(self.cls_token)
+        return rows * columns + self.num_prefix
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches."""
+        return int(self.cls_token) + int(self.distillation_token)
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, layers: int = 0, train: bool
+        self,
+        image: Float[Array, "b h w 3"],
+        *,
+        layers: int = 0,
+        norm_layers: bool = True,
+        train: bool,
     ) -> Float[Array, "b n d"] | tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
         size = self.image_size
         expected = (size, size) if isinstance(size, int) else tuple(size)
-        if image.shape[1:3] != expected:
+        if image.shape[1:3] != expected and not self.any_size:
             raise MmflaxError(
                 f"image is {image.shape[1]}x{image.shape[2]} pixels, the model was built for "
                 f"{expected[0]}x{expected[1]}; resize the image or set image_size."
@@ -108,11 +128,16 @@ class ViT(nn.Module):
             **kinds,
         )(image)
         x = x.reshape(x.shape[0], -1, self.width)
-        if self.cls_token:
-            cls = self.param("cls", TABLE_INIT, (1, 1, self.width), self.param_dtype)
-            cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
-            x = jnp.concatenate([cls, x], axis=1)
-        x = constrain_batch(x + self._positions().astype(x.dtype)[None])
+        prefix = {"cls": self.cls_token, "distillation_token": self.distillation_token}
+        learned = [
+            self.param(name, TABLE_INIT, (1, 1, self.width), self.param_dtype)
+            for name, wanted in prefix.items()
+            if wanted
+        ]
+        rows = [jnp.broadcast_to(y.astype(x.dtype), (len(x), 1, self.width)) for y in learned]
+        x = jnp.concatenate([*rows, x], axis=1)
+        positions = self._positions(self.grid((image.shape[1], image.shape[2])))
+        x = constrain_batch(x + positions.astype(x.dtype)[None])
         if self.pre_norm:
             x = LayerNorm(epsilon=self.epsilon, name="pre_norm_layer", **kinds)(x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
@@ -125,6 +150,7 @@ class ViT(nn.Module):
             epsilon=self.epsilon,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
+            qkv_bias=self.qkv_bias,
             attention_impl=self.attention_impl,
             qk_init=self.qk_init,
             **kinds,
@@ -140,15 +166,20 @@ class ViT(nn.Module):
         norm = LayerNorm(epsilon=self.epsilon, name="norm", **kinds)
         if not layers:
             return norm(stack(x, train=train))
-        outputs = tuple(norm(y) for y in stack(x, layers=layers, train=train)[1])
-        return outputs[-1], outputs
+        tokens, outputs = stack(x, layers=layers, train=train)
+        if norm_layers:
+            outputs = tuple(norm(y) for y in outputs)
+            return outputs[-1], outputs
+        return norm(tokens), outputs
 
-    def _positions(self) -> Float[Array, "n d"]:
+    def _positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
+        """Of the patches of an image with this grid, CLS's first."""
         if choose("position", self.position, {"learned": True, "sincos2d": False}):
             shape = (self.num_tokens(), self.width)
-            return self.param("position_embedding", TABLE_INIT, shape, self.param_dtype)
-        table = jnp.asarray(sincos2d(self.grid(), self.width))
-        return jnp.pad(table, ((int(self.cls_token), 0), (0, 0)))
+            table = self.param("position_embedding", TABLE_INIT, shape, self.param_dtype)
+            return resample_as_torch(table, self.grid(), grid, self.num_prefix)
+        table = jnp.asarray(sincos2d(grid, self.width))
+        return jnp.pad(table, ((self.num_prefix, 0), (0, 0)))
 
 
 def decode_variant(variant: str) -> dict[str, int]:

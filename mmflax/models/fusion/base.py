@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
 from mmflax.models.layers import (
@@ -26,6 +26,9 @@ from mmflax.models.layers import (
 from mmflax.models.masks import zero_masked
 from mmflax.models.pooling import pool_tokens
 from mmflax.models.stack import Stack
+
+# Which row of a fusion's table of types the images have: one for all, or each its own.
+ImageType = int | Int[Array, "b"]
 
 
 class Fused(NamedTuple):
@@ -115,12 +118,15 @@ class Fusion(nn.Module):
             self.entrance("text")(text, text_mask) + text_type,
         )
 
-    def types(self) -> tuple[Array, Array]:
-        """Vectors [1 1 d] that say (image, text): rows 1 and 0 of a table, as in METER."""
+    def types(self, rows: int = 2, image: ImageType = 1) -> tuple[Array, Array]:
+        """Vectors that say (image, text): rows `image` and 0 of a table, as in METER.
+
+        [1 1 d] each, or where `image` is a row for every example [b 1 d] of the image.
+        """
         table = nn.Embed(
-            2, self.width, embedding_init=TABLE_INIT, name="type_embedding", **self.kinds
-        )(jnp.arange(2))
-        return table[None, None, 1], table[None, None, 0]
+            rows, self.width, embedding_init=TABLE_INIT, name="type_embedding", **self.kinds
+        )(jnp.arange(rows))
+        return table[jnp.atleast_1d(image)][:, None], table[None, None, 0]
 
     def stack(self, name: str, layer: Callable[..., nn.Module] = Block, **fields: Any) -> Stack:
         """`depth` layers of this fusion's fields and `fields`."""

@@ -7,24 +7,45 @@ and the text encoder, e type embeddings, and Z the streams (Z_0 = 0):
     Z_i = co-attention layer(X^V_i, X^T_i)
 
 The bridge is the paper's "Add & Norm", the one its ablation prefers; W_V and W_T are shared by all
-layers and the bridges are not, as in the released code. The co-attention layers are METER's.
+layers and the bridges are not, as in the released code. The co-attention layers are METER's. `link`
+names what the released code offers beside it, from layer 2 on: "scaled_add", `s_i (W V_i + e) + Z`,
+and "interpolate", `(1 - s_i) (W V_i + e) + s_i Z`, with a learned number s_i for each bridge.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.fusion.base import Fused, Fusion
+from mmflax.models.fusion.base import Fusion, ImageType
 from mmflax.models.fusion.co_attention import CoAttentionLayer
-from mmflax.models.layers import LayerNorm
+from mmflax.models.layers import LayerNorm, choose
 from mmflax.models.masks import attention_mask
+
+# link -> what its numbers start at; None has none.
+LINKS: dict[str, float | None] = {"add": None, "scaled_add": 1.0, "interpolate": 0.5}
+
+
+class Bridged(NamedTuple):
+    """`Fused`, and the encoders' last layers as the fusion read them: projected, typed."""
+
+    image: Float[Array, "b n d"]
+    text: Float[Array, "b t d"]
+    pooled: Float[Array, "b e"]
+    image_read: Float[Array, "b n d"]
+    text_read: Float[Array, "b t d"]
 
 
 class BridgeLayer(CoAttentionLayer):
-    """A co-attention layer behind two bridges; `each` holds this layer's (W_V V_i + e_1, …)."""
+    """A co-attention layer behind two bridges.
+
+    `each` holds this layer's (image, text), times what the link says, and how much of (Z^V, Z^T)
+    stays, None for all of it. `bridge_epsilon` is the bridges' own; None takes `epsilon`.
+    """
+
+    bridge_epsilon: float | None = None
 
     @nn.compact
     def __call__(  # type: ignore[override]
@@ -33,17 +54,25 @@ class BridgeLayer(CoAttentionLayer):
         image_mask: Bool[Array, "b 1 1 n"] | None = None,
         text_mask: Bool[Array, "b 1 1 t"] | None = None,
         *,
-        each: tuple[Float[Array, "b n d"], Float[Array, "b t d"]],
+        each: tuple[
+            Float[Array, "b n d"],
+            Float[Array, "b t d"],
+            Float[Array, ""] | None,
+            Float[Array, ""] | None,
+        ],
         drop_path: float | Float[Array, ""] | None = None,
         train: bool,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b t d"]]:
-        def bridge(x: Array, layer: Array, name: str) -> Array:
+        epsilon = self.epsilon if self.bridge_epsilon is None else self.bridge_epsilon
+
+        def bridge(x: Array, layer: Array, stays: Array | None, name: str) -> Array:
+            x = x if stays is None else x * stays
             return LayerNorm(
-                epsilon=self.epsilon, name=name, dtype=self.dtype, param_dtype=self.param_dtype
+                epsilon=epsilon, name=name, dtype=self.dtype, param_dtype=self.param_dtype
             )(x + layer)
 
-        image = bridge(streams[0], each[0], "image_bridge")
-        text = bridge(streams[1], each[1], "text_bridge")
+        image = bridge(streams[0], each[0], each[2], "image_bridge")
+        text = bridge(streams[1], each[1], each[3], "text_bridge")
         return super().__call__(
             (image, text), image_mask, text_mask, drop_path=drop_path, train=train
         )
@@ -53,8 +82,15 @@ class Bridge(Fusion):
     """Fusion that reads the encoders' last `depth` layers; each encoder must have that many.
 
     `image` and `text` themselves are the last of those layers, so they are not read again.
-    `pooled` [b 2*width] is of both streams.
+    `pooled` [b 2*width] is of both streams. `bridge_epsilon` is that of the bridges' norms; None
+    takes `epsilon`. With `share_projections=False` every layer has a W_V and W_T of its own.
+    `image_type` of a call is the image's row of `num_types` types, one for all or [b].
     """
+
+    bridge_epsilon: float | None = None
+    link: str = "add"
+    share_projections: bool = True
+    num_types: int = 2
 
     @property
     def num_layers_read(self) -> int:
@@ -72,8 +108,9 @@ class Bridge(Fusion):
         image_layers: tuple[Float[Array, "b n i"], ...] = (),
         text_layers: tuple[Float[Array, "b t j"], ...] = (),
         causal: bool = False,
+        image_type: ImageType = 1,
         train: bool,
-    ) -> Fused:
+    ) -> Bridged:
         self.refuse(causal, "the image stream carries later words back to earlier ones")
         for name, found in (("image_layers", image_layers), ("text_layers", text_layers)):
             if len(found) != self.depth:
@@ -81,21 +118,49 @@ class Bridge(Fusion):
                     f"bridge has {self.depth} layers and was given {len(found)} {name}; give as "
                     "many (call the encoders with layers=…, as VisionLanguageModel does)."
                 )
-        image_type, text_type = self.types()
-        # [k b s d]: the encoders' layers share one projection.
-        enter_image, enter_text = self.entrance("image"), self.entrance("text")
-        images = jnp.stack([enter_image(x, image_mask) + image_type for x in image_layers])
-        texts = jnp.stack([enter_text(x, text_mask) + text_type for x in text_layers])
-        start = jnp.zeros_like(images[0]), jnp.zeros_like(texts[0])
-        image, text = self.stack("encoder", BridgeLayer)(
+        image_row, text_row = self.types(self.num_types, image_type)
+        images = self.read("image", image_layers, image_mask) + image_row[None]
+        texts = self.read("text", text_layers, text_mask) + text_row[None]
+        image_read, text_read = images[-1], texts[-1]
+        start = jnp.zeros_like(image_read), jnp.zeros_like(text_read)
+        images, image_stays = self.linked("image", images)
+        texts, text_stays = self.linked("text", texts)
+        image, text = self.stack("encoder", BridgeLayer, bridge_epsilon=self.bridge_epsilon)(
             start,
             attention_mask(image_mask),
             attention_mask(text_mask),
-            each=(images, texts),
+            each=(images, texts, image_stays, text_stays),
             train=train,
         )
         image, text = self.leave(image, "image"), self.leave(text, "text")
-        return Fused(image, text, self.pool_pair(image, text, image_mask))
+        pooled = self.pool_pair(image, text, image_mask)
+        return Bridged(image, text, pooled, image_read, text_read)
+
+    def read(self, modality: str, layers: tuple[Array, ...], mask: Array | None) -> Array:
+        """An encoder's layers [k b s d], projected."""
+        if self.share_projections:
+            enter = self.entrance(modality)
+            return jnp.stack([enter(x, mask) for x in layers])
+        enters = [self.entrance(f"{modality}_{i}") for i in range(len(layers))]
+        return jnp.stack([enter(x, mask) for enter, x in zip(enters, layers, strict=True)])
+
+    def linked(self, modality: str, layers: Array) -> tuple[Array, Array | None]:
+        """The layers [k b s d] times their numbers, and how much of Z stays [k]; None for all."""
+        start = choose("link", self.link, LINKS)
+        if start is None:
+            return layers, None
+        dtype = self.kinds["param_dtype"]
+        numbers = [
+            self.param(f"{modality}_bridge_{i}_scale", nn.initializers.constant(start), (), dtype)
+            for i in range(1, self.depth)
+        ]
+        first = jnp.ones((), dtype)  # the first bridge has nothing to weigh against
+        if self.link == "scaled_add":
+            own, stays = jnp.stack([first, *numbers]), None
+        else:
+            own = jnp.stack([first, *(1 - x for x in numbers)])
+            stays = jnp.stack([first, *numbers]).astype(layers.dtype)
+        return layers * own.astype(layers.dtype)[:, None, None, None], stays
 
 
 def build(**fields: Any) -> Bridge:

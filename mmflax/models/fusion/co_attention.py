@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fused as Fused
+from mmflax.models.fusion.base import ImageType
 from mmflax.models.layers import (
     KERNEL_INIT,
     TABLE_INIT,
@@ -117,7 +118,8 @@ class CoAttention(nn.Module):
     "meter", the tanh poolers of [text, image] side by side [b 2*width]; for "lxmert" text's alone.
     `image_pool` "cls" pools the first image token, "gap" their mean (an encoder without CLS).
 
-    "meter" always projects and adds a type embedding (row 0 text, 1 image; no norm after it).
+    "meter" always projects and adds a type embedding (row 0 text, `image_type` of `num_types` the
+    image, so that of a pair of images each has its own; no norm after it).
     "lxmert" adds no type and projects only a stream whose width differs, where the paper has none.
     `norm_style="pre"` ("meter" only; both papers are post-norm) trains better from scratch.
     """
@@ -151,6 +153,7 @@ class CoAttention(nn.Module):
         text_mask: Bool[Array, "b t"] | None = None,
         *,
         causal: bool = False,
+        image_type: ImageType = 1,
         train: bool,
     ) -> Fused:
         if causal:
@@ -178,8 +181,9 @@ class CoAttention(nn.Module):
                 embedding_init=TABLE_INIT,
                 name="type_embedding",
                 **kinds,
-            )(jnp.arange(2))
-            text, image = text + types[None, None, 0], image + types[None, None, 1]
+            )(jnp.arange(self.num_types))
+            text = text + types[None, None, 0]
+            image = image + types[jnp.atleast_1d(image_type)][:, None]
         layer = functools.partial(
             CoAttentionLayer,
             num_heads=self.num_heads,

@@ -1,8 +1,16 @@
 """Merged attention: one stream of all tokens, `X = [L + e_0; V + e_1]`, in self-attention layers.
 
-METER's other fusion (Dou et al. 2022, fig. 2), and that of single-stream models such as VisualBERT
-and UNITER: queries, keys and values come from both modalities at once, told apart by the type
-embeddings e. Both streams share every weight.
+Queries, keys and values come from both modalities at once; both streams share every weight. Four
+published forms:
+
+- "meter" (Dou et al. 2022, fig. 2): each stream is projected and told apart by a type embedding e;
+  both are pooled
+- "uniter" (Chen et al. 2020): the streams as their encoders leave them, types and norms included;
+  the first token, of the text, is pooled
+- "visual_bert" (Li et al. 2019): so, too, but one norm for the joined tokens comes first, which the
+  encoders then leave out
+- "vilt" (Kim et al. 2021): the streams as they are, a type embedding each; the text's first token
+  is pooled. Its layers are pre-norm, and there are no encoders' layers before them
 
 `causal` gives a prefix mask (after PrefixLM, as in SimVLM, Wang et al. 2022, sec. 3.2): the image
 reads itself alone, and every word the image and the words up to itself.
@@ -14,15 +22,32 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.masks import attention_mask, joint_mask
+from mmflax.models.fusion.base import Fused, Fusion, ImageType
+from mmflax.models.layers import LayerNorm, Pooler, choose, constrain_batch
+from mmflax.models.masks import attention_mask, joint_mask, zero_masked
+
+# form: (projects, and pools both; adds types; normalises the joined tokens first)
+FORMS = {
+    "meter": (True, True, False),
+    "uniter": (False, False, False),
+    "visual_bert": (False, False, True),
+    "vilt": (False, True, False),
+}
 
 
 class MergedAttention(Fusion):
-    """Fusion in one stream; `pooled` [b 2*width] is of its text and of its image tokens.
+    """Fusion in one stream; `pooled` is of its text and of its image tokens [b 2*width], or in the
+    other forms than "meter" of its text alone [b width].
 
-    With `causal` the half for text, read at the first word, knows the image and that word.
+    With `causal` what is pooled of the text, read at the first word, knows the image and that word.
+    Other forms than "meter" project only a stream whose width differs, where the papers have none.
+    `image_type` of a call is the image's row of `num_types` types, one for all or [b]: of a pair of
+    images each has its own.
     """
+
+    form: str = "meter"
+    num_types: int = 2
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -33,18 +58,44 @@ class MergedAttention(Fusion):
         text_mask: Bool[Array, "b t"] | None = None,
         *,
         causal: bool = False,
+        image_type: ImageType = 1,
         train: bool,
     ) -> Fused:
-        image, text = self.enter(image, text, image_mask, text_mask)
+        meter, typed, norm_first = choose("form", self.form, FORMS)
+        enter = self.project if meter else self.keep
+        image, text = enter("image", image, image_mask), enter("text", text, text_mask)
+        if typed:
+            image_row, text_row = self.types(self.num_types, image_type)
+            image, text = image + image_row, text + text_row
         lengths = (text.shape[1], image.shape[1])
-        mask = attention_mask(joint_mask(text_mask, image_mask, lengths))
+        used = joint_mask(text_mask, image_mask, lengths)
+        mask = attention_mask(used)
         if causal:
             prefix = prefix_mask(*lengths)
             mask = prefix if mask is None else mask & prefix
         tokens = jnp.concatenate([text, image], axis=1)
-        tokens = self.leave(self.stack("encoder")(tokens, mask, train=train), "merged")
+        if norm_first:
+            norm = LayerNorm(epsilon=self.epsilon, name="embedding_norm", **self.kinds)
+            tokens = nn.Dropout(self.dropout_rate)(norm(tokens), deterministic=not train)
+            # A norm's slope at zero, where masked tokens are, is a million.
+            tokens = zero_masked(tokens, used)
+        stack = self.stack("encoder", qkv_bias=self.qkv_bias)
+        tokens = self.leave(stack(tokens, mask, train=train), "merged")
         text, image = jnp.split(tokens, [lengths[0]], axis=1)
-        return Fused(image, text, self.pool_pair(image, text, image_mask))
+        if meter:
+            return Fused(image, text, self.pool_pair(image, text, image_mask))
+        return Fused(image, text, Pooler(self.width, name="text_pooler", **self.kinds)(text[:, 0]))
+
+    def project(self, modality: str, x: Array, mask: Array | None) -> Array:
+        """A stream without its masked tokens, projected."""
+        return self.entrance(modality)(x, mask)
+
+    def keep(self, modality: str, x: Array, mask: Array | None) -> Array:
+        """A stream without its masked tokens, projected only if its width is another."""
+        if x.shape[-1] != self.width:
+            return self.entrance(modality)(x, mask)
+        dtype = self.kinds["dtype"]
+        return constrain_batch(zero_masked(x if dtype is None else x.astype(dtype), mask))
 
 
 def prefix_mask(text: int, image: int) -> Bool[Array, "1 1 s s"]:

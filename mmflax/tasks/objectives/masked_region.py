@@ -1,7 +1,7 @@
 """Masked region modelling: a detector's features and labels of hidden regions.
 
 UNITER (Chen et al. 2020, sec. 3.2, MRFR and MRC-kl) and LXMERT (Tan & Bansal 2019, sec. 3.1.2). The
-batch brings what a detector found: `regions` [b r f] features, and if there `region_boxes` [b r 4]
+batch brings what a detector found: `regions` [b r f] features, and if there `boxes` [b r 4]
 (corners, 0..1), `region_mask` [b r] (true = a region), `region_scores` [b r c] (class
 probabilities). Regions take the place of the image tokens in the fusion, so their words are the
 clean pass's.
@@ -39,9 +39,9 @@ class MaskedRegions(nn.Module):
         x = jnp.where(chosen[..., None], jnp.zeros_like(regions), regions)
         x = nn.Dense(width, kernel_init=KERNEL_INIT, name="region_projection")(x)
         x = LayerNorm(epsilon=1e-12, name="region_norm")(x)
-        if batch.get("region_boxes") is not None:
+        if batch.get("boxes") is not None:
             table = self.param("box_embedding", TABLE_INIT, (4, width), jnp.float32)
-            boxes = jnp.einsum("brk,kd->brd", batch["region_boxes"], table.astype(x.dtype))
+            boxes = jnp.einsum("brk,kd->brd", batch["boxes"], table.astype(x.dtype))
             x = (x + LayerNorm(epsilon=1e-12, name="box_norm")(boxes)) / 2
         fused = reading.fuse(image=x, image_mask=mask, train=train)
 

@@ -50,9 +50,9 @@ def build(
     *,
     vocab_size: int,
     pad_id: int,
-    cls_id: int,
-    sep_id: int,
-    mask_id: int,
+    cls_id: int | None,
+    sep_id: int | None,
+    mask_id: int | None,
     continuation: Sequence[bool] = (),
     whole_word: bool = False,
     rate: float = 0.15,
@@ -69,7 +69,12 @@ def build(
             f"task.objectives.mlm.whole_word needs to know of all {vocab_size} words which go on "
             f"another, and knows of {len(continuation)}; use a WordPiece tokenizer, or unset it."
         )
-    special = {pad_id, cls_id, sep_id, mask_id} | ({unk_id} if unk_id is not None else set())
+    if mask_id is None:
+        raise MmflaxError(
+            "task.objectives.mlm hides words behind a mask token, and this processor's tokenizer "
+            "has none; choose another tokenizer, or leave out mlm."
+        )
+    special = {i for i in (pad_id, cls_id, sep_id, mask_id, unk_id) if i is not None}
     pieces = tuple(continuation) if whole_word else None
     module = MaskedWords(vocab_size, mask_id, tuple(sorted(special)), pieces, rate)
 

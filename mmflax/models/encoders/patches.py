@@ -1,0 +1,141 @@
+"""ViLT's image side (Kim et al. 2021, arXiv:2102.03334): an image as patch tokens, without a layer.
+
+One product of every patch, a first token, and learned positions, resampled for the part of the
+image that is not padding. What reads the tokens, `merged_attention`, does the rest.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmflax.models.layers import KERNEL_INIT, TABLE_INIT, as_dtype, constrain_batch
+
+
+class Patches(nn.Module):
+    """Patch tokens, the first token before them: [b n d], for images of any size.
+
+    `image_size` (pixels, a side or (h, w)) is that of the position table. `pixel_mask` is true on
+    the image and false on padding at its right and bottom; positions are spread over the true part.
+    """
+
+    width: int
+    patch_size: int
+    image_size: int | tuple[int, int]
+    dropout_rate: float = 0.0
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+        """Patches down and across an image of `image_size` pixels (default: the table's own)."""
+        size = self.image_size if image_size is None else image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // self.patch_size, width // self.patch_size
+
+    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
+        """Tokens returned for an image of that size, the first one included."""
+        rows, columns = self.grid(image_size)
+        return rows * columns + 1
+
+    def patch_mask(self, pixel_mask: Bool[Array, "b h w"]) -> Bool[Array, "b i j"]:
+        """Which patches are of the image: those whose upper left pixel is."""
+        height, width = pixel_mask.shape[1:]
+        rows, columns = self.grid((height, width))
+        down, across = jnp.arange(rows) * height // rows, jnp.arange(columns) * width // columns
+        return pixel_mask[:, down][:, :, across]
+
+    def token_mask(self, pixel_mask: Bool[Array, "b h w"]) -> Bool[Array, "b n"]:
+        """The mask of the tokens; without any true pixel the first token is false, too."""
+        patches = self.patch_mask(pixel_mask).reshape(pixel_mask.shape[0], -1)
+        return jnp.concatenate([patches.any(axis=1, keepdims=True), patches], axis=1)
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"],
+        pixel_mask: Bool[Array, "b h w"] | None = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "b n d"]:
+        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        patch = (self.patch_size, self.patch_size)
+        x = nn.Conv(
+            self.width,
+            kernel_size=patch,
+            strides=patch,
+            padding="VALID",
+            kernel_init=KERNEL_INIT,
+            name="patch_embedding",
+            **kinds,
+        )(image)
+        rows = x.shape[0]
+        cls = self.param("cls", TABLE_INIT, (1, 1, self.width), self.param_dtype)
+        shape = (self.num_tokens(), self.width)
+        table = self.param("position_embedding", TABLE_INIT, shape, self.param_dtype)
+        counts = jnp.full((1,), x.shape[1]), jnp.full((1,), x.shape[2])
+        if pixel_mask is not None:
+            mask = self.patch_mask(pixel_mask)
+            counts = mask[:, :, 0].sum(axis=1), mask[:, 0].sum(axis=1)
+        positions = spread(table[1:].reshape(*self.grid(), -1), counts, (x.shape[1], x.shape[2]))
+        x = x + positions.astype(x.dtype)
+        first = (cls + table[None, :1]).astype(x.dtype)
+        x = jnp.concatenate(
+            [jnp.broadcast_to(first, (rows, 1, self.width)), x.reshape(rows, -1, self.width)],
+            axis=1,
+        )
+        return constrain_batch(nn.Dropout(self.dropout_rate)(x, deterministic=not train))
+
+
+def spread(
+    table: Float[Array, "h w d"],
+    counts: tuple[Int[Array, "b"], Int[Array, "b"]],
+    grid: tuple[int, int],
+) -> Float[Array, "b i j d"]:
+    """A table over the first `counts` rows and columns of every `grid`, corner on corner; else 0.
+
+    Bilinear, with the first and the last point of the table on the first and the last of the
+    image's, as PyTorch's `interpolate(align_corners=True)`.
+    """
+
+    def matrix(count: Int[Array, "b"], new: int, old: int) -> Float[Array, "b m k"]:
+        step = (old - 1) / jnp.maximum(count - 1, 1).astype(jnp.float32)
+        index = jnp.arange(new)[None]
+        place = index.astype(jnp.float32) * step[:, None]
+        near = jnp.abs(place[:, :, None] - jnp.arange(old, dtype=jnp.float32)[None, None])
+        inside = (index < count[:, None])[:, :, None]
+        return jnp.where(inside, jnp.maximum(1.0 - near, 0.0), 0.0)
+
+    down, across = (
+        matrix(count, new, old)
+        for count, new, old in zip(counts, grid, table.shape[:2], strict=True)
+    )
+    return jnp.einsum(
+        "bik,bjl,kld->bijd",
+        down,
+        across,
+        table.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def build(
+    *,
+    width: int,
+    patch_size: int,
+    image_size: int | tuple[int, int],
+    dtype: Any = None,
+    param_dtype: Any = "float32",
+    **fields: Any,
+) -> Patches:
+    """A `Patches`; `fields` are its own."""
+    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
+    return Patches(
+        width=width,
+        patch_size=patch_size,
+        image_size=size,
+        dtype=as_dtype(dtype),
+        param_dtype=as_dtype(param_dtype),
+        **fields,
+    )

@@ -1,0 +1,157 @@
+"""ViLBERT's fusion (Lu et al. 2019): co-attentional layers between self-attention layers.
+
+Two streams, each of a width of its own. A connection reads across, with image V and text T as they
+were before it, and W_o back from the inner width that both share:
+
+    V' = LN(V + W_o softmax(Q_V K_T^T / sqrt(k)) V_T)     V = LN(V' + MLP(V'))
+    T' = LN(T + W_o softmax(Q_T K_V^T / sqrt(k)) V_V)     T = LN(T' + MLP(T'))
+
+After each connection come the self-attention layers of each stream up to the next one; what lies
+before the first connection is the encoders'. The pair is summarised by W_V v * W_T t, each through
+a ReLU, of the first tokens v and t (or by their sum).
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mmflax.errors import MmflaxError
+from mmflax.models.fusion.base import Fused, Fusion
+from mmflax.models.layers import Block, Pooler, choose, constrain_batch
+from mmflax.models.masks import attention_mask, zero_masked
+from mmflax.models.stack import Stack
+
+POOLS = {"mul": jnp.multiply, "sum": jnp.add}
+
+
+class Connection(nn.Module):
+    """Both streams read each other once, then each its own MLP; the fields are those of `Block`."""
+
+    image: dict[str, Any]
+    text: dict[str, Any]
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "b n i"],
+        text: Float[Array, "b t d"],
+        image_mask: Bool[Array, "b 1 1 n"] | None,
+        text_mask: Bool[Array, "b 1 1 t"] | None,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "b n i"], Float[Array, "b t d"]]:
+        kind: dict[str, Any] = dict(self_attention=False, cross_attention=True)
+        return (
+            Block(**self.image, **kind, name="image")(image, None, text, text_mask, train=train),
+            Block(**self.text, **kind, name="text")(text, None, image, image_mask, train=train),
+        )
+
+
+class CoTransformer(Fusion):
+    """`depth` connections; `pooled` [b inner_width].
+
+    `width`, `num_heads`, `mlp_dim` are the text's, `image_width`, `image_heads`, `image_mlp_dim`
+    the image's, `inner_width` and `inner_heads` those of the connections' attention; each is by
+    default the text's. `image_depths` and `text_depths` count the self-attention layers after each
+    connection: by default one. A stream is projected on entry only if its width is another.
+    """
+
+    image_width: int | None = None
+    image_heads: int | None = None
+    image_mlp_dim: int | None = None
+    image_activation: str | None = None
+    inner_width: int | None = None
+    inner_heads: int | None = None
+    image_depths: tuple[int, ...] | None = None
+    text_depths: tuple[int, ...] | None = None
+    pool: str = "mul"
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "b n i"],
+        text: Float[Array, "b t j"],
+        image_mask: Bool[Array, "b n"] | None = None,
+        text_mask: Bool[Array, "b t"] | None = None,
+        *,
+        causal: bool = False,
+        train: bool,
+    ) -> Fused:
+        self.refuse(causal, "the image stream carries later words back to earlier ones")
+        combine = choose("pool", self.pool, POOLS)
+        image_width = self.image_width or self.width
+        inner = self.inner_width or self.width
+        text_fields = self.layer_fields
+        image_fields = text_fields | dict(
+            num_heads=self.image_heads or self.num_heads,
+            mlp_dim=self.image_mlp_dim or 4 * image_width,
+            activation=self.image_activation or self.activation,
+        )
+        across = dict(num_heads=self.inner_heads or self.num_heads, qkv_dim=inner)
+        image = self.keep("image", image, image_mask, image_width)
+        text = self.keep("text", text, text_mask, self.width)
+        to_image, to_text = attention_mask(image_mask), attention_mask(text_mask)
+        depths = zip(
+            range(self.depth),
+            self._depths("image_depths", self.image_depths),
+            self._depths("text_depths", self.text_depths),
+            strict=True,
+        )
+        for i, image_depth, text_depth in depths:
+            connection = Connection(
+                image_fields | across, text_fields | across, name=f"connection_{i}"
+            )
+            image, text = connection(image, text, to_image, to_text, train=train)
+            image_stack = self._stack(f"image_{i}", image_depth, image_fields)
+            image = image_stack(image, to_image, train=train)
+            text = self._stack(f"text_{i}", text_depth, text_fields)(text, to_text, train=train)
+        image, text = self.leave(image, "image"), self.leave(text, "text")
+        pooled = combine(
+            Pooler(inner, "relu", name="image_pooler", **self.kinds)(image[:, 0]),
+            Pooler(inner, "relu", name="text_pooler", **self.kinds)(text[:, 0]),
+        )
+        return Fused(image, text, pooled)
+
+    def _stack(self, name: str, depth: int, fields: dict[str, Any]) -> Stack:
+        return Stack(
+            functools.partial(Block, **fields),
+            depth=depth,
+            drop_path_rate=self.drop_path_rate,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            name=name,
+        )
+
+    def _depths(self, name: str, given: tuple[int, ...] | None) -> tuple[int, ...]:
+        depths = (1,) * self.depth if given is None else tuple(given)
+        if len(depths) != self.depth:
+            raise MmflaxError(
+                f"{name} has {len(depths)} numbers; expected one for each of the {self.depth} "
+                "connections: how many layers come after it."
+            )
+        return depths
+
+    def keep(self, modality: str, x: Array, mask: Array | None, width: int) -> Array:
+        """A stream without its masked tokens, projected only if its width is another."""
+        x = zero_masked(x, mask)
+        if x.shape[-1] != width:
+            x = self.dense(width, f"{modality}_projection")(x)
+        dtype = self.kinds["dtype"]
+        return constrain_batch(x if dtype is None else x.astype(dtype))
+
+
+def build(
+    *,
+    image_depths: tuple[int, ...] | list[int] | None = None,
+    text_depths: tuple[int, ...] | list[int] | None = None,
+    **fields: Any,
+) -> CoTransformer:
+    """A `CoTransformer`; `fields` are its own."""
+    return CoTransformer(
+        image_depths=None if image_depths is None else tuple(image_depths),
+        text_depths=None if text_depths is None else tuple(text_depths),
+        **fields,
+    )
