@@ -47,17 +47,22 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-RESIZES = ("squash", "crop")
+RESIZES = ("squash", "crop", "divisible")
 _EXIF_ORIENTATION = 0x0112
 
 
-def open_image(raw: Any, *, at_least: int | None = None) -> Image.Image:
+def open_image(
+    raw: Any, *, at_least: int | None = None, upright: bool = True, white: bool = False
+) -> Image.Image:
     """An upright RGB image from a PIL image, encoded bytes, a path, or a uint8 [h w 3] / [h w].
 
     Args:
       raw: the image.
       at_least: when both sides of a JPEG may shrink to this many pixels, it is decoded at 1/2, 1/4
         or 1/8 of its size, which skips most of the work. ``None`` decodes every pixel.
+      upright: apply the EXIF orientation.
+      white: lay what is transparent on white, as transformers does: in a file that is the one
+        colour it names as transparent, and an alpha channel is dropped all the same.
 
     Raises:
       MmflaxError: unreadable, truncated, too large, or of a kind that is not an image.
@@ -67,10 +72,11 @@ def open_image(raw: Any, *, at_least: int | None = None) -> Image.Image:
     name = _name(raw)
     try:
         if _is_pil(raw):
-            return _upright_rgb(raw, at_least, name)
+            _check_size(raw.size, name)
+            return _rgb(_on_white(raw) if white else raw, at_least, name, upright)
         # A file is read at once: PIL's many small reads are slow on network disks.
         with _open(raw) as image:
-            return _upright_rgb(image, at_least, name)
+            return _rgb(image, at_least, name, upright, white)
     except (MmflaxError, MemoryError):
         raise
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
@@ -88,19 +94,67 @@ def check_header(path: str | os.PathLike[str]) -> None:
         raise _unreadable(_name(path), error) from error
 
 
-def resize(image: Image.Image, size: int, *, how: str, filter: str) -> Image.Image:
-    """To ``size`` x ``size``: ``squash`` ignores the aspect ratio, ``crop`` keeps the middle."""
-    resample = FILTERS[filter]
-    if how == "squash":
-        return image if image.size == (size, size) else image.resize((size, size), resample)
+def resize(
+    image: Image.Image,
+    size: int,
+    *,
+    how: str,
+    filter: str,
+    resize_to: int = 0,
+    floor_crop: bool = False,
+) -> Image.Image:
+    """To ``size`` x ``size``: ``squash`` ignores the aspect ratio, the others keep the middle.
+
+    Args:
+      image: RGB.
+      size: pixels a side of the result; where the resized image is smaller, black is around it.
+      how: ``squash``, ``crop`` the middle after resizing the short side, or ``divisible``, which
+        also limits the long side and rounds both down; see ``divisible_size``.
+      filter: PIL's resampling filter, by its name in ``FILTERS``.
+      resize_to: the side, or short side, before the middle is taken; 0 is ``size``.
+      floor_crop: an odd pixel too many goes to the right and below, as transformers has it; without
+        it the offset is rounded to even, as torchvision's CenterCrop does.
+    """
+    first = resize_to or size
     width, height = image.size
-    short = min(width, height)
-    # Floor for the long side and round for the offset, as torchvision's Resize and CenterCrop do.
-    scaled = (max(size, size * width // short), max(size, size * height // short))
+    if how == "squash":
+        scaled = (first, first)
+    elif how == "crop":
+        short = min(width, height)
+        # Floor for the long side, as torchvision's Resize does.
+        scaled = (max(first, first * width // short), max(first, first * height // short))
+    else:
+        rows, columns = divisible_size(height, width, first)
+        scaled = (columns, rows)
     if scaled != image.size:
-        image = image.resize(scaled, resample)
-    left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+        image = image.resize(scaled, FILTERS[filter])
+    return image if scaled == (size, size) else middle(image, size, size, floor_crop)
+
+
+def divisible_size(height: int, width: int, short: int, divisor: int = 32) -> tuple[int, int]:
+    """Height and width with the short side at ``short``, then the long one at most 1333/800 of it
+    (which shrinks both), then both down to a multiple of ``divisor``: ViLT's and BridgeTower's.
+    """
+    longest = int(1333 / 800 * short)
+    scale = short / min(height, width)
+    sides = [short, scale * width] if height < width else [scale * height, short]
+    if max(sides) > longest:
+        scale = longest / max(sides)
+        sides = [scale * side for side in sides]
+    rows, columns = (int(side + 0.5) // divisor * divisor for side in sides)
+    if rows < 1 or columns < 1:
+        raise MmflaxError(
+            f"An image of {width} x {height} pixels is too narrow: it would be resized to "
+            f"{columns} x {rows}; crop it first."
+        )
+    return rows, columns
+
+
+def middle(image: Image.Image, height: int, width: int, floor: bool = True) -> Image.Image:
+    """The middle of an image, with black around one that is smaller; ``floor`` as in ``resize``."""
+    left, top = image.width - width, image.height - height
+    left, top = (left // 2, top // 2) if floor else (round(left / 2), round(top / 2))
+    return image.crop((left, top, left + width, top + height))
 
 
 def normalise(
@@ -145,12 +199,24 @@ def _open(raw: Any) -> Image.Image:
     return Image.open(io.BytesIO(raw), formats=FORMATS)
 
 
-def _upright_rgb(image: Image.Image, at_least: int | None, name: str) -> Image.Image:
+def _on_white(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image
+    image = image.convert("RGBA")
+    background = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(background, image).convert("RGB")
+
+
+def _rgb(
+    image: Image.Image, at_least: int | None, name: str, upright: bool, white: bool = False
+) -> Image.Image:
     _check_size(image.size, name)
     if at_least is not None and image.format in ("JPEG", "MPO"):  # MPO: a phone's JPEG
         image.draft(None, (at_least, at_least))
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if upright and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
+    if white and isinstance(image.info.get("transparency"), (int, tuple)):
+        image = _on_white(image.convert("RGB"))
     if image.mode.startswith("I;16"):
         # PIL's own conversion clips at 255, which turns a 16-bit scan white.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
