@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mmflax.assembly import Built, Experiment, apply_fn, example_batch
 from mmflax.data import pipeline
-from mmflax.data.dataset import Dataset, Subset, text_of
+from mmflax.data.dataset import PICTURES, Dataset, Subset, text_of
 from mmflax.distributed import mesh as meshes
 from mmflax.inference.search import evaluate_retrieval
 from mmflax.metrics.bootstrap import mean_interval, record_interval
@@ -26,7 +26,6 @@ from mmflax.tasks.blind import VIEWS, blind_eval_step, seen
 from mmflax.training.evaluate import make_evaluate
 from mmflax.training.step import make_eval_step, sum_rows
 
-_IMAGES = ("image", "second_image")
 _KEEP_LOGITS = 64  # answers; more are reduced to the best one as soon as they arrive
 _SCORE_SAMPLES = 100  # a score over records (CIDEr-D, AUROC) is costly to resample
 
@@ -234,7 +233,7 @@ def _readable(values: dict[str, Any], processor: Any) -> dict[str, Any]:
 
 
 def _without_images(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in raw.items() if key not in _IMAGES}
+    return {key: value for key, value in raw.items() if key not in PICTURES}
 
 
 def _groups(records: list[dict[str, Any]]) -> list[str] | None:

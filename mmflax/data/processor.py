@@ -20,6 +20,7 @@ from etils import epath
 from mmflax.data import transforms
 from mmflax.data.batch import Batch
 from mmflax.data.dataset import Dataset, Raw, text_of
+from mmflax.data.regions import largest, region_arrays
 from mmflax.data.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
 from mmflax.metrics.vqa import soft_scores
@@ -27,6 +28,7 @@ from mmflax.metrics.vqa import soft_scores
 FILE = "processor.json"
 TOKENIZER_FILE = "tokenizer.json"
 _FORMAT = 1
+_OWN_IMAGES = ("resize", "filter", "mean", "std")  # with image_size, all that makes an image
 UNKNOWN = -1  # label of an answer, or index of a question type, that training did not have
 
 
@@ -35,9 +37,13 @@ class Processor:
     """How an example becomes arrays.
 
     Attributes:
-      image_size: pixels a side.
+      image_size: pixels a side; 0 where the data have regions and no images.
       mean, std: of pixels in 0..1, for each of R, G, B.
-      resize: ``squash`` to the square, or ``crop`` its middle after resizing the short side.
+      resize: ``squash`` to the square, ``crop`` its middle after resizing the short side, or
+        ``divisible``: that with both sides a multiple of 32 in between (BridgeTower).
+      resize_to: pixels that the side is first resized to, before the middle is cut to
+        ``image_size``; 0 is ``image_size`` itself.
+      floor_crop: an odd pixel is cut on the right and below, as published models have it.
       filter: PIL's resampling filter: nearest, box, bilinear, bicubic or lanczos.
       draft: decode large JPEGs at 1/2, 1/4 or 1/8 size (never below ``image_size``); several times
         faster, and a little different from decoding every pixel: turn it off for exact parity.
@@ -47,6 +53,8 @@ class Processor:
       soft_answers: give ``answer_scores``, the share of annotators behind each answer.
       absent_images: examples may come without an image (``image_present`` tells).
       second_images: every example has a second image.
+      num_regions: regions of an image, of a detector, at most; 0 leaves them out.
+      region_dim: numbers of each region's feature.
       image_keys: give ``image_key``, which tells examples of the same image.
       tokenizer: see ``Tokenizer``.
       answers: label ``i`` means ``answers[i]``.
@@ -62,12 +70,16 @@ class Processor:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resize: str = "squash"
     filter: str = "bicubic"
+    resize_to: int = 0
+    floor_crop: bool = False
     draft: bool = True
     caption_length: int = 0
     target_length: int = 0
     soft_answers: bool = False
     absent_images: bool = False
     second_images: bool = False
+    num_regions: int = 0
+    region_dim: int = 0
     image_keys: bool = False
 
     def __post_init__(self) -> None:
@@ -79,8 +91,15 @@ class Processor:
         ):
             if value not in choices:
                 raise MmflaxError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-        if self.image_size < 1:
+        if self.num_regions < 0 or (self.num_regions and self.region_dim < 1):
+            raise MmflaxError(
+                f"num_regions is {self.num_regions} and region_dim {self.region_dim}; expected "
+                "regions of at least one number each, or num_regions=0 without any."
+            )
+        if self.image_size < (0 if self.num_regions else 1):
             raise MmflaxError(f"image_size is {self.image_size}; it must be at least 1 pixel.")
+        if self.resize_to < 0:
+            raise MmflaxError(f"resize_to is {self.resize_to}; it must be 0 (image_size) or more.")
         if self.max_length < 3:
             raise MmflaxError(
                 f"max_length is {self.max_length}; it must be at least 3: [CLS], a token, [SEP]."
@@ -103,7 +122,7 @@ class Processor:
         cls,
         dataset: Dataset,
         *,
-        image_size: int,
+        image_size: int | None = None,
         vocab_size: int = 8192,
         max_length: int | None = None,
         target_length: int | None = None,
@@ -111,6 +130,7 @@ class Processor:
         lowercase: bool = True,
         strip_accents: bool | None = None,
         absent_images: bool | None = None,
+        published: Sequence[Any] = (),
         **fields: Any,
     ) -> Processor:
         """Answers and vocabulary from the train split; ``fields`` are this class's own.
@@ -119,8 +139,13 @@ class Processor:
         ``min_answer_count`` training examples are left out (VQAv2's custom is 9). A length of None
         fits the longest training text, rounded up to a multiple of 8. Accents are stripped from
         lower-cased text, as in BERT, but not where texts are to be written. What the examples have
-        (targets, a second image, absent images, image ids) sets the fields that are not given.
+        (targets, a second image, regions, absent images, image ids) sets the fields that are not
+        given.
         Question types come from every split, since they name metrics and are not learned.
+
+        ``published`` are `PublishedProcessor`s: the first with a tokenizer gives it, the first with
+        image preprocessing gives that; fields given here go before theirs, and where they say all
+        of it (image_size, resize, filter, mean, std) theirs is not read.
         """
         train = dataset.source("train")
         if not len(train):
@@ -131,12 +156,33 @@ class Processor:
             raise MmflaxError(
                 f"No answer occurs {min_answer_count} times in training; lower min_answer_count."
             )
+        # What the config says itself need not be asked for: some families' has no square form.
+        told = image_size is not None and all(name in fields for name in _OWN_IMAGES)
+        for one in () if told else reversed(published):
+            fields = {**one.image_fields(), **fields}
+        if seen.regions[0]:
+            known = dict(zip(("num_regions", "region_dim"), seen.regions, strict=True))
+            fields = {**known, **fields}
+            if not seen.images:
+                image_size = 0
+        if image_size is None:
+            image_size = fields.pop("image_size", None)
+        if image_size is None:
+            raise MmflaxError("The config has no processor.image_size (pixels a side); add it.")
+        fields.pop("image_size", None)
         everything = (*seen.texts.elements(), *seen.captions, *seen.targets)
         if strip_accents is None and seen.targets:
             strip_accents = False
-        tokenizer = Tokenizer.learn(
-            everything, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents
+        given = [one.tokenizer for one in published if one.tokenizer is not None]
+        tokenizer = (
+            given[0]
+            if given
+            else Tokenizer.learn(
+                everything, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents
+            )
         )
+        if max_length is None and tokenizer.reads_padding:
+            max_length = tokenizer.max_length  # such a model knows texts of one length only
         if max_length is None:
             max_length = _fit(tokenizer, seen.texts)
         if target_length is None:
@@ -167,8 +213,16 @@ class Processor:
             out = np.empty((side, side, 3), np.float32) if out is None else out
             out.fill(0.0)
             return out
-        picture = transforms.open_image(raw, at_least=self.image_size if self.draft else None)
-        picture = transforms.resize(picture, self.image_size, how=self.resize, filter=self.filter)
+        at_least = max(self.image_size, self.resize_to)
+        picture = transforms.open_image(raw, at_least=at_least if self.draft else None)
+        picture = transforms.resize(
+            picture,
+            self.image_size,
+            how=self.resize,
+            filter=self.filter,
+            resize_to=self.resize_to,
+            floor_crop=self.floor_crop,
+        )
         scale, shift = self._affine
         return transforms.normalise(picture, scale, shift, out)
 
@@ -201,13 +255,14 @@ class Processor:
           MmflaxError: an image or question that cannot be used, naming the example's id.
         """
         rows, size = len(raws), self.image_size
-        image = np.empty((rows, size, size, 3), np.float32)
-        second = np.empty_like(image) if self.second_images else None
+        image = np.empty((rows, size, size, 3), np.float32) if size else None
+        second = np.empty_like(image) if size and self.second_images else None
         tokens = np.empty((rows, self.max_length), np.int32)
         text_mask = np.empty((rows, self.max_length), bool)
         for row, raw in enumerate(raws):
             try:
-                self.image(self._present(raw, "image"), out=image[row])
+                if image is not None:
+                    self.image(self._present(raw, "image"), out=image[row])
                 if second is not None:
                     self.image(self._present(raw, "second_image"), out=second[row])
                 tokens[row], text_mask[row] = self.text(raw.get("question"))
@@ -215,7 +270,6 @@ class Processor:
                 raise MmflaxError(f"Example {raw.get('id', '?')}: {error}") from error
         types = [self._types.get(raw.get("question_type", "all"), UNKNOWN) for raw in raws]
         batch = {
-            "image": image,
             "tokens": tokens,
             "text_mask": text_mask,
             "label": np.array([self.label(raw.get("answer")) for raw in raws], np.int32),
@@ -223,10 +277,17 @@ class Processor:
             "mask": np.ones(rows, bool),
             "id": np.array([str(raw.get("id", "")) for raw in raws]),
         }
+        if image is not None:
+            batch["image"] = image
         if second is not None:
             batch["second_image"] = second
+        if self.num_regions:
+            for prefix in ("", "second_")[: 1 + self.second_images]:
+                shape = self.num_regions, self.region_dim
+                batch |= region_arrays(raws, *shape, self.absent_images, prefix)
         if self.absent_images:
-            batch["image_present"] = np.array([raw.get("image") is not None for raw in raws])
+            key = "regions" if image is None else "image"
+            batch["image_present"] = np.array([raw.get(key) is not None for raw in raws])
         if self.image_keys:
             names = [str(raw.get("image_id", raw.get("id", ""))) for raw in raws]
             batch["image_key"] = np.array([_key(name) for name in names], np.int32)
@@ -240,8 +301,11 @@ class Processor:
 
     def zeros(self, rows: int) -> Batch:
         """A batch of zeros with the shapes and types of a real one, without ``id``."""
-        raw = {"image": np.zeros((1, 1), np.uint8), "question": None}
+        raw: Raw = {"image": np.zeros((1, 1), np.uint8), "question": None}
         raw["second_image"] = raw["image"]
+        if self.num_regions:
+            for key, width in (("regions", self.region_dim), ("boxes", 4)):
+                raw[key] = raw[f"second_{key}"] = np.zeros((1, width), np.float32)
         batch = self.batch([raw])
         batch.pop("id")
         return {key: np.zeros((rows, *v.shape[1:]), v.dtype) for key, v in batch.items()}
@@ -269,7 +333,10 @@ class Processor:
         return [(self.answers[index], float(probabilities[index])) for index in order]
 
     def save(self, directory: epath.PathLike) -> None:
-        """Writes ``tokenizer.json`` and ``processor.json``, each whole or not at all."""
+        """Writes ``tokenizer.json`` and ``processor.json``, each whole or not at all.
+
+        A published tokenizer also has a ``tokenizer_config.json``.
+        """
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         values = {
@@ -278,7 +345,8 @@ class Processor:
             if field.name != "tokenizer"
         }
         text = json.dumps({"format": _FORMAT, **values}, indent=1, ensure_ascii=False)
-        _write(directory / TOKENIZER_FILE, self.tokenizer.to_json())
+        for name, contents in self.tokenizer.files().items():
+            _write(directory / name, contents)
         _write(directory / FILE, text + "\n")
 
     @classmethod
@@ -349,7 +417,8 @@ class _Texts:
         self.texts: Counter[str] = Counter()
         self.captions: list[str] = []
         self.targets: Counter[str] = Counter()
-        self.absent_images = self.second_images = False
+        self.images = self.absent_images = self.second_images = False
+        self.regions = (0, 0)
         self.image_ids = True
         for index in range(len(source)):
             raw = text_of(source, index)
@@ -361,14 +430,20 @@ class _Texts:
                 self.captions.append(raw["caption"])
             if raw.get("target"):
                 self.targets[raw["target"]] += 1
-            self.absent_images |= raw.get("image") is None
-            self.second_images |= raw.get("second_image") is not None
+            shown = raw.get("image") is not None
+            self.images |= shown
+            self.absent_images |= not shown and raw.get("regions") is None
+            self.second_images |= any(
+                raw.get(key) is not None for key in ("second_image", "second_regions")
+            )
+            self.regions = largest(self.regions, raw)
             self.image_ids &= "image_id" in raw
 
 
 def _fit(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
     """Tokens of the longest text with its ends, rounded up to a multiple of 8."""
-    longest = max((tokenizer.count(text) for text in texts), default=0) + 2
+    longest = max((tokenizer.count(text) for text in texts), default=0)
+    longest += tokenizer.frame.around(pair=False)
     return -(-longest // 8) * 8
 
 

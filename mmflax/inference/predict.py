@@ -74,8 +74,8 @@ class Predictor:
         """Answers a question about a picture, or writes a text about it, for one or many.
 
         Args:
-          image: PIL image, path, encoded bytes or uint8 array [h w 3]; None = no picture; or a
-            list of these.
+          image: PIL image, path, encoded bytes or uint8 array [h w 3]; None = no picture; for a
+            model of regions a dict of `regions` [n f] and `boxes` [n 4]; or a list of these.
           text: what the model reads, None where the task has no text; or a list of them. One image
             serves all texts of a list, and one text all images.
           second_image: the other picture (or a list), for tasks over two.
@@ -142,8 +142,8 @@ class Predictor:
             rows = range(start, min(start + self.batch_size, len(texts)))
             raws = [
                 {
-                    "image": images[row],
-                    "second_image": seconds[row],
+                    **_shown(images[row], ""),
+                    **_shown(seconds[row], "second_"),
                     "question": texts[row],
                     "id": _name(images[row]),
                 }
@@ -156,6 +156,13 @@ class Predictor:
                 {k: np.concatenate([v, v[-1:].repeat(fill, 0)]) for k, v in batch.items()},
                 len(raws),
             )
+
+
+def _shown(image: Any, prefix: str) -> dict[str, Any]:
+    """The keys of a raw example that show it."""
+    if isinstance(image, Mapping):
+        return {f"{prefix}{key}": value for key, value in image.items()}
+    return {f"{prefix}image": image}
 
 
 def _pairs(image: Any, text: Any) -> tuple[list[Any], list[Any], bool]:

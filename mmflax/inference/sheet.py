@@ -38,12 +38,26 @@ def draw_sheet(
 
 
 def picture(batch: Mapping[str, Any], index: int, processor: Processor) -> np.ndarray:
-    """What the model sees of an example, [h w 3] in 0..1; two images side by side."""
+    """What the model sees of an example, [h w 3] in 0..1; two images side by side.
+
+    Of regions their boxes, darker where they overlap.
+    """
+    if "image" not in batch:
+        sides = [outlines(batch[key][index]) for key in ("boxes", "second_boxes") if key in batch]
+        return np.concatenate(sides, axis=1)
     if "second_image" not in batch:
         return pixels(batch["image"][index], processor)
     first, second = (pixels(batch[key][index], processor) for key in ("image", "second_image"))
     gap = np.ones((first.shape[0], max(1, first.shape[1] // 16), 3), np.float32)
     return np.concatenate([first, gap, second], axis=1)
+
+
+def outlines(boxes: np.ndarray, side: int = 128) -> np.ndarray:
+    """Boxes [n 4] in shares of the image, shaded on white [side side 3]."""
+    shade = np.ones((side, side, 3), np.float32)
+    for x1, y1, x2, y2 in np.clip(np.round(boxes * side), 0, side).astype(int):
+        shade[y1:y2, x1:x2] *= 0.9
+    return shade
 
 
 def pixels(image: np.ndarray, processor: Processor) -> np.ndarray:
@@ -55,7 +69,9 @@ def pixels(image: np.ndarray, processor: Processor) -> np.ndarray:
 def caption(batch: Mapping[str, Any], index: int, processor: Processor) -> str:
     """The text as its tokens say it, then the answer or target, in lines of at most 34 letters."""
     ids = np.asarray(batch["tokens"][index])[np.asarray(batch["text_mask"][index])]
-    words: Sequence[str] = [processor.tokenizer.token(int(i)) for i in ids[1:-1]]
+    tokenizer = processor.tokenizer
+    ends = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+    words: Sequence[str] = [tokenizer.token(i) for i in ids.tolist() if i not in ends]
     label = int(batch["label"][index])
     if "target" in batch:
         answer = ["→", *processor.decode(batch["target"][index]).split()]

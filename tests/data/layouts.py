@@ -1,8 +1,10 @@
 """Small data sets in the exact layout that their authors publish, with real JPEGs and PNGs."""
 
+import base64
 import io
 import json
 import pathlib
+import shutil
 import zipfile
 
 import numpy as np
@@ -40,6 +42,47 @@ def write_json(path: pathlib.Path, value) -> None:
 def write_lines(path: pathlib.Path, entries) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+# Regions ------------------------------------------------------------------------------------------
+
+
+def detected(name: str, boxes: int = 36, dim: int = 10) -> dict[str, np.ndarray]:
+    """What a detector found in an image of 64 x 48 pixels: boxes in pixels, and features."""
+    rng = np.random.default_rng(list(name.encode()))
+    corners = np.sort(rng.random((boxes, 2, 2)), axis=1).reshape(boxes, 4)
+    return {
+        "boxes": (corners * [64, 48, 64, 48]).astype(np.float32),
+        "features": rng.normal(size=(boxes, dim)).astype(np.float32),
+    }
+
+
+def region_row(name: str, boxes: int = 36, dim: int = 10) -> list[str]:
+    """The cells of a row of LXMERT's files."""
+    found = detected(name, boxes, dim)
+    ids, shares = np.arange(boxes), np.ones(boxes, np.float32)
+    arrays = (ids, shares, ids, shares), (found["boxes"], found["features"])
+    objects, regions = (
+        [base64.b64encode(array.tobytes()).decode() for array in part] for part in arrays
+    )
+    return [name, "48", "64", *objects, str(boxes), *regions]
+
+
+def write_regions(path: pathlib.Path, names, boxes: int = 36, dim: int = 10) -> None:
+    """Rows as Python's csv writes them: tabs, and both ends of a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ["\t".join(region_row(name, boxes, dim)) for name in names]
+    path.write_bytes("".join(f"{row}\r\n" for row in rows).encode())
+
+
+def write_vqa_regions(root: pathlib.Path, sizes=(4, 2, 0), boxes: int = 36, dim: int = 10) -> None:
+    """VQAv2's texts without its images, and their regions, in another order."""
+    write_vqa(root, sizes)
+    for folder in ("train2014", "val2014", "test2015"):
+        if (root / folder).exists():
+            names = sorted(path.stem for path in (root / folder).iterdir())[::-1]
+            shutil.rmtree(root / folder)
+            write_regions(root / f"{folder}_obj{boxes}.tsv", names, boxes, dim)
 
 
 # VQAv2 --------------------------------------------------------------------------------------------
@@ -182,6 +225,17 @@ def write_nlvr2(root: pathlib.Path, sets=(2, 1, 1)) -> None:
         pairs = {entry["identifier"].rsplit("-", 1)[0] for entry in entries}
         write_images(folder, [f"{below}{pair}-img0.png" for pair in pairs], "JPEG")
         write_images(folder, [f"{below}{pair}-img1.png" for pair in pairs], "PNG")
+
+
+def write_nlvr2_regions(root: pathlib.Path, sets=(2, 1, 1)) -> None:
+    """NLVR2's texts without its images, and the regions of both images of each pair."""
+    files = {"train": "train", "dev": "valid", "test1": "test"}
+    for (split, file), count in zip(files.items(), sets, strict=True):
+        entries = nlvr2_entries(split, count)
+        write_lines(root / "nlvr2" / "data" / f"{split}.json", entries)
+        pairs = dict.fromkeys(entry["identifier"].rsplit("-", 1)[0] for entry in entries)
+        names = [f"{pair}-img{side}" for pair in pairs for side in range(2)]
+        write_regions(root / "nlvr2_imgfeat" / f"{file}_obj36.tsv", names)
 
 
 def write_nlvr(root: pathlib.Path, counts=(2, 1, 1)) -> None:

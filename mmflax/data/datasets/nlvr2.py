@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from mmflax.data.dataset import Dataset, Raw
-from mmflax.data.datasets.prepare import Split, prepare
+from mmflax.data.datasets.prepare import Split, of_regions, prepare
 from mmflax.data.datasets.prepared import PreparedSource
 from mmflax.data.datasets.published import File, Found, Record, field, record
 from mmflax.errors import MmflaxError
@@ -23,12 +23,16 @@ from mmflax.errors import MmflaxError
 _SITE = "https://github.com/lil-lab/nlvr (nlvr2/data)"
 _FORM = "the request form at https://github.com/lil-lab/nlvr/tree/master/nlvr2"
 
+# Folder of images -> what LXMERT's authors call its file of regions.
+_REGION_STEMS = {"images/train": "train", "images/dev": "valid", "images/test1": "test"}
+
 
 def build(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     source_dir: str | os.PathLike[str] | None = None,
     partial: bool = False,
+    regions: int = 0,
 ) -> Dataset:
     """Splits train and validation; test and test_unseen if their files are there.
 
@@ -37,17 +41,24 @@ def build(
       source_dir: the downloaded files; by default ``data_dir/downloads/nlvr2``. See docs/data.md.
       partial: accept fewer examples than published, and leave out those without their images: the
         addresses that the authors list are partly dead by now.
+      regions: boxes of a detector (36 as LXMERT's authors publish them, but for test_unseen, which
+        is left out) in place of the images, which are not needed then; 0 = the images.
 
     Raises:
       MmflaxError: see ``mmflax.data.datasets.prepare.prepare``.
     """
+    splits_ = _splits()
+    if regions:
+        published = [split for split in splits_ if split.name != "test_unseen"]
+        splits_ = of_regions(published, regions, "nlvr2_imgfeat", _REGION_STEMS)
     manifest = prepare(
-        "nlvr2",
-        _splits(),
+        f"nlvr2_obj{regions}" if regions else "nlvr2",
+        splits_,
         data_dir=data_dir,
         source_dir=source_dir,
         downloads="nlvr2",
         partial=partial,
+        regions=regions,
     )
     splits = {
         name: PreparedSource(manifest["folder"], [entry])

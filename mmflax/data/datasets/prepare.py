@@ -11,12 +11,13 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmflax.data.datasets.prepare_parts import Part
 from mmflax.data.datasets.progress import progress, quiet
 from mmflax.data.datasets.published import File, Found, Images, Record, check_present
+from mmflax.data.datasets.published_regions import Pictures, RegionFiles, region_file
 from mmflax.errors import MmflaxError
 
 RECORDS_PER_PART = 1000
@@ -30,7 +31,7 @@ class Split(NamedTuple):
     Attributes:
       name: the split's name here.
       annotations: the files that ``read`` gets, in this order.
-      images: folders that hold its images.
+      images: folders that hold its images, or files of their regions.
       read: ``(files) -> records``.
       published: how many examples its authors count; 0 where they do not say.
       optional: left out when its first annotation file is not there.
@@ -44,6 +45,29 @@ class Split(NamedTuple):
     published: int = 0
     optional: bool = False
     pictures: int = 1
+
+
+def of_regions(
+    splits: Sequence[Split], regions: int, folder: str, stems: Mapping[str, str] | None = None
+) -> list[Split]:
+    """The splits with files of ``regions`` boxes an image in place of their folders of images.
+
+    Args:
+      folder: that their authors keep the files in.
+      stems: folder of images -> its file's name up to ``_obj``; by default the folder's own.
+    """
+    if regions < 0:
+        raise MmflaxError(
+            f"data.regions is {regions}; expected the boxes of each image, such as the published "
+            "36, or 0 for the images themselves."
+        )
+    named = stems or {}
+
+    def file(images: File) -> File:
+        stem = images.names[0]
+        return region_file(named.get(stem, stem), regions, folder)
+
+    return [split._replace(images=tuple(map(file, split.images))) for split in splits]
 
 
 def data_root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
@@ -61,6 +85,7 @@ def prepare(
     source_dir: str | os.PathLike[str] | None,
     downloads: str,
     partial: bool,
+    regions: int = 0,
 ) -> dict[str, Any]:
     """The manifest of ``name``, prepared by this process or by another one before.
 
@@ -72,6 +97,8 @@ def prepare(
       downloads: the folder name of that default; datasets that share images share it.
       partial: take what is there: fewer examples than published, and images may be absent, whose
         examples are left out.
+      regions: boxes of each image at most, where the splits name files of regions (``of_regions``);
+        0 = folders of images.
 
     Raises:
       MmflaxError: a file that is missing, damaged or not the published one, an image that is
@@ -89,7 +116,7 @@ def prepare(
             manifest = _load(folder)
             if manifest is None or not _fits(manifest, splits, source, partial):
                 with quiet():
-                    manifest = _prepare(name, splits, source, folder, partial)
+                    manifest = _prepare(name, splits, source, folder, partial, regions)
     except OSError as error:
         raise MmflaxError(
             f"{name} cannot be prepared in {folder}: {error.strerror or error} "
@@ -131,11 +158,17 @@ def _sizes(splits: Sequence[Split], source: pathlib.Path) -> dict[str, int]:
 
 
 def _prepare(
-    name: str, splits: Sequence[Split], source: pathlib.Path, folder: pathlib.Path, partial: bool
+    name: str,
+    splits: Sequence[Split],
+    source: pathlib.Path,
+    folder: pathlib.Path,
+    partial: bool,
+    regions: int,
 ) -> dict[str, Any]:
     taken = [s for s in splits if not s.optional or s.annotations[0].find(source) is not None]
     check_present(name, source, (file for s in taken for file in (*s.annotations, *s.images)))
-    images = Images(_found(file, source).path for split in taken for file in split.images)
+    places = [_found(file, source).path for split in taken for file in split.images]
+    images: Pictures = RegionFiles(places, regions, name) if regions else Images(places)
     try:
         read = [(split, _read(name, split, source, images, partial)) for split in taken]
         _check_disjoint(name, [(split.name, records) for split, (records, _) in read])
@@ -158,6 +191,7 @@ def _prepare(
         "splits": {
             split.name: {
                 "pictures": split.pictures,
+                **({"regions": images.shape} if isinstance(images, RegionFiles) else {}),
                 "parts": [part.entry() for part in parts if part.split == split.name],
                 "marked": _marked(records),
             }
@@ -177,7 +211,7 @@ def _found(file: File, source: pathlib.Path) -> Found:
 
 
 def _read(
-    name: str, split: Split, source: pathlib.Path, images: Images, partial: bool
+    name: str, split: Split, source: pathlib.Path, images: Pictures, partial: bool
 ) -> tuple[list[Record], int]:
     """The records whose images are there, and how many examples were left out."""
     where = f"{name}, split {split.name}"

@@ -51,6 +51,14 @@ class PreparedImages(_Part):
         return self._describe("Images as published.", features)
 
 
+class PreparedRegions(_Part):
+    """One record an image: what a detector found in it, arrays as their bytes."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {key: tfds.features.Text() for key in ("id", "regions", "boxes")}
+        return self._describe("Regions as published, boxes in shares of the image.", features)
+
+
 class PreparedTexts(_Part):
     """One record for an image (or a pair): its examples as a JSON list."""
 

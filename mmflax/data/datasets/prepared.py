@@ -14,6 +14,8 @@ from mmflax.data.dataset import Raw
 
 View = Callable[[list[Raw]], list[Raw]]
 _IMAGE_KEYS = ("image", "second_image")
+_PREFIXES = ("", "second_")  # of regions and boxes
+_FLOAT = np.dtype("<f4")
 
 
 class PreparedSource:
@@ -37,6 +39,8 @@ class PreparedSource:
         self._folder = pathlib.Path(folder)
         self._parts = [part for split in splits for part in split["parts"]]
         self._pictures = splits[0]["pictures"]
+        self._kind = "regions" if "regions" in splits[0] else "images"
+        self._unread = self._placeholders(splits[0].get("regions"))
         self._view = view
         sizes = np.concatenate([np.asarray(part["sizes"], np.int64) for part in self._parts])
         self._ends = np.cumsum(np.ones_like(sizes) if one_each else sizes)
@@ -51,13 +55,20 @@ class PreparedSource:
     def __getitem__(self, index: int, /) -> Raw:
         record, raw = self._example(index)
         part, place = self._place(record)
-        for number, key in enumerate(_IMAGE_KEYS[: self._pictures]):
-            stored = self._open(part, "images")[place * self._pictures + number]
-            raw[key] = stored["image"]
+        for number in range(self._pictures):
+            stored = self._open(part, self._kind)[place * self._pictures + number]
+            if self._kind == "images":
+                raw[_IMAGE_KEYS[number]] = stored["image"]
+                continue
+            for key in ("regions", "boxes"):
+                name = _PREFIXES[number] + key
+                array = np.frombuffer(stored[key], _FLOAT)
+                raw[name] = array.reshape(-1, self._unread[name].shape[1])
         return raw
 
     def without_images(self, index: int) -> Raw:
-        """The example with ``b""`` for each image; see ``mmflax.data.dataset.text_of``."""
+        """The example with ``b""`` for each image, zeros for regions; see ``text_of`` in
+        ``mmflax.data.dataset``."""
         return self._example(index)[1]
 
     def _example(self, index: int) -> tuple[int, Raw]:
@@ -71,7 +82,18 @@ class PreparedSource:
             examples = self._view(stored) if self._view else stored
             self._last = record, examples
         raw = examples[index - int(self._ends[record])]  # counted from the end
-        return record, {**dict.fromkeys(_IMAGE_KEYS[: self._pictures], b""), **raw}
+        return record, {**self._unread, **raw}
+
+    def _placeholders(self, regions: Sequence[int] | None) -> dict[str, Any]:
+        """What stands for pictures that are not read."""
+        if regions is None:
+            return dict.fromkeys(_IMAGE_KEYS[: self._pictures], b"")
+        shapes = {"regions": tuple(regions), "boxes": (regions[0], 4)}
+        return {
+            prefix + key: np.broadcast_to(np.float32(0), shape)
+            for prefix in _PREFIXES[: self._pictures]
+            for key, shape in shapes.items()
+        }
 
     def _place(self, record: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._record_ends, record, side="right"))

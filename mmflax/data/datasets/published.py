@@ -152,6 +152,8 @@ def field(where: object, entry: Any, key: str, kind: type | tuple[type, ...]) ->
 class Images:
     """Image files of some folders and zips, found by their names without folders."""
 
+    kind = "images"
+
     def __init__(self, places: Iterable[pathlib.Path]):
         self._size: dict[str, int] = {}
         self._at: dict[str, tuple[pathlib.Path, str]] = {}
@@ -169,6 +171,10 @@ class Images:
     def size(self, name: str) -> int:
         """Bytes of the file."""
         return self._size[name]
+
+    def row(self, name: str) -> dict[str, bytes | str]:
+        """What is stored of it."""
+        return {"id": name, "image": self.read(name)}
 
     def read(self, name: str) -> bytes:
         """The published bytes; a file that is no image raises MmflaxError with its place."""

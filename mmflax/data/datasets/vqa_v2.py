@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmflax.data.dataset import Dataset, Raw, Subset
-from mmflax.data.datasets.prepare import Split, prepare
+from mmflax.data.datasets.prepare import Split, of_regions, prepare
 from mmflax.data.datasets.prepared import PreparedSource
 from mmflax.data.datasets.published import File, Found, Record, field, record
 from mmflax.errors import MmflaxError
@@ -29,6 +29,7 @@ def build(
     source_dir: str | os.PathLike[str] | None = None,
     question_type: str = "answer_type",
     partial: bool = False,
+    regions: int = 0,
 ) -> Dataset:
     """Splits train and validation; test and test_dev if their questions are there.
 
@@ -38,6 +39,8 @@ def build(
       question_type: by what accuracy is also reported: ``answer_type`` ("yes/no", "number",
         "other"), ``question_type`` (first words, such as "how many"), or ``none``.
       partial: accept fewer questions than published, and leave out those without an image.
+      regions: boxes of a detector (36 as LXMERT's authors publish them) in place of each image,
+        which is not needed then; 0 = the images.
 
     Raises:
       MmflaxError: see ``mmflax.data.datasets.prepare.prepare``.
@@ -51,12 +54,13 @@ def build(
         return [_view(example, question_type) for example in examples]
 
     manifest = prepare(
-        "vqa_v2",
-        _splits(),
+        f"vqa_v2_obj{regions}" if regions else "vqa_v2",
+        of_regions(_splits(), regions, "mscoco_imgfeat") if regions else _splits(),
         data_dir=data_dir,
         source_dir=source_dir,
         downloads="coco",
         partial=partial,
+        regions=regions,
     )
     splits: dict[str, Any] = {}
     for name, entry in manifest["splits"].items():
