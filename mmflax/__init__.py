@@ -4,6 +4,7 @@
 >>> run = mmflax.load("runs/shapes")          # a workdir made by `mmflax train`
 >>> run.predict("photo.jpg", "what color is the circle?").answer
 'red'
+>>> clip = mmflax.from_pretrained("openai/clip-vit-base-patch32")   # or a folder
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from mmflax.version import __version__
 
 if TYPE_CHECKING:
     from mmflax.experiment import load
+    from mmflax.pretrained import from_pretrained
 
-__all__ = ["MmflaxError", "__version__", "load"]
+__all__ = ["MmflaxError", "__version__", "from_pretrained", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from mmflax.experiment import load
 
         return load
+    if name == "from_pretrained":
+        from mmflax.pretrained import from_pretrained
+
+        return from_pretrained
     raise AttributeError(f"module 'mmflax' has no attribute {name!r}")

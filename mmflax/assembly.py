@@ -9,12 +9,14 @@ model          ``image_encoder``, ``text_encoder``, ``fusion``: each a name and 
                ``modality_dropout``, the share of examples trained without image or text
 task           a name and its keywords
 data           a dataset's name and keywords, and the pipeline's (``PIPELINE`` below)
-processor      keywords of ``mmflax.data.processor.Processor.learn``
+processor      keywords of ``mmflax.data.processor.Processor.learn``; ``from`` = a public
+               checkpoint, or several, whose tokenizer and image preprocessing are used
 optim          keywords of ``mmflax.training.optim.build``; ``total_steps`` is ``train.steps``
 mesh           sizes of ``data``, ``fsdp``, ``tensor``; -1 = what is left
 train          ``TRAIN`` below
 evaluation     ``EVALUATION`` below
 checkpoint     keywords of ``mmflax.checkpoints.store.Store``
+init           where the weights come from, see ``mmflax.warm_start``; left out = random
 augment        keywords of ``mmflax.data.augment.build``; left out = the examples as they are
 =============  ===================================================================================
 """
@@ -33,10 +35,12 @@ import jax
 import jax.numpy as jnp
 
 from mmflax import plugins
+from mmflax.checkpoints import hub
 from mmflax.checkpoints.store import Store
 from mmflax.data import augment
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
+from mmflax.data.published import PublishedProcessor
 from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
 from mmflax.models.vision_language import VisionLanguageModel
@@ -57,9 +61,9 @@ TRAIN = dict(
 EVALUATION = dict(split="validation", batch_size=None, max_examples=None, bootstrap=1000, rerank=64)
 _SECTIONS = (
     "seed", "model", "task", "data", "processor", "optim", "mesh", "train", "evaluation",
-    "checkpoint", "augment",
+    "checkpoint", "augment", "init",
 )  # fmt: skip
-_OPTIONAL = ("mesh", "evaluation", "checkpoint", "seed", "augment")
+_OPTIONAL = ("mesh", "evaluation", "checkpoint", "seed", "augment", "init")
 _PARTS = ("image_encoder", "text_encoder", "fusion")
 _MODEL = (*_PARTS, "modality_dropout")
 
@@ -143,14 +147,15 @@ class Experiment:
         """The processor of a new run: answers and vocabulary come from the train split."""
         fields = dict(self.config["processor"])
         known = dict(inspect.signature(Processor.learn).parameters)
-        for name in ("fields", "dataset"):
+        for name in ("fields", "dataset", "published"):
             known.pop(name)
         own = {f.name: f for f in dataclasses.fields(Processor)}
         taken = {"answers", "question_types", "tokenizer"}
+        source = fields.pop("from", None)
         plugins.check_fields("processor", fields, known | {k: None for k in own if k not in taken})
-        if "image_size" not in fields:
-            raise MmflaxError("The config has no processor.image_size (pixels a side); add it.")
-        return Processor.learn(dataset, **fields)
+        listed = [source] if isinstance(source, str) else list(source or ())
+        published = [_published(one) for one in listed if one]
+        return Processor.learn(dataset, published=published, **fields)
 
     def augment(self) -> Callable[..., Any] | None:
         """What happens to training examples before the processor sees them."""
@@ -161,8 +166,8 @@ class Experiment:
         return augment.build(**fields)
 
     def model(self, processor: Processor) -> VisionLanguageModel:
-        """Encoders and fusion for images of this size and this vocabulary."""
-        given = {
+        """Encoders and fusion for images of this size (or their regions) and this vocabulary."""
+        given: dict[str, dict[str, Any]] = {
             "image_encoder": dict(image_size=processor.image_size),
             "text_encoder": dict(
                 vocab_size=processor.tokenizer.vocab_size,
@@ -170,6 +175,24 @@ class Experiment:
             ),
             "fusion": {},
         }
+        if processor.num_regions:
+            given["image_encoder"] |= dict(
+                num_regions=processor.num_regions, feature_dim=processor.region_dim
+            )
+        name = self.config["model"]["image_encoder"].get("name")
+        known = plugins.keywords_of("mmflax.models.encoders", "model.image_encoder", name)
+        reads = "image" if "num_regions" not in known else "regions"
+        if not (processor.num_regions if reads == "regions" else processor.image_size):
+            raise MmflaxError(
+                f"The image encoder {name!r} reads {reads}, which the data lack; choose "
+                "model.image_encoder.name='regions' for a detector's regions (data.regions), "
+                "another one for images."
+            )
+        text = self.config["model"]["text_encoder"]
+        if "max_length" in text:  # such as a checkpoint's, longer than this data needs
+            given["text_encoder"].pop("max_length")
+        else:
+            given["text_encoder"]["max_length"] += text.get("position_offset", 0)
         parts = {
             part: plugins.build(
                 f"mmflax.models.{'fusion' if part == 'fusion' else 'encoders'}",
@@ -301,3 +324,15 @@ def training_flops(
 def _section(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     plugins.check_fields(name, given.keys(), defaults)
     return {**defaults, **given}
+
+
+def _published(source: str) -> Any:
+    """The preprocessing beside a public checkpoint's weights."""
+    root = hub.locate(source)
+    folder = root if root.is_dir() else root.parent
+    if not PublishedProcessor.exists(folder):
+        raise MmflaxError(
+            f"processor.from is {source}, which has neither a tokenizer nor a "
+            "preprocessor_config.json; copy them beside its weights."
+        )
+    return PublishedProcessor.load(folder)

@@ -26,6 +26,7 @@ _EXAMPLES = {
     "plan": "mmflax plan --config configs/shapes_vqa.py --topology v5e:4x4 --config.mesh.fsdp=4",
     "ablate": "mmflax ablate --config configs/shapes_vqa.py --fusion concat,gated,co_attention "
     "--seeds 3 --workdir runs/ablation --jobs 2",
+    "convert": "mmflax convert path/to/bert-base-uncased bert-mmflax --to mmflax --check",
     "data": "mmflax data --config configs/shapes_vqa.py --out sheet.png",
 }
 
@@ -102,7 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
 
     predict = _command(commands, "predict", _predict, "ask a trained model about a picture")
-    _workdir_option(predict, "a folder that `mmflax train` wrote")
+    predict.add_argument("--workdir", metavar="DIR", help="a folder that `mmflax train` wrote")
+    predict.add_argument(
+        "--pretrained", metavar="DIR", help="or a public checkpoint, such as CLIP; with --labels"
+    )
+    predict.add_argument(
+        "--labels", nargs="+", metavar="LABEL", help="what the picture may show, such as cat dog"
+    )
     predict.add_argument("--image", metavar="FILE", help="a picture; left out = there is none")
     predict.add_argument(
         "--second-image", metavar="FILE", help="the other one, for two-image tasks"
@@ -128,6 +135,18 @@ def _parser() -> argparse.ArgumentParser:
         "--no-match", action="store_true", help="leave each kind the parameters it comes with"
     )
     ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, on CPU (default: 1)")
+
+    convert = _command(commands, "convert", _convert, "public checkpoints to ours, and back")
+    convert.add_argument(
+        "source", metavar="SRC", help="a folder, a weight file, a hub id, a workdir"
+    )
+    convert.add_argument("target", metavar="DST", nargs="?", help="a new folder")
+    convert.add_argument(
+        "--to", choices=("hf", "mmflax"), default="hf", help="the original's format, or ours"
+    )
+    convert.add_argument(
+        "--check", action="store_true", help="compare with the original in PyTorch (extra parity)"
+    )
 
     data = _command(commands, "data", _data, "draw examples exactly as the model sees them")
     _config_option(data)
@@ -220,6 +239,14 @@ def _predict(options: Any, overrides: list[str]) -> None:
     from mmflax import experiment
     from mmflax.inference import look
 
+    if (options.workdir is None) == (options.pretrained is None):
+        raise MmflaxError(
+            "Name what to ask: --workdir DIR of a run, or --pretrained DIR; one of both."
+        )
+    if options.pretrained is not None:
+        return _name(options)
+    if options.labels:
+        raise MmflaxError("--labels goes with --pretrained; a trained run has its own answers.")
     if options.image is None and options.text is None:
         raise MmflaxError("There is nothing to look at; give --image FILE, --text TEXT, or both.")
     texts = options.text or [None]
@@ -236,8 +263,51 @@ def _predict(options: Any, overrides: list[str]) -> None:
     _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
 
 
+def _name(options: Any) -> None:
+    """Zero-shot: which of the labels a picture shows."""
+    from mmflax.inference.zero_shot import ZeroShot
+    from mmflax.pretrained import from_pretrained
+
+    if not options.labels or options.image is None or options.text or options.attention:
+        raise MmflaxError(
+            "--pretrained names a picture: give --image FILE and --labels A B …, only."
+        )
+    zero_shot = ZeroShot(from_pretrained(options.pretrained), options.labels, batch_size=8)
+    found = zero_shot.predict(options.image, top=options.top)
+    _print(options, dataclasses.asdict(found), found.answer + _shares(found.top))
+
+
 def _shares(top: Sequence[tuple[str, float]]) -> str:
     return f"  ({', '.join(f'{name} {share:.1%}' for name, share in top)})" if top else ""
+
+
+def _convert(options: Any, overrides: list[str]) -> None:
+    from mmflax import conversion
+
+    if options.target is None and not options.check:
+        raise MmflaxError(
+            "There is nothing to do; name a new folder DST, or give --check, or both."
+        )
+    value: dict[str, Any] = {"source": options.source}
+    lines = []
+    if options.target is not None:
+        value["target"] = options.target
+        value["notes"] = conversion.convert(options.source, options.target, to=options.to)
+        lines = [*value["notes"], f"written: {options.target} ({options.to})"]
+    if options.check:
+        checked = options.target if options.target and options.to == "hf" else options.source
+        value["largest_difference"] = conversion.check(checked)
+        lines += [
+            f"{name}: differs by {difference:.1e} of its largest value"
+            for name, difference in value["largest_difference"].items()
+        ]
+    _print(options, value, "\n".join(lines))
+    for name, difference in value.get("largest_difference", {}).items():
+        if not difference < conversion.BOUND:
+            raise MmflaxError(
+                f"{name} differs from the original by {difference:.1e} of its largest value; "
+                f"expected less than {conversion.BOUND:.0e}. Do not rely on this conversion."
+            )
 
 
 def _plan(options: Any, overrides: list[str]) -> None:

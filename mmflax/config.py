@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pathlib
@@ -47,13 +48,39 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     config = _parse(values, [f"--config={path}{colon}{argument}"], path)
+    # `from` and where it may stand are the same for every config, so no file need list them.
+    anywhere = ("--config.init.", "--config.processor.from=")
+    begun = [word for word in overrides if word.startswith(anywhere)]
+    overrides = [word for word in overrides if word not in begun]
     for word in overrides:
         _check_override(word, config)
     if overrides:
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
         config = _parse(values, [f"--config={path}{colon}{argument}", *overrides], path)
-    return config.to_dict()
+    return _with_init(config.to_dict(), begun)
+
+
+def _with_init(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The config with `init.…` and `processor.from` set, which need not be in its file."""
+    for word in words:
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            raise MmflaxError(f"{word} has no value; write {word}=VALUE.")
+        *parents, last = name.split(".")
+        here = config
+        for key in parents:
+            here[key] = dict(here.get(key) or {})
+            here = here[key]
+        if last == "skip":
+            try:
+                found = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                found = value
+            here[last] = (found,) if isinstance(found, str) else tuple(found)
+        else:
+            here[last] = value
+    return config
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmflax import scoring
+from mmflax import scoring, warm_start
 from mmflax.assembly import Built, Experiment, apply_fn, assemble, example_batch, training_flops
+from mmflax.checkpoints import trees
 from mmflax.config import check_same_run
 from mmflax.data import pipeline
 from mmflax.data.dataset import Dataset
@@ -82,12 +83,20 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         name = experiment.evaluation["split"]
         evals[name] = scoring.evaluator(experiment, built, dataset, name)
     key = jax.random.key(experiment.seed)
+    begun = None if store.steps() else warm_start_of(experiment, built)
+    if begun is not None and not quiet and main:
+        print(begun.table(), flush=True)
     try:
         return loop.run(
             train_step=train_step(experiment, built),
             abstract_state=built.abstract,
             create_state=lambda: create_sharded(
-                built.init, built.tx, key, mesh, ema=fields["ema_decay"] is not None
+                built.init,
+                built.tx,
+                key,
+                mesh,
+                ema=fields["ema_decay"] is not None,
+                params=None if begun is None else begun.params(built.init, key),
             ),
             batches=batches,
             mesh=mesh,
@@ -103,6 +112,18 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         )
     finally:
         store.close()
+
+
+def warm_start_of(experiment: Experiment, built: Built) -> warm_start.Start | None:
+    """What `config.init` gives this run to begin with, or None."""
+    encoder = built.task.model.backbone.image_encoder
+    # Regions lie on none.
+    has_grid = hasattr(encoder, "grid") and not getattr(encoder, "reads_regions", False)
+    return warm_start.start(
+        experiment.config.get("init") or {},
+        trees.leaves(built.abstract.params),
+        grid=encoder.grid() if has_grid else None,
+    )
 
 
 def _note_bad(root: pathlib.Path, observers: Sequence[observe.Observer]) -> Callable[..., None]:
@@ -199,12 +220,16 @@ def load(workdir: str, *, step: int | None = None, batch_size: int = 8) -> Predi
 
 
 def restore(
-    root: pathlib.Path, step: int | None = None, devices: Any = None
+    root: pathlib.Path,
+    step: int | None = None,
+    devices: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Experiment, Built, Any, int]:
     """Config, model and (averaged) parameters of a trained run; optimizer state stays on disk."""
     experiment = Experiment(read_config(root))
     processor = Processor.load(root)
-    mesh = experiment.mesh() if devices is None else meshes.make_mesh(devices=devices)
+    if mesh is None:
+        mesh = experiment.mesh() if devices is None else meshes.make_mesh(devices=devices)
     built = assemble(experiment, processor, mesh)
     store = experiment.store(root)
     steps = store.steps()

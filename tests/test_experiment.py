@@ -3,11 +3,14 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mmflax
 from mmflax import experiment
 from mmflax.data import pipeline
+from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
 from tests import tiny
 
@@ -85,6 +88,32 @@ def test_evaluate_equals_asking_one_by_one(trained):
     majority = np.mean([r["answer"] == run.processor.answers[0] for r in raws])
     assert result["metrics"]["majority"]["accuracy"] == pytest.approx(majority, abs=1e-12)
     assert json.loads((workdir / "eval" / "test.json").read_text()) == result
+
+
+def test_a_run_opens_by_the_door_of_public_checkpoints(trained):
+    """The same model as a call, on one device, on a mesh, and in half precision."""
+    workdir, config, _ = trained
+    _, built, params, step = experiment.restore(workdir)
+    found = mmflax.from_pretrained(workdir)
+    assert found.config["run"] == step and found.config["original"]["seed"] == config["seed"]
+    raws = [experiment.Experiment(config).dataset().source("test")[i] for i in range(8)]
+    batch = {k: jnp.asarray(v) for k, v in found.processor.batch(raws).items() if k != "id"}
+    assert found.model.zeros(8).keys() <= batch.keys()
+    expected = built.task.model.apply({"params": params}, batch, train=False)["logits"]
+
+    def logits(found):
+        run = jax.jit(lambda p, b: found.model.apply({"params": p}, b))
+        return np.asarray(run(found.params, batch)["logits"].astype(jnp.float32))
+
+    np.testing.assert_allclose(logits(found), expected, atol=1e-5)
+    mesh = meshes.make_mesh(data=2, fsdp=4)
+    spread = mmflax.from_pretrained(workdir, mesh=mesh)
+    assert {leaf.sharding.mesh for leaf in jax.tree.leaves(spread.params)} == {mesh}
+    half = mmflax.from_pretrained(workdir, dtype="bfloat16")
+    assert 0 < np.abs(logits(half) - expected).max() < 0.1
+    assert half.hidden_states(batch)
+    with pytest.raises(MmflaxError, match="mmflax convert .* DST"):
+        found.save(workdir / "copy")
 
 
 def test_the_blind_views_see_nothing_of_what_they_lack(trained):

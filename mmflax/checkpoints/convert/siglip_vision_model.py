@@ -1,0 +1,5 @@
+"""Names of transformers' SiglipVisionModel alone."""
+
+from mmflax.checkpoints.convert.siglip import fields, table
+
+__all__ = ["fields", "table"]
