@@ -25,6 +25,14 @@ _hook = install_import_hook(
 )
 
 
+@pytest.fixture
+def quickly():
+    """Compiles without XLA's optimizations, where compiling takes the longest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     """Where the session's `shapes` files are prepared, once."""

@@ -19,7 +19,12 @@ def word_region_loss(
     The first `num_special` words ([PAD], [CLS], …) are left out; 0 without a caption, and where
     `present` says that there is no picture.
     """
-    logits = word_logits.astype(jnp.float32).max(axis=1)
+    each = word_logits.astype(jnp.float32)
+    # Not `max`: its gradient finds the largest by comparing with it, and where a compiler computes
+    # the two with different rounding finds none, and divides 0 by 0.
+    largest = jnp.argmax(jax.lax.stop_gradient(each), axis=1, keepdims=True)
+    places = jnp.arange(each.shape[1])[None, :, None]
+    logits = jnp.where(places == largest, each, 0.0).sum(axis=1)
     rows = jnp.arange(caption.shape[0])[:, None]
     said = jnp.zeros(logits.shape, bool).at[rows, caption].max(caption_mask)
     losses = jax.nn.softplus(logits) - jnp.where(said, logits, 0.0)

@@ -128,7 +128,9 @@ def masked_softmax(
         return jax.nn.softmax(logits, axis=-1)
     # Half of the lowest number, so that subtracting the row's maximum cannot overflow.
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min / 2)
-    weights = jnp.where(mask, jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
+    # The largest has no part in the derivative, and asked for one may give 0 / 0 by rounding.
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.where(mask, jnp.exp(logits - largest), 0.0)
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
