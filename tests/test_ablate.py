@@ -208,6 +208,7 @@ def test_the_table_says_what_its_columns_are(tmp_path):
     assert Image.open(tmp_path / "ablation.png").size[0] > 600
 
 
+@pytest.mark.slow
 def test_a_misspelt_metric_is_known_before_anything_trains(config, tmp_path):
     with pytest.raises(MmflaxError, match="'accurcy'.*choose one of accuracy, accuracy/color"):
         ablate.ablate(config, str(tmp_path / "a"), ["concat"], metric="accurcy", seeds=1)

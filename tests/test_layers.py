@@ -23,8 +23,10 @@ ALLOWED = {
     "mmflax.training.optim": {"training"},
     "mmflax.training": {"training", "distributed", "checkpoints"},
     "mmflax.inference": {"inference", "models", "tasks", "metrics", "data", "checkpoints"},
-    "mmflax.pretrained": {"plugins", "checkpoints", "data", "distributed"},
-    "mmflax.warm_start": {"plugins", "pretrained", "checkpoints", "models"},
+    "mmflax.pretrained": {"plugins", "checkpoints", "data", "distributed", "pretrained_run"},
+    # The two ask each other when they are called: a run opens by the same door.
+    "mmflax.pretrained_run": {"data", "experiment", "pretrained"},
+    "mmflax.warm_start": {"plugins", "pretrained", "pretrained_run", "checkpoints", "models"},
     "mmflax.assembly": {
         "plugins", "models", "tasks", "data", "training", "distributed", "checkpoints",
     },
@@ -37,7 +39,7 @@ ALLOWED = {
     },
     "mmflax.matched": {"plugins", "assembly", "data"},
     "mmflax.ablate": {"experiment", "config", "inference", "matched"},
-    "mmflax.conversion": {"plugins", "pretrained", "warm_start"},
+    "mmflax.conversion": {"plugins", "pretrained", "pretrained_run", "warm_start"},
     "mmflax.cli": {
         "experiment", "ablate", "inference", "distributed", "config", "conversion", "pretrained",
     },

@@ -35,7 +35,7 @@ SCORED = {
     "nlvr2": "consistency",
     "retrieval": "rsum",
 }
-EVERY_DAY = ("nlvr2", "retrieval")
+EVERY_DAY = ("retrieval",)
 CASES = [pytest.param(task, marks=() if task in EVERY_DAY else pytest.mark.slow) for task in SCORED]
 
 

@@ -16,14 +16,6 @@ from tests.checkpoints import cases
 GOLDEN = cases.golden_names()
 
 
-@pytest.fixture
-def quickly():
-    """Compiles without XLA's optimizations, which take the longest here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 @pytest.mark.usefixtures("quickly")
 def test_recorded_outputs_come_out_again(name):
