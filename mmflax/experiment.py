@@ -51,6 +51,8 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         processor = experiment.learn_processor(dataset)
     built = assemble(experiment, processor, mesh)
     store = experiment.store(root)
+    # Before the workdir is this config's: a source that is not there can be mended and run again.
+    begun = None if store.steps() else warm_start_of(experiment, built)
     if main:
         _prepare_workdir(root, config, processor)
     observers = [] if quiet else observe.observers(root)
@@ -83,7 +85,6 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         name = experiment.evaluation["split"]
         evals[name] = scoring.evaluator(experiment, built, dataset, name)
     key = jax.random.key(experiment.seed)
-    begun = None if store.steps() else warm_start_of(experiment, built)
     if begun is not None and not quiet and main:
         print(begun.table(), flush=True)
     try:

@@ -98,6 +98,16 @@ def test_loops_and_scans_start_from_each_other(monkeypatch, scanned):
         assert value.read().shape == ours[path].shape
 
 
+def test_a_source_that_cannot_be_used_leaves_the_workdir_free(shapes_dir, tmp_path):
+    for init, message in (
+        ({"form": "x"}, "did you mean 'from'"),
+        ({"from": str(cases.load_golden("bert/plain")[0])}, "do not fit the model"),
+    ):
+        with pytest.raises(MmflaxError, match=message):
+            experiment.train(tiny.config(shapes_dir) | {"init": init}, str(tmp_path / "w"))
+        assert not (tmp_path / "w" / "config.json").exists()
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_another_run(trained, shapes_dir, tmp_path):
     workdir, _, result = trained
