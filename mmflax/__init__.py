@@ -13,8 +13,7 @@ from mmflax.errors import MmflaxError
 from mmflax.version import __version__
 
 if TYPE_CHECKING:
-    from mmflax.experiment import load
-    from mmflax.pretrained import from_pretrained
+    from mmflax.run.load import from_pretrained, load
 
 __all__ = ["MmflaxError", "__version__", "from_pretrained", "load"]
 
@@ -22,11 +21,11 @@ __all__ = ["MmflaxError", "__version__", "from_pretrained", "load"]
 def __getattr__(name: str) -> Any:
     # Deferred, so that `import mmflax` costs nothing beyond what is used.
     if name == "load":
-        from mmflax.experiment import load
+        from mmflax.run.load import load
 
         return load
     if name == "from_pretrained":
-        from mmflax.pretrained import from_pretrained
+        from mmflax.run.load import from_pretrained
 
         return from_pretrained
     raise AttributeError(f"module 'mmflax' has no attribute {name!r}")

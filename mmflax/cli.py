@@ -22,7 +22,7 @@ _EXAMPLES = {
     "--config.optim.schedule.peak=5e-4",
     "evaluate": "mmflax evaluate --workdir runs/shapes --split test --json",
     "predict": 'mmflax predict --workdir runs/shapes --image photo.png --text "what color is the '
-    'circle?" --attention look.png',
+    'circle?" --attention attention_figure.png',
     "plan": "mmflax plan --config configs/shapes_vqa.py --topology v5e:4x4 --config.mesh.fsdp=4",
     "ablate": "mmflax ablate --config configs/shapes_vqa.py --fusion concat,gated,co_attention "
     "--seeds 3 --workdir runs/ablation --jobs 2",
@@ -212,11 +212,11 @@ def _print(options: Any, value: Any, text: str) -> None:
 
 
 def _train(options: Any, overrides: list[str]) -> None:
-    from mmflax import experiment
-    from mmflax.config import load_config
+    from mmflax.config.reading import load_config
+    from mmflax.run.train import train
 
     config = load_config(options.config, overrides)
-    result = experiment.train(config, options.workdir, quiet=options.json)
+    result = train(config, options.workdir, quiet=options.json)
     value = {
         "workdir": options.workdir,
         "step": result.step,
@@ -228,16 +228,16 @@ def _train(options: Any, overrides: list[str]) -> None:
 
 
 def _evaluate(options: Any, overrides: list[str]) -> None:
-    from mmflax import experiment
-    from mmflax.inference.report import table
+    from mmflax.evaluation.tables import table
+    from mmflax.run.evaluate import evaluate
 
-    result = experiment.evaluate(options.workdir, options.split, options.step)
+    result = evaluate(options.workdir, options.split, options.step)
     _print(options, result, table(result))
 
 
 def _predict(options: Any, overrides: list[str]) -> None:
-    from mmflax import experiment
-    from mmflax.inference import look
+    from mmflax.inference import attention_figure
+    from mmflax.run.load import load
 
     if (options.workdir is None) == (options.pretrained is None):
         raise MmflaxError(
@@ -252,10 +252,10 @@ def _predict(options: Any, overrides: list[str]) -> None:
     texts = options.text or [None]
     if options.attention and (len(texts) > 1 or options.image is None):
         raise MmflaxError("--attention draws one text over one picture; give one of each.")
-    run = experiment.load(options.workdir, step=options.step)
+    run = load(options.workdir, step=options.step)
     found = run.predict(options.image, texts, second_image=options.second_image, top=options.top)
     if options.attention:
-        look.draw(run, options.image, texts[0], options.attention)
+        attention_figure.draw(run, options.image, texts[0], options.attention)
     values = [dataclasses.asdict(p) for p in found]
     lines = [p.answer + _shares(p.top) for p in found]
     if options.attention:
@@ -266,7 +266,7 @@ def _predict(options: Any, overrides: list[str]) -> None:
 def _name(options: Any) -> None:
     """Zero-shot: which of the labels a picture shows."""
     from mmflax.inference.zero_shot import ZeroShot
-    from mmflax.pretrained import from_pretrained
+    from mmflax.pretrained.checkpoint import from_pretrained
 
     if not options.labels or options.image is None or options.text or options.attention:
         raise MmflaxError(
@@ -282,7 +282,7 @@ def _shares(top: Sequence[tuple[str, float]]) -> str:
 
 
 def _convert(options: Any, overrides: list[str]) -> None:
-    from mmflax import conversion
+    from mmflax.run import convert
 
     if options.target is None and not options.check:
         raise MmflaxError(
@@ -292,29 +292,29 @@ def _convert(options: Any, overrides: list[str]) -> None:
     lines = []
     if options.target is not None:
         value["target"] = options.target
-        value["notes"] = conversion.convert(options.source, options.target, to=options.to)
+        value["notes"] = convert.convert(options.source, options.target, to=options.to)
         lines = [*value["notes"], f"written: {options.target} ({options.to})"]
     if options.check:
         checked = options.target if options.target and options.to == "hf" else options.source
-        value["largest_difference"] = conversion.check(checked)
+        value["largest_difference"] = convert.check(checked)
         lines += [
             f"{name}: differs by {difference:.1e} of its largest value"
             for name, difference in value["largest_difference"].items()
         ]
     _print(options, value, "\n".join(lines))
     for name, difference in value.get("largest_difference", {}).items():
-        if not difference < conversion.BOUND:
+        if not difference < convert.BOUND:
             raise MmflaxError(
                 f"{name} differs from the original by {difference:.1e} of its largest value; "
-                f"expected less than {conversion.BOUND:.0e}. Do not rely on this conversion."
+                f"expected less than {convert.BOUND:.0e}. Do not rely on this conversion."
             )
 
 
 def _plan(options: Any, overrides: list[str]) -> None:
-    from mmflax import experiment
-    from mmflax.config import load_config
+    from mmflax.config.reading import load_config
+    from mmflax.run.plan import plan
 
-    found = experiment.plan(load_config(options.config, overrides), options.topology)
+    found = plan(load_config(options.config, overrides), options.topology)
     sent = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items()) or "nothing"
     _print(
         options,
@@ -326,9 +326,9 @@ def _plan(options: Any, overrides: list[str]) -> None:
 
 
 def _ablate(options: Any, overrides: list[str]) -> None:
-    from mmflax import ablate
-    from mmflax.config import load_config
-    from mmflax.inference.ablation_report import markdown
+    from mmflax.config.reading import load_config
+    from mmflax.run import ablate
+    from mmflax.run.ablation_report import markdown
 
     if options.steps is not None:
         overrides = [*overrides, f"--config.train.steps={options.steps}"]
@@ -348,15 +348,13 @@ def _ablate(options: Any, overrides: list[str]) -> None:
 
 
 def _data(options: Any, overrides: list[str]) -> None:
-    from mmflax import experiment
-    from mmflax.config import load_config
-    from mmflax.inference.sheet import draw_sheet
+    from mmflax.config.reading import load_config
+    from mmflax.inference.batch_figure import draw_sheet
+    from mmflax.run.examples import first_batch
 
     if options.rows < 1:
         raise MmflaxError(f"--rows is {options.rows}; draw at least 1.")
-    shown = experiment.first_batch(
-        load_config(options.config, overrides), options.split, 6 * options.rows
-    )
+    shown = first_batch(load_config(options.config, overrides), options.split, 6 * options.rows)
     draw_sheet(shown.batch, shown.processor, options.out)
     value = {
         "out": options.out,

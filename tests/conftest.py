@@ -42,9 +42,9 @@ def shapes_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(shapes_dir, tmp_path_factory):
     """(workdir, config, result) of a tiny finished run; tests only read it."""
-    from mmflax import experiment
+    from mmflax.run.train import train
     from tests import tiny
 
     config = tiny.config(shapes_dir)
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    return workdir, config, experiment.train(config, str(workdir), quiet=True)
+    return workdir, config, train(config, str(workdir), quiet=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mmflax.losses.masked import patchify
 from mmflax.models.fusion.co_attention import Fused
-from mmflax.models.masks import masked_mean, zero_masked
+from mmflax.models.layers.masks import masked_mean, zero_masked
 from mmflax.models.vision_language import VisionLanguageModel
 
 WIDTH, VOCAB, IMAGE_SIZE = 16, 30, 8

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from mmflax.checkpoints import seal
+from mmflax.checkpoints import checksums
 from mmflax.errors import MmflaxError
 
 _log = logging.getLogger("mmflax")
@@ -39,11 +39,11 @@ class Steps:
 
     def steps(self) -> list[int]:
         """Sealed steps, oldest first; damage shows only when one is verified."""
-        return [step for step in self._directories() if seal.is_sealed(self.path(step))]
+        return [step for step in self._directories() if checksums.is_sealed(self.path(step))]
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics saved with a step."""
-        return seal.read(self.path(step))["metrics"]
+        return checksums.read(self.path(step))["metrics"]
 
     def best_step(self) -> int | None:
         """The step with the best ``best_metric``, or None."""
@@ -63,7 +63,7 @@ class Steps:
 
     def verify(self, step: int) -> str | None:
         """What is damaged in a step, or None."""
-        return seal.verify(self.path(step))
+        return checksums.verify(self.path(step))
 
     def path(self, step: int) -> epath.Path:
         """Where a step lies."""
@@ -96,7 +96,7 @@ class Steps:
         keep = {newest, *steps[-self.keep_last :], *self._ranked()[: self.keep_best]}
         for step in steps:
             if step not in keep:
-                seal.remove(self.path(step))
+                checksums.remove(self.path(step))
 
     def clear(self, step: int) -> None:
         """Remove what a killed run left half written, and damaged steps, before writing anew."""
@@ -106,7 +106,7 @@ class Steps:
         sealed = set(self.steps())
         for other in self._directories():
             if other not in sealed or other == step:
-                seal.remove(self.path(other))
+                checksums.remove(self.path(other))
             elif other in self._damaged:
                 aside = self.directory / f"{other}.damaged"
                 if aside.exists():

@@ -17,7 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mmflax.checkpoints import seal, trees
+from mmflax import paths
+from mmflax.checkpoints import checksums
 from mmflax.checkpoints.steps import Steps
 from mmflax.errors import MmflaxError
 
@@ -73,11 +74,11 @@ class Store(Steps):
           MmflaxError: if this save, or the one before it, could not be written.
         """
         self.wait()
-        tree = {name: trees.raw(leaf) for name, leaf in trees.leaves(state).items()}
+        tree = {name: paths.raw(leaf) for name, leaf in paths.leaves(state).items()}
         content = {
             "step": step,
             "metrics": dict(metrics or {}),
-            "arrays": trees.table(tree),
+            "arrays": paths.table(tree),
         }
         try:
             if self._checkpointer is None:
@@ -88,7 +89,7 @@ class Store(Steps):
             self._checkpointer.save(
                 self.path(step),
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(trees.nested(tree)),
+                    state=ocp.args.PyTreeSave(paths.nested(tree)),
                     data=ocp.args.JsonSave(dict(data)),
                 ),
                 force=True,
@@ -139,9 +140,9 @@ class Store(Steps):
           MmflaxError: nothing whole to restore, or the tree differs (says where and how).
         """
         step = self._agree(self.newest_whole if step is None else lambda: self.checked(step))
-        wanted = trees.leaves(abstract)
+        wanted = paths.leaves(abstract)
         self._compare(step, wanted, partial)
-        targets = trees.nested({name: trees.target(leaf) for name, leaf in wanted.items()})
+        targets = paths.nested({name: paths.target(leaf) for name, leaf in wanted.items()})
         checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         _quiet()
         with checkpointer:
@@ -156,8 +157,8 @@ class Store(Steps):
                     data=ocp.args.JsonRestore(),
                 ),
             )
-        arrays = trees.leaves(found.state)
-        leaves = [trees.cooked(arrays[name], leaf) for name, leaf in wanted.items()]
+        arrays = paths.leaves(found.state)
+        leaves = [paths.cooked(arrays[name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), dict(found.data), step
 
     def _finish(self, step: int, content: dict[str, Any]) -> None:
@@ -165,7 +166,7 @@ class Store(Steps):
             assert self._checkpointer is not None
             self._checkpointer.wait_until_finished()
             if _main():
-                seal.write(self.path(step), content)
+                checksums.write(self.path(step), content)
                 self.retain(step)
         except BaseException as error:  # raised again by wait(), in the caller's thread
             self._error = error
@@ -186,7 +187,7 @@ class Store(Steps):
         return step
 
     def _compare(self, step: int, wanted: dict[str, Any], partial: bool) -> None:
-        lines = trees.differences(seal.read(self.path(step))["arrays"], wanted, partial)
+        lines = paths.differences(checksums.read(self.path(step))["arrays"], wanted, partial)
         if lines:
             more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
             raise MmflaxError(

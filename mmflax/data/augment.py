@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from mmflax.data import augment_images as images
-from mmflax.data import augment_words as vocabulary
 from mmflax.data.dataset import Raw
-from mmflax.data.transforms import open_image
+from mmflax.data.image import augment as images
+from mmflax.data.image.transforms import open_image
+from mmflax.data.text import augment as vocabulary
 from mmflax.errors import MmflaxError
 
 Augment = Callable[[Raw, np.random.Generator], Raw]

@@ -22,9 +22,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from mmflax.data.bad_images import BadImages, OnBad, blanked, image_fault
 from mmflax.data.batch import Batch, check_batch
 from mmflax.data.dataset import Raw, Source
+from mmflax.data.image.bad_images import BadImages, OnBad, blanked, image_fault
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmflax.data import transforms
 from mmflax.data.batch import Batch
 from mmflax.data.dataset import Dataset, Raw, text_of
+from mmflax.data.image import transforms
 from mmflax.data.regions import largest, region_arrays
-from mmflax.data.tokenizer import Tokenizer
+from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
 from mmflax.metrics.vqa import soft_scores
 

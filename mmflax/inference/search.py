@@ -18,8 +18,8 @@ import numpy as np
 from mmflax.data.dataset import Source
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
-from mmflax.inference.corpus import Corpus, CorpusEncoder, parallel
-from mmflax.inference.ranking import nearest, reranked
+from mmflax.evaluation.corpus import Corpus, CorpusEncoder, parallel
+from mmflax.evaluation.ranking import nearest, reranked
 from mmflax.metrics.retrieval import both_ways
 from mmflax.tasks.task import Search
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mmflax.errors import MmflaxError
-from mmflax.inference.corpus import parallel
+from mmflax.evaluation.corpus import parallel
 from mmflax.inference.predict import Prediction
 
 TEMPLATE = "a photo of a {}."  # CLIP's

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.layers import ACTIVATIONS, KERNEL_INIT, LayerNorm, as_dtype, choose
+from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm, as_dtype, choose
 
 # form: (hidden units per input unit, norm before the activation, epsilon)
 FORMS = {"meter": (1, True, 1e-5), "lxmert": (2, False, 1e-12)}

@@ -11,13 +11,14 @@ import flax.linen as nn
 import numpy as np
 
 from mmflax.errors import MmflaxError
-from mmflax.metrics.classification import (
-    auroc,
-    auroc_one_vs_rest,
-    average_precision,
-    macro_f1,
+from mmflax.metrics.classification import auroc, auroc_one_vs_rest, average_precision, macro_f1
+from mmflax.tasks.pooled import (
+    PooledModel,
+    class_loss,
+    class_metrics,
+    parts,
+    predict_logits,
 )
-from mmflax.tasks.pooled import PooledModel, class_loss, class_metrics, parts, predict_logits
 from mmflax.tasks.task import Record, Task
 
 

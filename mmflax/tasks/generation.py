@@ -19,10 +19,10 @@ from mmflax.errors import MmflaxError
 from mmflax.losses import softmax_cross_entropy
 from mmflax.metrics import registry
 from mmflax.metrics.tokens import tokenize
-from mmflax.models import decoding
-from mmflax.models.decoder import Decoder
+from mmflax.models.decoder import decoding
+from mmflax.models.decoder.decoder import Decoder
+from mmflax.models.decoder.memory import Memory, check_sources
 from mmflax.models.heads import WordGrounding
-from mmflax.models.memory import Memory, check_sources
 from mmflax.tasks.generation_model import GenerationModel, check_options, generate
 from mmflax.tasks.grounding import caption_word_loss
 from mmflax.tasks.task import Batch, Outputs, Record, Task

@@ -9,9 +9,9 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.models import decoding
-from mmflax.models.decoder import Context, Decoder
-from mmflax.models.memory import Memory
+from mmflax.models.decoder import decoding
+from mmflax.models.decoder.decoder import Context, Decoder
+from mmflax.models.decoder.memory import Memory
 from mmflax.tasks.grounding import grounded
 from mmflax.tasks.inputs import encode
 from mmflax.tasks.task import Batch, Outputs

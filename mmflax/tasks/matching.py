@@ -10,7 +10,13 @@ from typing import Any
 import flax.linen as nn
 
 from mmflax.tasks.classification import scorer
-from mmflax.tasks.pooled import PooledModel, class_loss, class_metrics, parts, predict_logits
+from mmflax.tasks.pooled import (
+    PooledModel,
+    class_loss,
+    class_metrics,
+    parts,
+    predict_logits,
+)
 from mmflax.tasks.task import Task
 
 

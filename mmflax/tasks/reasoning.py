@@ -16,7 +16,13 @@ from mmflax.errors import MmflaxError
 from mmflax.metrics.reasoning import accuracy_and_consistency
 from mmflax.tasks.grounding import grounded
 from mmflax.tasks.inputs import encode
-from mmflax.tasks.pooled import PooledModel, class_loss, class_metrics, parts, predict_logits
+from mmflax.tasks.pooled import (
+    PooledModel,
+    class_loss,
+    class_metrics,
+    parts,
+    predict_logits,
+)
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
 

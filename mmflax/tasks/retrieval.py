@@ -17,7 +17,7 @@ from mmflax.losses import word_region_loss
 from mmflax.losses.contrastive_sharded import ring_clip, ring_recall_at_1, ring_sigmoid
 from mmflax.losses.matching import matching_loss
 from mmflax.models.heads import WordGrounding
-from mmflax.models.layers import choose
+from mmflax.models.layers.blocks import choose
 from mmflax.tasks.retrieval_model import MAX_SCALE, RetrievalModel, Rows, Temperature
 from mmflax.tasks.task import Batch, Outputs, Search, Task
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from mmflax.errors import MmflaxError
 from mmflax.losses.contrastive import unit
 from mmflax.losses.matching import hard_negatives
-from mmflax.models.layers import KERNEL_INIT, choose
-from mmflax.models.pooling import MAPHead, pool_tokens
+from mmflax.models.layers.blocks import KERNEL_INIT, choose
+from mmflax.models.layers.pooling import MAPHead, pool_tokens
 from mmflax.models.vision_language import read_encoder, read_image
 from mmflax.tasks.inputs import image_mask, picture
 from mmflax.tasks.task import Batch

@@ -269,7 +269,7 @@ def test_a_failed_write_is_one_sentence_and_harms_nothing(two_steps, tmp_path, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mmflax.checkpoints.seal.write", full)
+        patch.setattr("mmflax.checkpoints.checksums.write", full)
         store.save(4, value(4), {"position": 4})
         with pytest.raises(MmflaxError) as caught:
             store.save(5, value(5), {"position": 5})

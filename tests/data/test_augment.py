@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mmflax.data import augment, augment_images, augment_words, pipeline
+from mmflax.data import augment, pipeline
 from mmflax.data.dataset import in_memory
-from mmflax.data.datasets import shapes_scenes, shapes_tasks
+from mmflax.data.datasets.shapes import scenes as shapes_scenes
+from mmflax.data.datasets.shapes import tasks as shapes_tasks
+from mmflax.data.image import augment as augment_images
 from mmflax.data.processor import Processor
+from mmflax.data.text import augment as augment_words
 from mmflax.errors import MmflaxError
 from tests.data import test_shapes_scenes, test_shapes_tasks
 

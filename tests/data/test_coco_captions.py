@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from mmflax.data.datasets import coco_captions, flickr30k
+from mmflax.data.datasets.public import coco_captions, flickr30k
 from mmflax.errors import MmflaxError
 from tests.data import layouts
 

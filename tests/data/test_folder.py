@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mmflax.data import pipeline
-from mmflax.data.datasets import folder
+from mmflax.data.datasets.folder import dataset
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
@@ -31,7 +31,7 @@ def test_reads_the_layout(tmp_path):
     write(tmp_path, "train", [row(0), "", row(1, "größer", question_type="size"), row(2, 2)])
     write(tmp_path, "val", [row(0)])
     write(tmp_path, "test", [row(1, "2"), {**row(1), "license": "cc", "caption": "x"}])
-    data = folder.build(path=tmp_path)
+    data = dataset.build(path=tmp_path)
     assert {split: len(source) for split, source in data.splits.items()} == {
         "train": 3,
         "validation": 1,
@@ -61,18 +61,18 @@ def test_csv_is_the_same_data(tmp_path):
     csv_file.write_text(
         'file_name,question,answer\n0.png,what color?,red\n1.png,what color?,"a, b"\n'
     )
-    one, two = (folder.build(path=tmp_path / name, validation_fraction=0) for name in "ab")
+    one, two = (dataset.build(path=tmp_path / name, validation_fraction=0) for name in "ab")
     assert one.info["sha256"] == two.info["sha256"]
     csv_file.write_text("file_name,question,answer\n0.png,what color?,red, or so\n")
     with pytest.raises(MmflaxError, match=r"metadata\.csv, line 2: the row has not as many"):
-        folder.build(path=tmp_path / "b")
+        dataset.build(path=tmp_path / "b")
 
 
 def test_images_may_lie_beside_the_splits_and_in_subfolders(tmp_path):
     write(tmp_path, "train", [{**ROW, "file_name": "../images/0.png"}], images=0)
     (tmp_path / "images").mkdir()
     Image.new("RGB", (2, 2)).save(tmp_path / "images" / "0.png")
-    image = folder.build(path=tmp_path).source("train")[0]["image"]
+    image = dataset.build(path=tmp_path).source("train")[0]["image"]
     assert image == str(tmp_path / "images" / "0.png")
 
 
@@ -81,7 +81,7 @@ def test_validation_is_held_out_by_image_and_keeps_every_answer_in_train(tmp_pat
     rows = [row(index, str(rng.integers(4))) for index in range(40) for _ in range(3)]
     rows += [row(7, "only here")]
     write(tmp_path, "train", rows, images=40)
-    data = folder.build(path=tmp_path, validation_fraction=0.25)
+    data = dataset.build(path=tmp_path, validation_fraction=0.25)
     train, held = (data.source(split) for split in ("train", "validation"))
     images = [{raw["image"] for raw in source} for source in (train, held)]
     assert len(images[1]) == 10 and not images[0] & images[1]
@@ -90,22 +90,22 @@ def test_validation_is_held_out_by_image_and_keeps_every_answer_in_train(tmp_pat
     assert "only here" in {raw["answer"] for raw in train}
     # The same images again, from another place and with the rows in another order.
     write(tmp_path / "copy", "train", rows[::-1], images=40)
-    again = folder.build(path=tmp_path / "copy", validation_fraction=0.25).source("validation")
+    again = dataset.build(path=tmp_path / "copy", validation_fraction=0.25).source("validation")
     names = [{raw["image"].rsplit("/", 1)[1] for raw in source} for source in (held, again)]
     assert names[0] == names[1]
-    assert "validation" not in folder.build(path=tmp_path, validation_fraction=0).splits
+    assert "validation" not in dataset.build(path=tmp_path, validation_fraction=0).splits
 
 
 def test_holding_out_stops_before_an_answer_is_gone(tmp_path):
     write(tmp_path, "train", [row(index, str(index // 2)) for index in range(40)], images=40)
-    data = folder.build(path=tmp_path, validation_fraction=0.9)
+    data = dataset.build(path=tmp_path, validation_fraction=0.9)
     assert {raw["answer"] for raw in data.source("train")} == {str(index) for index in range(20)}
     assert len(data.source("validation")) == 20
 
 
 def test_one_image_is_never_held_out(tmp_path):
     write(tmp_path, "train", [row(0), row(0)])
-    assert list(folder.build(path=tmp_path, validation_fraction=0.9).splits) == ["train"]
+    assert list(dataset.build(path=tmp_path, validation_fraction=0.9).splits) == ["train"]
 
 
 def test_unseen_answers_are_an_error_or_wrong(tmp_path):
@@ -115,8 +115,8 @@ def test_unseen_answers_are_an_error_or_wrong(tmp_path):
         MmflaxError,
         match=r"test/metadata\.jsonl, line 2: the answer 'greem' .*nearest: 'green'.*'wrong'",
     ):
-        folder.build(path=tmp_path)
-    data = folder.build(path=tmp_path, unseen_answers="wrong", validation_fraction=0)
+        dataset.build(path=tmp_path)
+    data = dataset.build(path=tmp_path, unseen_answers="wrong", validation_fraction=0)
     processor = Processor.learn(data, image_size=8)
     (batch,) = pipeline.eval_batches(data.source("test"), processor, batch_size=2)
     assert batch["label"].tolist() == [1, -1]
@@ -152,7 +152,7 @@ def test_a_bad_row_names_file_and_line(tmp_path, bad, message):
     write(tmp_path, "train", [ROW, bad])
     (tmp_path / "train" / "text.png").write_text("not a picture")
     with pytest.raises(MmflaxError, match=rf"train/metadata\.jsonl, line 2: .*{message}") as caught:
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -160,8 +160,8 @@ def test_damaged_headers_are_the_pipelines_where_some_may_be_bad(tmp_path):
     write(tmp_path, "train", [row(i) for i in range(3)])
     (tmp_path / "train" / "1.png").write_bytes(b"not an image")
     with pytest.raises(MmflaxError, match=r"metadata\.jsonl, line 2: .*1\.png is not an image"):
-        folder.build(path=tmp_path)
-    data = folder.build(path=tmp_path, max_bad_fraction=0.5, validation_fraction=0)
+        dataset.build(path=tmp_path)
+    data = dataset.build(path=tmp_path, max_bad_fraction=0.5, validation_fraction=0)
     processor = Processor.learn(data, image_size=8)
     (batch,) = pipeline.eval_batches(
         data.source("train"), processor, batch_size=3, max_bad_fraction=0.5
@@ -169,7 +169,7 @@ def test_damaged_headers_are_the_pipelines_where_some_may_be_bad(tmp_path):
     assert batch["mask"].tolist() == [True, False, True]
     (tmp_path / "train" / "1.png").unlink()
     with pytest.raises(MmflaxError, match=r"line 2: .*1\.png does not exist"):
-        folder.build(path=tmp_path, max_bad_fraction=0.5)
+        dataset.build(path=tmp_path, max_bad_fraction=0.5)
 
 
 def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
@@ -178,7 +178,7 @@ def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
     image = tmp_path / "train" / "0.png"
     Image.fromarray(noise).save(image)
     image.write_bytes(image.read_bytes()[:5000])
-    data = folder.build(path=tmp_path)
+    data = dataset.build(path=tmp_path)
     processor = Processor.learn(data, image_size=8)
     with pytest.raises(
         MmflaxError, match=r"Example train/metadata\.jsonl:1: .*0\.png is damaged: .*truncated"
@@ -188,26 +188,26 @@ def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
 
 def test_bad_folders(tmp_path):
     with pytest.raises(MmflaxError, match="no folder .*/none; expected one that holds train/"):
-        folder.build(path=tmp_path / "none")
+        dataset.build(path=tmp_path / "none")
     (tmp_path / "trian").mkdir()
     with pytest.raises(MmflaxError, match=r"has no train/ \(its folders: trian\)"):
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(MmflaxError, match="train has neither metadata.jsonl nor metadata.csv"):
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
     metadata = tmp_path / "train" / "metadata.jsonl"
     metadata.write_text("\n")
     with pytest.raises(MmflaxError, match="metadata.jsonl has no rows"):
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
     metadata.write_bytes('{"answer": "größer"}'.encode("latin-1"))
     with pytest.raises(MmflaxError, match="is not UTF-8 text"):
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
     (tmp_path / "train" / "metadata.csv").write_text("file_name\n")
     with pytest.raises(MmflaxError, match="has both"):
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
     write(tmp_path, "training", [ROW])
     with pytest.raises(MmflaxError, match="names for the same split"):
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,9 @@ def test_bad_folders(tmp_path):
 )
 def test_bad_fields(tmp_path, fields):
     with pytest.raises(MmflaxError, match=next(iter(fields))):
-        folder.build(path=tmp_path, **fields)
+        dataset.build(path=tmp_path, **fields)
 
 
 def test_no_folder_given_says_how():
     with pytest.raises(MmflaxError, match="folder_vqa.py:DIR"):
-        folder.build(path="")
+        dataset.build(path="")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mmflax.data import pipeline
-from mmflax.data.datasets import folder, folder_columns
+from mmflax.data.datasets.folder import columns, dataset
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
@@ -27,7 +27,7 @@ def write(root, split, rows, csv=False):
 
 def read(root, rows, **fields):
     write(root, "train", rows)
-    return folder.build(path=root, validation_fraction=0, **fields)
+    return dataset.build(path=root, validation_fraction=0, **fields)
 
 
 def caption(index, text, **more):
@@ -134,13 +134,13 @@ def test_translation(tmp_path):
     # Texts alone are held out too.
     more = [{"file_name": None, "source": f"{n}", "target": f"{n}"} for n in range(8)]
     write(tmp_path, "train", more)
-    assert len(folder.build(path=tmp_path, validation_fraction=0.25).source("validation")) == 2
+    assert len(dataset.build(path=tmp_path, validation_fraction=0.25).source("validation")) == 2
 
 
 def test_lists_in_csv_are_json(tmp_path):
     rows = ["file_name,captions", '0.png,"[""a"", ""b""]"']
     write(tmp_path, "train", rows, csv=True)
-    data = folder.build(path=tmp_path)
+    data = dataset.build(path=tmp_path)
     assert [raw["target"] for raw in data.source("train")] == ["a", "b"]
 
 
@@ -152,14 +152,14 @@ def test_what_shares_an_image_or_a_statement_is_held_out_together(tmp_path):
     write(tmp_path, "train", rows)
     # Two bundles, so one of them is held out, whatever the fraction.
     for fraction in (0.1, 0.5):
-        data = folder.build(path=tmp_path, validation_fraction=fraction)
+        data = dataset.build(path=tmp_path, validation_fraction=fraction)
         groups = [{raw["group"] for raw in source} for source in data.splits.values()]
         assert sorted(map(sorted, groups)) == [["x", "y"], ["z"]]
     # By the statement alone.
     write(tmp_path, "train", [rows[0] | {"statement": "y"}, rows[2], rows[3]])
     groups = [
         {raw["group"] for raw in source}
-        for source in folder.build(path=tmp_path, validation_fraction=0.9).splits.values()
+        for source in dataset.build(path=tmp_path, validation_fraction=0.9).splits.values()
     ]
     assert not groups[0] & groups[1]
 
@@ -248,14 +248,14 @@ def test_an_image_in_two_splits_by_content(tmp_path, split):
     write(tmp_path, split, [caption(0, "a"), caption(3, "b")])
     write(tmp_path, "train", [caption(1, "b"), caption(2, "c")])
     fields = {"path": tmp_path, "validation_fraction": 0}
-    assert "images_in_two_splits" not in folder.build(**fields).info
+    assert "images_in_two_splits" not in dataset.build(**fields).info
     copy = (tmp_path / "train" / "2.png").read_bytes()
     (tmp_path / split / "3.png").write_bytes(copy)
     with pytest.raises(
         MmflaxError, match=rf"{split}/3\.png of \w+ has the same bytes as .*train/2\.png of train"
     ):
-        folder.build(**fields)
-    assert folder.build(**fields, allow_leak=True).info["images_in_two_splits"] == 1
+        dataset.build(**fields)
+    assert dataset.build(**fields, allow_leak=True).info["images_in_two_splits"] == 1
 
 
 def test_copies_are_not_held_out_apart(tmp_path):
@@ -265,7 +265,7 @@ def test_copies_are_not_held_out_apart(tmp_path):
     for index in range(1, 4):
         (tmp_path / "train" / f"{index}.png").write_bytes(copy)
     with pytest.raises(MmflaxError, match="of validation has the same bytes as .* of train"):
-        folder.build(path=tmp_path)
+        dataset.build(path=tmp_path)
 
 
 def test_questions_count_shared_images_unless_they_are_forbidden(tmp_path):
@@ -294,12 +294,12 @@ def test_the_digest_covers_every_text(tmp_path):
 )
 def test_bad_fields(tmp_path, fields, message):
     with pytest.raises(MmflaxError, match=message):
-        folder.build(path=tmp_path, **fields)
+        dataset.build(path=tmp_path, **fields)
 
 
 def test_the_table_of_columns_is_whole():
     text = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    for task, layout in folder_columns.LAYOUTS.items():
+    for task, layout in columns.LAYOUTS.items():
         required = ", ".join(
             " or ".join(f"`{name}`" for name in column.names) for column in layout.required
         )

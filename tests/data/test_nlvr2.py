@@ -2,9 +2,9 @@
 
 import pytest
 
-from mmflax.data import transforms
 from mmflax.data.dataset import text_of
-from mmflax.data.datasets import nlvr, nlvr2
+from mmflax.data.datasets.public import nlvr, nlvr2
+from mmflax.data.image import transforms
 from mmflax.errors import MmflaxError
 from tests.data import layouts
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mmflax.data import pipeline, transforms
-from mmflax.data.bad_images import BadImages
+from mmflax.data import pipeline
 from mmflax.data.dataset import Subset, in_memory
+from mmflax.data.image import transforms
+from mmflax.data.image.bad_images import BadImages
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 

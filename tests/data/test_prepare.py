@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from mmflax.data.datasets import flickr30k, prepare, snli_ve, vqa_v2
+from mmflax.data.datasets.public import flickr30k, prepare, snli_ve, vqa_v2
 from mmflax.errors import MmflaxError
 from tests.data import layouts
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmflax.data.published_images import PublishedImages
+from mmflax.data.image.published import PublishedImages
 from mmflax.errors import MmflaxError
 from tests.data.published_pictures import CONFIGS, CONVERTS, MODES, random_image
 

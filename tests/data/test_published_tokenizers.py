@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from mmflax.data import sentencepiece, special_tokens
-from mmflax.data.tokenizer import Tokenizer
+from mmflax.data.text import sentencepiece, special_tokens
+from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
 from tests.data import published_texts as odd
 

@@ -8,8 +8,8 @@ import pytest
 
 from mmflax.data import pipeline
 from mmflax.data.dataset import in_memory, text_of
-from mmflax.data.datasets import nlvr2, prepare, vqa_v2
-from mmflax.data.datasets.published_regions import COLUMNS, RegionFiles
+from mmflax.data.datasets.public import nlvr2, prepare, vqa_v2
+from mmflax.data.datasets.public.published_regions import COLUMNS, RegionFiles
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from tests.data import layouts

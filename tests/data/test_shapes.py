@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from mmflax.data import pipeline
-from mmflax.data.datasets import shapes, shapes_scenes, shapes_tasks
+from mmflax.data.datasets.shapes import (
+    dataset as shapes,
+)
+from mmflax.data.datasets.shapes import layout
+from mmflax.data.datasets.shapes import (
+    scenes as shapes_scenes,
+)
+from mmflax.data.datasets.shapes import (
+    tasks as shapes_tasks,
+)
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
-# sha256 of the first scenes' pixels and texts. When it changes on purpose, raise shapes.VERSION
+# sha256 of the first scenes' pixels and texts. When it changes on purpose, raise layout.VERSION
 # and record the new one: earlier scores no longer compare.
 GOLDEN = "deead1d01a25b49929065a76a5ceca1437721e50ba8a89c461ecffe88def7fea"
 # ... of pixels, captions and questions, under which scores of version 1.0.0 were reported.
@@ -32,12 +41,12 @@ def data(folder):
 
 
 def test_content_is_recorded():
-    assert shapes.fingerprint(64, 0) == GOLDEN
+    assert layout.fingerprint(64, 0) == GOLDEN
 
 
 def test_pixels_and_questions_are_those_of_the_first_version():
     digest = hashlib.sha256(b"1.0.0")
-    for split in shapes.SPLITS:
+    for split in layout.SPLITS:
         for scene in shapes_scenes.generate(split, 4, 0, 64):
             digest.update(scene.image.tobytes())
             digest.update(repr((scene.id, scene.caption, scene.questions)).encode())
@@ -45,7 +54,7 @@ def test_pixels_and_questions_are_those_of_the_first_version():
 
 
 def test_serves_every_question_of_every_scene(data):
-    for split, size in shapes.split_sizes(16).items():
+    for split, size in layout.split_sizes(16).items():
         expected = [
             (scene, *asked)
             for scene in shapes_scenes.generate(split, size, 0, 32)
@@ -72,15 +81,15 @@ def test_ids_differ_and_splits_share_no_scene(data):
         pictures.append({np.asarray(raw["image"]).tobytes() for raw in raws})
     assert len(set(ids)) == len(ids)
     assert (
-        len(set.union(*pictures)) == sum(map(len, pictures)) == sum(shapes.split_sizes(16).values())
+        len(set.union(*pictures)) == sum(map(len, pictures)) == sum(layout.split_sizes(16).values())
     )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_shows_the_same_scenes(task, folder, data, capfd):
     tasks = shapes.build(task=task, data_dir=folder, num_scenes=40, image_size=32)
-    assert tasks.info["task"] == task and tasks.info["version"] == shapes.VERSION
-    for split, size in shapes.split_sizes(40).items():
+    assert tasks.info["task"] == task and tasks.info["version"] == layout.VERSION
+    for split, size in layout.split_sizes(40).items():
         source = tasks.source(split)
         scenes = {scene.id: scene for scene in shapes_scenes.generate(split, size, 0, 32)}
         raws = [source[index] for index in range(len(source))]

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mmflax.data.datasets import shapes_scenes as scenes
-from mmflax.data.priors import question_prior
+from mmflax.data.datasets.shapes import scenes
+from mmflax.evaluation.question_prior import question_prior
 
 SIZES = {"small": "small", "tiny": "small", "little": "small", "large": "large", "big": "large"}
 SHAPES = {

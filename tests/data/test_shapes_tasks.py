@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mmflax.data.datasets import shapes_scenes, shapes_tasks
-from mmflax.data.priors import question_prior
+from mmflax.data.datasets.shapes import scenes as shapes_scenes
+from mmflax.data.datasets.shapes import tasks as shapes_tasks
 from mmflax.errors import MmflaxError
+from mmflax.evaluation.question_prior import question_prior
 
 SIZES = {"train": 600, "test": 240}
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
@@ -21,7 +22,7 @@ LABELS = {
     "nlvr2": {"true", "false"},
     "classification": {"positive", "negative"},
 }
-# sha256 over the examples of 240 test scenes. When one changes on purpose, raise shapes.VERSION and
+# sha256 over the examples of 240 test scenes. When one changes on purpose, raise layout.VERSION and
 # record the new one: earlier scores no longer compare.
 GOLDEN = {
     "captioning": "52f928e6d691235f",

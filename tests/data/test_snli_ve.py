@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmflax.data.datasets import snli_ve
+from mmflax.data.datasets.public import snli_ve
 from mmflax.errors import MmflaxError
 from tests.data import layouts
 

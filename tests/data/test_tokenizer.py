@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmflax.data.tokenizer import SPECIALS, Tokenizer
-from mmflax.data.wordpiece import learn_wordpieces
+from mmflax.data.text.tokenizer import SPECIALS, Tokenizer
+from mmflax.data.text.wordpiece import learn_wordpieces
 from mmflax.errors import MmflaxError
 
 TEXTS = ["What color is the cat?", "How many cats are there?", "Is the cat red?"] * 3
@@ -72,7 +72,8 @@ def test_counts_stay_right_while_merging():
 def test_every_process_learns_the_same_vocabulary():
     """Hash seeds differ between processes; the trainer in `tokenizers` depends on its own."""
     code = (
-        "import random, hashlib; from mmflax.data.tokenizer import Tokenizer; r = random.Random(0);"
+        "import random, hashlib;"
+        "from mmflax.data.text.tokenizer import Tokenizer; r = random.Random(0);"
         "texts = [''.join(r.choice('abcdefg ') for _ in range(30)) for _ in range(300)];"
         "t = Tokenizer.learn(texts, vocab_size=300);"
         "print(hashlib.sha256(t.to_json().encode()).hexdigest())"

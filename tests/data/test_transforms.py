@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmflax.data import transforms
+from mmflax.data.image import transforms
 from mmflax.errors import MmflaxError
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mmflax.data import pipeline
 from mmflax.data.dataset import text_of
-from mmflax.data.datasets import vqa_v2
+from mmflax.data.datasets.public import vqa_v2
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from tests.data import layouts

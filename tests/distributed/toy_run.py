@@ -17,8 +17,8 @@ from mmflax.checkpoints.store import Store
 from mmflax.distributed import processes
 from mmflax.distributed.mesh import data_shard, make_mesh
 from mmflax.errors import MmflaxError
+from mmflax.evaluation.exact import make_evaluate
 from mmflax.training import loop, observe, optim
-from mmflax.training.evaluate import make_evaluate
 from mmflax.training.state import abstract_sharded, create_sharded
 from mmflax.training.step import make_eval_step, make_train_step
 

@@ -17,7 +17,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.checkpoints import cases  # noqa: E402
+from tests.pretrained import cases  # noqa: E402
 
 LIMIT = 1_000_000  # bytes of one recorded case
 

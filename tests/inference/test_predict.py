@@ -4,7 +4,7 @@ from PIL import Image
 
 import mmflax
 from mmflax.errors import MmflaxError
-from mmflax.inference import look
+from mmflax.inference import attention_figure
 
 QUESTIONS = ["is there a red circle?", "how many squares are there?", "what color is the triangle?"]
 
@@ -58,19 +58,19 @@ def test_lists_must_fit(run, images, texts, message):
 
 def test_attention_is_what_the_answer_used(run, image):
     weights = run.attention(image, QUESTIONS[0])
-    (layer,) = look.text_to_image(weights)
+    (layer,) = attention_figure.text_to_image(weights)
     tokens = run.model.backbone.image_encoder.num_tokens()
     assert layer.shape == (2, run.processor.max_length, tokens)
     real = len("is there a red circle ?".split()) + 2
     np.testing.assert_allclose(layer[:, :real].sum(-1), 1.0, rtol=1e-5)
-    assert look.heat(layer, (2, 2), prefix=1).sum() == pytest.approx(1.0)
+    assert attention_figure.heat(layer, (2, 2), prefix=1).sum() == pytest.approx(1.0)
 
 
 def test_heat_averages_heads_and_drops_the_prefix():
     layer = np.zeros((2, 1, 5), np.float32)
     layer[0, 0] = [0.5, 0.5, 0, 0, 0]
     layer[1, 0] = [0.5, 0, 0, 0, 0.5]
-    np.testing.assert_allclose(look.heat(layer, (2, 2), prefix=1), [[0.5, 0], [0, 0.5]])
+    np.testing.assert_allclose(attention_figure.heat(layer, (2, 2), prefix=1), [[0.5, 0], [0, 0.5]])
 
 
 @pytest.mark.parametrize("form", ["meter", "lxmert", "one way"])
@@ -96,5 +96,5 @@ def test_cross_attention_is_found_in_every_form(form, scan):
         "fusion/" + jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/0"): leaf
         for p, leaf in jax.tree_util.tree_leaves_with_path(variables["intermediates"])
     }
-    layers = look.text_to_image(weights)
+    layers = attention_figure.text_to_image(weights)
     assert [layer.shape for layer in layers] == [(2, 3, 5)] * 2

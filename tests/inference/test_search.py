@@ -8,7 +8,8 @@ import pytest
 from mmflax.data.dataset import in_memory
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
-from mmflax.inference import ranking, search
+from mmflax.evaluation import ranking
+from mmflax.inference import search
 from mmflax.metrics.retrieval import both_ways, ranks, retrieval
 from mmflax.models.encoders import bert, vit
 from mmflax.models.fusion import co_attention

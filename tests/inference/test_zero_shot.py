@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from mmflax.data.published import PublishedProcessor
 from mmflax.errors import MmflaxError
 from mmflax.inference.zero_shot import ZeroShot, prompts
-from mmflax.pretrained import from_pretrained
-from tests.checkpoints import cases
+from mmflax.pretrained.checkpoint import from_pretrained
+from mmflax.pretrained.processor import PublishedProcessor
+from tests.pretrained import cases
 
 LABELS = ["cat", "dog", "goat"]
 

@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmflax.losses import sigmoid_cross_entropy, softmax_cross_entropy, word_region_loss
+from mmflax.losses import (
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    word_region_loss,
+)
 
 LOGITS = jnp.asarray([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [1.0, 5.0, 2.0]])
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mmflax import plugins
+from mmflax import registry
 from mmflax.errors import MmflaxError
 from mmflax.models.vision_language import VisionLanguageModel
 
@@ -33,25 +33,25 @@ ENCODERS, FUSIONS = "mmflax.models.encoders", "mmflax.models.fusion"
 
 
 def kinds():
-    return [name for name in plugins.names(FUSIONS) if name != "base"]
+    return [name for name in registry.names(FUSIONS) if name != "base"]
 
 
 def test_every_encoder_is_tried():
-    assert {*IMAGES, *TEXTS} == set(plugins.names(ENCODERS))
+    assert {*IMAGES, *TEXTS} == set(registry.names(ENCODERS))
 
 
 @pytest.mark.parametrize("name", kinds())
 def test_every_image_encoder_and_each_text_encoder_in_turn(name):
     fields = {"name": name, "width": 16, "depth": 1, "num_heads": 2}
-    taken = plugins.keywords_of(FUSIONS, "fusion", name)
-    fusion = plugins.build(
+    taken = registry.keywords_of(FUSIONS, "fusion", name)
+    fusion = registry.build(
         FUSIONS, "fusion", {k: v for k, v in fields.items() if k in (*taken, "name")}
     )
     for (image, of_image), (text, of_text) in zip(
         IMAGES.items(), itertools.cycle(TEXTS.items()), strict=False
     ):
-        encoder = plugins.build(ENCODERS, "image_encoder", {"name": image, **of_image})
-        words = plugins.build(ENCODERS, "text_encoder", {"name": text, **of_text})
+        encoder = registry.build(ENCODERS, "image_encoder", {"name": image, **of_image})
+        words = registry.build(ENCODERS, "text_encoder", {"name": text, **of_text})
         model = VisionLanguageModel(encoder, words, fusion)
         shape = (2, 5, 14) if image == "regions" else (2, 32, 32, 3)
         inputs = (

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mmflax.errors import MmflaxError
-from mmflax.models.attention import attend, attention_weights
-from mmflax.models.layers import MultiHeadAttention
+from mmflax.models.layers.attention import attend, attention_weights
+from mmflax.models.layers.blocks import MultiHeadAttention
 
 B, T, S, H, K = 2, 5, 7, 3, 4
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mmflax.errors import MmflaxError
-from mmflax.models.decoder import Decoder
-from mmflax.models.decoder_layer import KeyValueAttention
-from mmflax.models.layers import MultiHeadAttention
-from mmflax.models.memory import Memory
+from mmflax.models.decoder.decoder import Decoder
+from mmflax.models.decoder.layer import KeyValueAttention
+from mmflax.models.decoder.memory import Memory
+from mmflax.models.layers.blocks import MultiHeadAttention
 from mmflax.models.vision_language import Encoded
 
 B, S, M, V, D = 3, 6, 5, 20, 16

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmflax.errors import MmflaxError
-from mmflax.models.decoding import (
+from mmflax.models.decoder.decoding import (
     Limits,
     beam_search,
     greedy,

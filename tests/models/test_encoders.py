@@ -8,7 +8,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
 from mmflax.models.encoders.positions import resize_positions, sincos2d
-from mmflax.models.stack import stack_layers
+from mmflax.models.layers.stack import stack_layers
 
 
 def count(model, *args, **kwargs):

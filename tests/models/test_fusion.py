@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax import plugins
+from mmflax import registry
 from mmflax.distributed.mesh import RULES, make_mesh, param_specs
 from mmflax.errors import MmflaxError
-from mmflax.models.stack import stack_layers
+from mmflax.models.layers.stack import stack_layers
 
 PACKAGE = "mmflax.models.fusion"
 N, T = 5, 3
@@ -53,7 +53,7 @@ every_kind = pytest.mark.parametrize(
 
 def build(case, **fields):
     own = (CASES | SLOW)[case]
-    return plugins.build(PACKAGE, "fusion", {"name": case.split()[0], **FIELDS, **own, **fields})
+    return registry.build(PACKAGE, "fusion", {"name": case.split()[0], **FIELDS, **own, **fields})
 
 
 def inputs(seed=0):
@@ -124,7 +124,7 @@ def seen(zoo):
 
 
 def test_every_kind_has_a_case():
-    assert {case.split()[0] for case in CASES} == set(plugins.names(PACKAGE))
+    assert {case.split()[0] for case in CASES} == set(registry.names(PACKAGE))
 
 
 @every_kind
@@ -283,20 +283,20 @@ def test_nothing_changes_but_the_name():
 
     fields = shapes_vqa.get_config().model.fusion.to_dict()
     fields.pop("form", None)
-    for name in plugins.names(PACKAGE):
-        plugins.build(PACKAGE, "model.fusion", {**fields, "name": name})
+    for name in registry.names(PACKAGE):
+        registry.build(PACKAGE, "model.fusion", {**fields, "name": name})
 
 
 def test_a_field_of_another_kind_is_an_error_that_lists_its_own():
     for name, field in (("merged_attention", "placement"), ("gated", "form")):
         with pytest.raises(MmflaxError, match=f"fusion.{field} is not a known key.*num_heads"):
-            plugins.build(PACKAGE, "fusion", {"name": name, **FIELDS, field: "late"})
+            registry.build(PACKAGE, "fusion", {"name": name, **FIELDS, field: "late"})
     for name, field, known in (
         ("gated", "placement", "early, late, hybrid"),
         ("cross_attention", "direction", "text_reads_image, image_reads_text"),
         ("elementwise", "operation", "sum, product"),
         ("concat", "norm_style", "pre, post"),
     ):
-        module = plugins.build(PACKAGE, "fusion", {"name": name, **FIELDS, field: "none"})
+        module = registry.build(PACKAGE, "fusion", {"name": name, **FIELDS, field: "none"})
         with pytest.raises(MmflaxError, match=f"{field} is 'none'.*{known}"):
             jax.eval_shape(lambda m=module: m.init(jax.random.key(0), *inputs(), train=False))

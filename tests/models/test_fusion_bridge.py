@@ -9,7 +9,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
 from mmflax.models.fusion import bridge, concat
-from mmflax.models.stack import stack_layers
+from mmflax.models.layers.stack import stack_layers
 from mmflax.models.vision_language import VisionLanguageModel
 
 SIZES = dict(width=16, num_heads=4, mlp_dim=32)

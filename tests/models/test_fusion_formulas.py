@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax import plugins
+from mmflax import registry
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion import (
     additive_attention,
@@ -145,7 +145,7 @@ def test_additive_attention(zoo):
 def made(zoo, name, **fields):
     """A fusion of two streams: what it gives, its parameters and the streams as they enter."""
     sizes = dict(width=D, depth=0, num_heads=2)
-    module = plugins.build("mmflax.models.fusion", "fusion", {"name": name, **sizes, **fields})
+    module = registry.build("mmflax.models.fusion", "fusion", {"name": name, **sizes, **fields})
     image, text = draw(2, N, 6), draw(2, T, 4, seed=1)
     inputs = jnp.asarray(image), jnp.asarray(text)
     params = zoo.params(module, *inputs, train=False)

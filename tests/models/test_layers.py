@@ -7,11 +7,11 @@ import pytest
 from jax.sharding import AxisType
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
-from mmflax.models.masks import masked_mean
-from mmflax.models.platform import platform
-from mmflax.models.pooling import MAPHead, pool_tokens
-from mmflax.models.product import widening_product
+from mmflax.models.layers.blocks import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
+from mmflax.models.layers.masks import masked_mean
+from mmflax.models.layers.platform import platform
+from mmflax.models.layers.pooling import MAPHead, pool_tokens
+from mmflax.models.layers.product import widening_product
 
 
 def normal(*shape, seed=0):

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import vit
-from mmflax.models.layers import Block
-from mmflax.models.stack import Stack, stack_layers, unstack_layers
+from mmflax.models.layers.blocks import Block
+from mmflax.models.layers.stack import Stack, stack_layers, unstack_layers
 
 
 def loss_and_grads(model, params, inputs):

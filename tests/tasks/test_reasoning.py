@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax import plugins
+from mmflax import registry
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.bert import build as build_bert
 from mmflax.models.encoders.vit import build as build_vit
@@ -54,7 +54,7 @@ def test_the_head_reads_both_pooled_pairs_in_order(batch):
 def test_with_three_types_each_picture_has_its_own(name, batch):
     """As two passes that are told which picture it is; the same picture twice is then no tie."""
     fields = dict(width=16, depth=1, num_heads=2, num_types=3, mlp_dim=16)
-    fusion = plugins.build("mmflax.models.fusion", "fusion", {"name": name, **fields})
+    fusion = registry.build("mmflax.models.fusion", "fusion", {"name": name, **fields})
     image = build_vit(width=16, depth=1, num_heads=2, patch_size=4, image_size=8)
     text = build_bert(width=16, depth=1, num_heads=2, vocab_size=20, max_length=5)
     backbone = VisionLanguageModel(image, text, fusion)

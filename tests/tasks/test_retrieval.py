@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from mmflax.errors import MmflaxError
+from mmflax.evaluation.modality_views import without_image, without_text
 from mmflax.losses import contrastive
 from mmflax.models.encoders import bert, clip_text, vit
 from mmflax.models.fusion import bridge, co_attention
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import retrieval
-from mmflax.tasks.blind import without_image, without_text
 from mmflax.tasks.retrieval_model import Temperature
 from tests.toy_backbone import VOCAB, toy_backbone
 

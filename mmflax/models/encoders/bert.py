@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import (
+from mmflax.models.layers.blocks import (
     TABLE_INIT,
     Block,
     LayerNorm,
@@ -17,8 +17,8 @@ from mmflax.models.layers import (
     choose,
     constrain_batch,
 )
-from mmflax.models.masks import attention_mask, causal_mask
-from mmflax.models.stack import Stack
+from mmflax.models.layers.masks import attention_mask, causal_mask
+from mmflax.models.layers.stack import Stack
 
 # tiny to medium: Turc et al. 2019 (github.com/google-research/bert, "24 smaller models");
 # base, large: Devlin et al. 2019, sec. 3.

@@ -8,9 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import TABLE_INIT, Block, LayerNorm, as_dtype, choose, constrain_batch
-from mmflax.models.masks import attention_mask, causal_mask
-from mmflax.models.stack import Stack
+from mmflax.models.layers.blocks import (
+    TABLE_INIT,
+    Block,
+    LayerNorm,
+    as_dtype,
+    choose,
+    constrain_batch,
+)
+from mmflax.models.layers.masks import attention_mask, causal_mask
+from mmflax.models.layers.stack import Stack
 
 # As in the released checkpoints (github.com/openai/CLIP), by the image encoder they belong to.
 SIZES: dict[str, dict[str, int]] = {

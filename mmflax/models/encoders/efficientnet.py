@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import ACTIVATIONS, DropPath, as_dtype, choose, constrain_batch
-from mmflax.models.layers_conv import CONV_INIT, FrozenBatchNorm, sow_states, tokens
+from mmflax.models.layers.blocks import ACTIVATIONS, DropPath, as_dtype, choose, constrain_batch
+from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, sow_states, tokens
 
 # (width, depth, image size), as github.com/tensorflow/tpu, efficientnet_builder.py, has them.
 SIZES: dict[str, tuple[float, float, int]] = {

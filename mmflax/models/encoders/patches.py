@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.models.layers import KERNEL_INIT, TABLE_INIT, as_dtype, constrain_batch
+from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT, as_dtype, constrain_batch
 
 
 class Patches(nn.Module):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import (
+from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     TABLE_INIT,
     Block,
@@ -31,8 +31,8 @@ from mmflax.models.layers import (
     choose,
     constrain_batch,
 )
-from mmflax.models.masks import attention_mask, zero_masked
-from mmflax.models.stack import Stack
+from mmflax.models.layers.masks import attention_mask, zero_masked
+from mmflax.models.layers.stack import Stack
 
 
 class Form(NamedTuple):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import ACTIVATIONS, as_dtype, choose, constrain_batch
-from mmflax.models.layers_conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
+from mmflax.models.layers.blocks import ACTIVATIONS, as_dtype, choose, constrain_batch
+from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
 
 # The paper's table 1.
 WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}

@@ -9,7 +9,7 @@ from typing import Any
 from mmflax.models.encoders import clip_text
 from mmflax.models.encoders.clip_text import CLIPText
 from mmflax.models.encoders.vit import SIZES
-from mmflax.models.layers import choose
+from mmflax.models.layers.blocks import choose
 
 
 def build(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.positions import resample_as_torch
-from mmflax.models.layers import (
+from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     TABLE_INIT,
     Block,
@@ -21,7 +21,7 @@ from mmflax.models.layers import (
     choose,
     constrain_batch,
 )
-from mmflax.models.stack import Stack
+from mmflax.models.layers.stack import Stack
 
 # The paper's four, as github.com/microsoft/Swin-Transformer, configs/swin, has them.
 SIZES: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import as_dtype, choose, constrain_batch
-from mmflax.models.layers_conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
+from mmflax.models.layers.blocks import as_dtype, choose, constrain_batch
+from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
 
 # Widths of the convolutions of each stack: the paper's table 1, columns A, B, D and E.
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {

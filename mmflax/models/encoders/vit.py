@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.positions import resample_as_torch, resize_positions, sincos2d
-from mmflax.models.layers import (
+from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     TABLE_INIT,
     Block,
@@ -18,7 +18,7 @@ from mmflax.models.layers import (
     choose,
     constrain_batch,
 )
-from mmflax.models.stack import Stack
+from mmflax.models.layers.stack import Stack
 
 __all__ = ["SIZES", "ViT", "build", "decode_variant", "resize_positions"]
 

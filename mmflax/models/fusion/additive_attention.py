@@ -15,10 +15,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mmflax.models.attention import masked_softmax
 from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers import KERNEL_INIT, Block, DropPath, LayerNorm, choose, constrain_batch
-from mmflax.models.masks import attention_mask
+from mmflax.models.layers.attention import masked_softmax
+from mmflax.models.layers.blocks import (
+    KERNEL_INIT,
+    Block,
+    DropPath,
+    LayerNorm,
+    choose,
+    constrain_batch,
+)
+from mmflax.models.layers.masks import attention_mask
 
 
 class AdditiveAttention(nn.Module):

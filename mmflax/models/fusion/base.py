@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers import (
+from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     TABLE_INIT,
     Block,
@@ -23,9 +23,9 @@ from mmflax.models.layers import (
     choose,
     constrain_batch,
 )
-from mmflax.models.masks import zero_masked
-from mmflax.models.pooling import pool_tokens
-from mmflax.models.stack import Stack
+from mmflax.models.layers.masks import zero_masked
+from mmflax.models.layers.pooling import pool_tokens
+from mmflax.models.layers.stack import Stack
 
 # Which row of a fusion's table of types the images have: one for all, or each its own.
 ImageType = int | Int[Array, "b"]

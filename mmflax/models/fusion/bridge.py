@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fusion, ImageType
 from mmflax.models.fusion.co_attention import CoAttentionLayer
-from mmflax.models.layers import LayerNorm, choose
-from mmflax.models.masks import attention_mask
+from mmflax.models.layers.blocks import LayerNorm, choose
+from mmflax.models.layers.masks import attention_mask
 
 # link -> what its numbers start at; None has none.
 LINKS: dict[str, float | None] = {"add": None, "scaled_add": 1.0, "interpolate": 0.5}

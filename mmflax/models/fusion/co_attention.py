@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fused as Fused
 from mmflax.models.fusion.base import ImageType
-from mmflax.models.layers import (
+from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     TABLE_INIT,
     Block,
@@ -31,9 +31,9 @@ from mmflax.models.layers import (
     choose,
     constrain_batch,
 )
-from mmflax.models.masks import attention_mask, zero_masked
-from mmflax.models.pooling import pool_tokens
-from mmflax.models.stack import Stack
+from mmflax.models.layers.masks import attention_mask, zero_masked
+from mmflax.models.layers.pooling import pool_tokens
+from mmflax.models.layers.stack import Stack
 
 FORMS = {"meter": True, "lxmert": False}  # whether each stream has its own cross-attention
 

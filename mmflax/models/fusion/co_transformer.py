@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers import Block, Pooler, choose, constrain_batch
-from mmflax.models.masks import attention_mask, zero_masked
-from mmflax.models.stack import Stack
+from mmflax.models.layers.blocks import Block, Pooler, choose, constrain_batch
+from mmflax.models.layers.masks import attention_mask, zero_masked
+from mmflax.models.layers.stack import Stack
 
 POOLS = {"mul": jnp.multiply, "sum": jnp.add}
 

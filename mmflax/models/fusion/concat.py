@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.fusion.placed import Placed
+from mmflax.models.fusion.operator_fusion import Placed
 
 
 class Concatenation(nn.Module):

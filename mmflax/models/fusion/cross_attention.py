@@ -14,8 +14,8 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers import choose
-from mmflax.models.masks import attention_mask, causal_mask
+from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.masks import attention_mask, causal_mask
 
 DIRECTIONS = {"text_reads_image": True, "image_reads_text": False}
 

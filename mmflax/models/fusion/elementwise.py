@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.fusion.placed import Placed
-from mmflax.models.layers import choose
+from mmflax.models.fusion.operator_fusion import Placed
+from mmflax.models.layers.blocks import choose
 
 # operation: (function, the value that changes nothing)
 OPERATIONS = {"sum": (jnp.add, 0.0), "product": (jnp.multiply, 1.0)}

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.fusion.placed import Placed
-from mmflax.models.layers import KERNEL_INIT
+from mmflax.models.fusion.operator_fusion import Placed
+from mmflax.models.layers.blocks import KERNEL_INIT
 
 
 class GatedUnit(nn.Module):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers import MultiHeadAttention
-from mmflax.models.masks import attention_mask
+from mmflax.models.layers.blocks import MultiHeadAttention
+from mmflax.models.layers.masks import attention_mask
 
 
 class JointAttention(Fusion):

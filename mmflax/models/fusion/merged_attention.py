@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.models.fusion.base import Fused, Fusion, ImageType
-from mmflax.models.layers import LayerNorm, Pooler, choose, constrain_batch
-from mmflax.models.masks import attention_mask, joint_mask, zero_masked
+from mmflax.models.layers.blocks import LayerNorm, Pooler, choose, constrain_batch
+from mmflax.models.layers.masks import attention_mask, joint_mask, zero_masked
 
 # form: (projects, and pools both; adds types; normalises the joined tokens first)
 FORMS = {

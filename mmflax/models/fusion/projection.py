@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.fusion.placed import Placed
-from mmflax.models.layers import ACTIVATIONS, KERNEL_INIT, LayerNorm, choose
+from mmflax.models.fusion.operator_fusion import Placed
+from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm, choose
 
 
 class CommonSpace(nn.Module):

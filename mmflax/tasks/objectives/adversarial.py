@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.losses.adversarial import modality_loss, reverse_gradient
-from mmflax.models.layers import ACTIVATIONS, KERNEL_INIT
+from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT
 from mmflax.tasks.objectives.heads import PairProjection
 from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
 from mmflax.tasks.task import Batch, Outputs

@@ -12,8 +12,8 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from mmflax.losses.generation import next_word_loss, shift
-from mmflax.models.decoder import Decoder
-from mmflax.models.masks import zero_masked
+from mmflax.models.decoder.decoder import Decoder
+from mmflax.models.layers.masks import zero_masked
 from mmflax.tasks.objectives.objective import Objective, Reading
 from mmflax.tasks.task import Batch, Outputs
 

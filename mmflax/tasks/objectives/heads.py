@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.layers import ACTIVATIONS, KERNEL_INIT, LayerNorm
+from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm
 from mmflax.tasks.objectives.objective import Reading
 
 

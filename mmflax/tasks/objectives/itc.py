@@ -15,7 +15,7 @@ from mmflax.losses.contrastive_sharded import (
     ring_recall_at_1,
     ring_sigmoid,
 )
-from mmflax.models.layers import choose
+from mmflax.models.layers.blocks import choose
 from mmflax.tasks.objectives.heads import PairProjection
 from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
 from mmflax.tasks.retrieval_model import Temperature

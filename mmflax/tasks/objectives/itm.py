@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from mmflax.losses.masked import mean_over
 from mmflax.losses.matching import hard_negatives, matching_loss
-from mmflax.models.layers import KERNEL_INIT
+from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
 from mmflax.tasks.task import Batch, Outputs
 

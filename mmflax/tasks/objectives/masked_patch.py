@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
 from mmflax.losses.masked import choose_positions, masked_patch_loss, patchify, unpatchify
-from mmflax.models.layers import KERNEL_INIT, TABLE_INIT
+from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT
 from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
 from mmflax.tasks.task import Batch, Outputs
 

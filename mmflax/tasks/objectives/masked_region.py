@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mmflax.losses.masked import masked_feature_loss, masked_region_kl
-from mmflax.models.layers import KERNEL_INIT, TABLE_INIT, LayerNorm
+from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT, LayerNorm
 from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
 from mmflax.tasks.task import Batch, Outputs
 

@@ -1,5 +1,0 @@
-"""Names of transformers' SiglipVisionModel alone."""
-
-from mmflax.checkpoints.convert.siglip import fields, table
-
-__all__ = ["fields", "table"]

@@ -1,0 +1,1 @@
+"""Config files, overrides, and one typed dataclass a section."""

@@ -1,0 +1,167 @@
+"""``folder``: your own images and texts, in the Hugging Face ``imagefolder`` layout.
+
+::
+
+    my_data/train/metadata.jsonl       one JSON object a line: file_name, question, answer
+    my_data/train/cat.jpg              file_name is relative to the metadata file
+    my_data/validation/metadata.jsonl  optional: held out of train, by image, when absent
+    my_data/test/metadata.jsonl        optional
+
+``metadata.csv`` with the same columns works too. Other tasks have other columns (``LAYOUTS`` in
+``folder_columns``; docs/data.md has them in a table). A column ``question_type`` is optional and
+splits the metrics by its values; further columns are ignored. An image may have many rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.datasets.folder.columns import LAYOUTS
+from mmflax.data.datasets.folder.files import METADATA, read_split
+from mmflax.data.datasets.folder.splits import (
+    check_leaks,
+    check_repeats,
+    expand,
+    hold_out,
+    relative,
+    sha256,
+)  # fmt: skip
+from mmflax.errors import MmflaxError
+
+# The folder names that the imagefolder loader itself takes for each split.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
+
+def build(
+    *,
+    path: str | os.PathLike[str],
+    task: str | None = None,
+    validation_fraction: float = 0.1,
+    unseen_answers: str = "error",
+    allow_repeats: bool = False,
+    allow_leak: bool | None = None,
+    unit: str | None = None,
+    max_bad_fraction: float = 0.0,
+) -> Dataset:
+    """Reads and checks every row and every image's header, before any training starts.
+
+    Args:
+      path: the folder that holds ``train/``.
+      task: vqa, captioning, retrieval, matching, entailment, reasoning, classification or
+        translation; None is read off the columns of the first row (captions mean captioning).
+      validation_fraction: of the training images, held out when there is no ``validation/``: always
+        the same images for the same file names, never the last one with some answer; 0 holds out
+        none.
+      unseen_answers: an answer in validation or test that train lacks is an ``error``, or counts as
+        ``wrong``.
+      allow_repeats: whether the same row may stand in a split twice; in vqa it always may.
+      allow_leak: whether an image may be in two splits, under the same name or as a copy with the
+        same bytes. None forbids it, except in vqa, where ``info`` counts them.
+      unit: for captions, an example for each ``caption`` or each ``image``; None is the first in
+        train and for retrieval, else the second.
+      max_bad_fraction: the pipeline's; above 0 headers are not checked here, since the pipeline
+        then counts and names the images that cannot be read. An image that is not there is an
+        error all the same.
+
+    Raises:
+      MmflaxError: naming the file and the line.
+    """
+    if unseen_answers not in ("error", "wrong"):
+        raise MmflaxError(f"unseen_answers is {unseen_answers!r}; choose 'error' or 'wrong'.")
+    if task is not None and task not in LAYOUTS:
+        raise MmflaxError(f"task is {task!r}; choose one of {', '.join(LAYOUTS)}, or None.")
+    if unit not in (None, "caption", "image"):
+        raise MmflaxError(f"unit is {unit!r}; choose 'caption', 'image' or None.")
+    if not 0 <= validation_fraction < 1:
+        raise MmflaxError(
+            f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1."
+        )
+    if not str(path):
+        raise MmflaxError(
+            "data.path is empty; name your folder, as in --config configs/folder_vqa.py:DIR."
+        )
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise MmflaxError(
+            f"There is no folder {root}; expected one that holds train/{METADATA[0]}."
+        )
+    splits: dict[str, list[Raw]] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        folder = _split_folder(root, names)
+        if folder is not None:
+            # Train comes first, so its first row decides for all.
+            damaged = max_bad_fraction > 0
+            task, splits[split] = read_split(root, folder, task, damaged=damaged)
+    if "train" not in splits:
+        found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
+        raise MmflaxError(
+            f"The folder {root} has no train/ (its folders: {found}); put the training images and "
+            f"{METADATA[0]} into {root / 'train'}."
+        )
+    assert task is not None  # a split was read
+    _check_answers(splits, unseen_answers)
+    if task != "vqa" and not allow_repeats:
+        check_repeats(splits)
+    if "validation" not in splits and validation_fraction:
+        train, held_out = hold_out(root, splits["train"], validation_fraction)
+        if held_out:
+            splits = {"train": train, "validation": held_out} | {
+                split: rows for split, rows in splits.items() if split != "train"
+            }
+    shared = check_leaks(splits, allowed=task == "vqa" if allow_leak is None else allow_leak)
+    splits = {name: expand(task, name, rows, unit) for name, rows in splits.items()}
+    info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits)}
+    if task != "vqa":
+        info["task"] = task
+    if shared:
+        info["images_in_two_splits"] = shared
+    return Dataset(name="folder", splits=splits, info=info)
+
+
+def _split_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+    found = [root / name for name in names if (root / name).is_dir()]
+    if len(found) > 1:
+        raise MmflaxError(
+            f"{found[0]} and {found[1]} are names for the same split; keep one of them."
+        )
+    return found[0] if found else None
+
+
+def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str) -> None:
+    if unseen_answers == "wrong":
+        return
+    seen = {row["answer"] for row in splits["train"] if "answer" in row}
+    for split, rows in splits.items():
+        for row in rows:
+            if "answer" in row and row["answer"] not in seen:
+                near = difflib.get_close_matches(row["answer"], sorted(seen), n=1)
+                file, line = row["id"].rsplit(":", 1)
+                raise MmflaxError(
+                    f"{file}, line {line}: the answer {row['answer']!r} does not occur in train"
+                    f"{f' (nearest: {near[0]!r})' if near else ''}, so no model can give it; "
+                    f"correct it, or set unseen_answers='wrong' to count it as wrong in {split}."
+                )
+
+
+def _digest(root: pathlib.Path, splits: dict[str, list[Raw]]) -> str:
+    """Over the rows, not the pixels: shows that two runs had the same texts."""
+    rows: list[list[Any]] = []
+    for split, examples in splits.items():
+        for row in examples:
+            image, second = row["image"], row.get("second_image")
+            told = [row.get(key) for key in ("question", "answer")]
+            more = [row[key] for key in ("answers", "target", "references", "group") if key in row]
+            if second is not None:
+                more.append(relative(second, root))
+            rows.append([split, image and relative(image, root), *told, *more])
+    return sha256(json.dumps(rows))

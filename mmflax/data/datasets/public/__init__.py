@@ -1,0 +1,1 @@
+"""Public data sets, prepared once from the files that their authors publish."""

@@ -1,0 +1,111 @@
+"""Photographs with several captions each, in the splits of Karpathy & Fei-Fei 2015.
+
+``caption_datasets.zip`` (cs.stanford.edu/people/karpathy/deepimagesent) holds one JSON file for
+each data set: ``images``, a list of objects with ``filename``, ``split``, ``imgid`` or ``cocoid``,
+and ``sentences`` (``raw``, ``sentid``).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mmflax.data.dataset import Raw
+from mmflax.data.datasets.public.prepare import Split
+from mmflax.data.datasets.public.prepared import PreparedSource
+from mmflax.data.datasets.public.published import File, Found, Record, field, record
+from mmflax.errors import MmflaxError
+
+SITE = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+ARCHIVE = "caption_datasets.zip"
+TASKS = ("captioning", "retrieval")
+UNITS = ("image", "caption")
+
+
+def splits(file: str, table: Sequence[tuple[str, str, File, int]]) -> list[Split]:
+    """Splits of a JSON file, from (name, what the file calls it, its images, its captions)."""
+    annotations = File((file, f"karpathy/{file}"), SITE, ARCHIVE)
+    # Parsed once for all splits, and forgotten with them: COCO's takes a gigabyte.
+    parse = functools.lru_cache(maxsize=1)(_images)
+    return [
+        Split(
+            name,
+            (annotations,),
+            (images,),
+            functools.partial(_read, split=published, parse=parse),
+            captions,
+        )
+        for name, published, images, captions in table
+    ]
+
+
+def check(task: str, unit: str | None) -> None:
+    """Raises for a task or unit that there is not."""
+    if task not in TASKS:
+        raise MmflaxError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
+    if unit is not None and unit not in UNITS:
+        raise MmflaxError(f"unit is {unit!r}; choose one of {', '.join(UNITS)}, or None.")
+
+
+def source(
+    manifest: dict[str, Any], names: Sequence[str], task: str, unit: str | None
+) -> PreparedSource:
+    """The splits ``names`` joined, for a task.
+
+    ``captioning`` gives ``target`` (the caption to be generated) and no question; ``retrieval`` the
+    caption as the ``question`` that is read. ``references`` are always all captions of the image.
+    ``unit``: an example for each ``caption``, or one for each ``image``; None is the first in train
+    and for retrieval, else the second.
+    """
+    if unit is None:
+        unit = "caption" if task == "retrieval" or "train" in names else "image"
+    return PreparedSource(
+        manifest["folder"],
+        [manifest["splits"][name] for name in names],
+        view=functools.partial(_view, task=task, unit=unit),
+        one_each=unit == "image",
+    )
+
+
+def _view(stored: list[Raw], task: str, unit: str) -> list[Raw]:
+    references = [entry["caption"] for entry in stored]
+    image = stored[0]["image_id"]
+    key, absent = ("target", {"question": None}) if task == "captioning" else ("question", {})
+    common = {**absent, "image_id": image, "references": references}
+    if unit == "image":
+        return [{**common, key: references[0], "id": image}]
+    return [{**common, key: entry["caption"], "id": entry["id"]} for entry in stored]
+
+
+def _read(
+    files: Sequence[Found], split: str, parse: Callable[[Found], list[Any]]
+) -> Iterator[Record]:
+    (file,) = files
+    for number, entry in enumerate(parse(file)):
+        where = f"{file}: image {number}"
+        if field(where, entry, "split", str) != split:
+            continue
+        name = field(where, entry, "filename", str)
+        image = str(entry["cocoid"] if "cocoid" in entry else name.rsplit(".", 1)[0])
+        captions: list[Raw] = []
+        for sentence in field(f"{where} ({name})", entry, "sentences", list):
+            captions.append(
+                {
+                    "id": str(field(f"{where} ({name})", sentence, "sentid", int)),
+                    "image_id": image,
+                    "caption": " ".join(field(f"{where} ({name})", sentence, "raw", str).split()),
+                }
+            )
+        if not captions:
+            raise MmflaxError(f"{where} ({name}) has no sentences; download it again.")
+        yield record([name], captions)
+
+
+def _images(file: Found) -> list[Any]:
+    return list(field(file, file.json(hook=_without_tokens), "images", list))
+
+
+def _without_tokens(entry: dict[str, Any]) -> dict[str, Any]:
+    entry.pop("tokens", None)
+    return entry

@@ -1,0 +1,277 @@
+"""From published files to ArrayRecord: checked first, then written in parts, each whole or not.
+
+A part is named by a digest of what it holds, so a preparation that was killed goes on from the
+parts that are there, and files of other content are never taken for it. When all parts are written
+a manifest is, and from then on the published files are not needed any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmflax.data.datasets.public.prepare_parts import Part
+from mmflax.data.datasets.public.progress import progress, quiet
+from mmflax.data.datasets.public.published import File, Found, Images, Record, check_present
+from mmflax.data.datasets.public.published_regions import Pictures, RegionFiles, region_file
+from mmflax.errors import MmflaxError
+
+RECORDS_PER_PART = 1000
+MANIFEST = "prepared.json"
+_FORMAT = 1
+
+
+class Split(NamedTuple):
+    """One split as published.
+
+    Attributes:
+      name: the split's name here.
+      annotations: the files that ``read`` gets, in this order.
+      images: folders that hold its images, or files of their regions.
+      read: ``(files) -> records``.
+      published: how many examples its authors count; 0 where they do not say.
+      optional: left out when its first annotation file is not there.
+      pictures: images of each record.
+    """
+
+    name: str
+    annotations: tuple[File, ...]
+    images: tuple[File, ...]
+    read: Callable[[Sequence[Found]], Iterable[Record]]
+    published: int = 0
+    optional: bool = False
+    pictures: int = 1
+
+
+def of_regions(
+    splits: Sequence[Split], regions: int, folder: str, stems: Mapping[str, str] | None = None
+) -> list[Split]:
+    """The splits with files of ``regions`` boxes an image in place of their folders of images.
+
+    Args:
+      folder: that their authors keep the files in.
+      stems: folder of images -> its file's name up to ``_obj``; by default the folder's own.
+    """
+    if regions < 0:
+        raise MmflaxError(
+            f"data.regions is {regions}; expected the boxes of each image, such as the published "
+            "36, or 0 for the images themselves."
+        )
+    named = stems or {}
+
+    def file(images: File) -> File:
+        stem = images.names[0]
+        return region_file(named.get(stem, stem), regions, folder)
+
+    return [split._replace(images=tuple(map(file, split.images))) for split in splits]
+
+
+def data_root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+    """``data_dir``, else ``MMFLAX_DATA_DIR`` from the environment, else ``~/.cache/mmflax``."""
+    return pathlib.Path(
+        data_dir or os.environ.get("MMFLAX_DATA_DIR") or "~/.cache/mmflax"
+    ).expanduser()
+
+
+def prepare(
+    name: str,
+    splits: Sequence[Split],
+    *,
+    data_dir: str | os.PathLike[str] | None,
+    source_dir: str | os.PathLike[str] | None,
+    downloads: str,
+    partial: bool,
+    regions: int = 0,
+) -> dict[str, Any]:
+    """The manifest of ``name``, prepared by this process or by another one before.
+
+    Args:
+      name: of the dataset; its files go to ``data_dir/name``.
+      splits: what is published.
+      data_dir: see ``data_root``.
+      source_dir: where the published files are; by default ``data_dir/downloads/<downloads>``.
+      downloads: the folder name of that default; datasets that share images share it.
+      partial: take what is there: fewer examples than published, and images may be absent, whose
+        examples are left out.
+      regions: boxes of each image at most, where the splits name files of regions (``of_regions``);
+        0 = folders of images.
+
+    Raises:
+      MmflaxError: a file that is missing, damaged or not the published one, an image that is
+        missing, an id that occurs twice, an image in two splits, or a folder that cannot be
+        written.
+    """
+    root = data_root(data_dir)
+    source = pathlib.Path(source_dir or root / "downloads" / downloads).expanduser()
+    folder = root / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The lock is released by the system even when its holder is killed.
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            manifest = _load(folder)
+            if manifest is None or not _fits(manifest, splits, source, partial):
+                with quiet():
+                    manifest = _prepare(name, splits, source, folder, partial, regions)
+    except OSError as error:
+        raise MmflaxError(
+            f"{name} cannot be prepared in {folder}: {error.strerror or error} "
+            f"({error.filename or folder}); free some space, or set MMFLAX_DATA_DIR to a folder "
+            "that can be written."
+        ) from error
+    return manifest | {"folder": str(folder)}
+
+
+def _load(folder: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return manifest if manifest.get("format") == _FORMAT else None
+
+
+def _fits(
+    manifest: dict[str, Any], splits: Sequence[Split], source: pathlib.Path, partial: bool
+) -> bool:
+    """Whether it was made of these annotation files; of none at all, if they are gone."""
+    if manifest["partial"] and not partial:
+        return False
+    found = _sizes(splits, source)
+    if manifest["left_out"] and found:
+        return False  # the images that were absent may have come
+    return all(manifest["sources"].get(name) == size for name, size in found.items())
+
+
+def _sizes(splits: Sequence[Split], source: pathlib.Path) -> dict[str, int]:
+    """Bytes of every annotation file that is there."""
+    found = {}
+    for split in splits:
+        for file in split.annotations:
+            there = file.find(source)
+            if there is not None:
+                found[there.name] = there.path.stat().st_size
+    return found
+
+
+def _prepare(
+    name: str,
+    splits: Sequence[Split],
+    source: pathlib.Path,
+    folder: pathlib.Path,
+    partial: bool,
+    regions: int,
+) -> dict[str, Any]:
+    taken = [s for s in splits if not s.optional or s.annotations[0].find(source) is not None]
+    check_present(name, source, (file for s in taken for file in (*s.annotations, *s.images)))
+    places = [_found(file, source).path for split in taken for file in split.images]
+    images: Pictures = RegionFiles(places, regions, name) if regions else Images(places)
+    try:
+        read = [(split, _read(name, split, source, images, partial)) for split in taken]
+        _check_disjoint(name, [(split.name, records) for split, (records, _) in read])
+        parts = [
+            Part(split.name, index, chunk, images)
+            for split, (records, _) in read
+            for index, chunk in enumerate(_chunks(records))
+        ]
+        total = sum(len(part.names) for part in parts if not part.written(folder))
+        with progress(name, "preparing {} images", "prepared {} images", total) as advance:
+            for part in parts:
+                part.write(folder, advance)
+    finally:
+        images.close()
+    manifest = {
+        "format": _FORMAT,
+        "sources": _sizes(taken, source),
+        "partial": partial,
+        "left_out": sum(left for _, (_, left) in read),
+        "splits": {
+            split.name: {
+                "pictures": split.pictures,
+                **({"regions": images.shape} if isinstance(images, RegionFiles) else {}),
+                "parts": [part.entry() for part in parts if part.split == split.name],
+                "marked": _marked(records),
+            }
+            for split, (records, _) in read
+        },
+    }
+    temporary = folder / f".{MANIFEST}.partial"
+    temporary.write_text(json.dumps(manifest))
+    temporary.replace(folder / MANIFEST)
+    return manifest
+
+
+def _found(file: File, source: pathlib.Path) -> Found:
+    found = file.find(source)
+    assert found is not None  # check_present came before
+    return found
+
+
+def _read(
+    name: str, split: Split, source: pathlib.Path, images: Pictures, partial: bool
+) -> tuple[list[Record], int]:
+    """The records whose images are there, and how many examples were left out."""
+    where = f"{name}, split {split.name}"
+    records = list(split.read([_found(file, source) for file in split.annotations]))
+    seen: set[str] = set()
+    shown: set[tuple[str, ...]] = set()
+    for record in records:
+        for id in record.ids:
+            if id in seen:
+                raise MmflaxError(f"{where}: the id {id!r} occurs twice; download the files again.")
+            seen.add(id)
+        if record.images in shown:
+            raise MmflaxError(
+                f"{where}: the image {record.images[0]} is listed twice; download the files again."
+            )
+        shown.add(record.images)
+    if not partial and split.published and len(seen) != split.published:
+        raise MmflaxError(
+            f"{where}: found {len(seen):,} examples where {split.published:,} are published; "
+            f"download {split.annotations[0].describe()} again, or set partial=True to take these."
+        )
+    kept = [r for r in records if all(image in images for image in r.images)]
+    left = len(seen) - sum(len(record.ids) for record in kept)
+    if left and not partial:
+        absent = [i for record in records for i in record.images if i not in images]
+        places = " or ".join(str(_found(file, source).path) for file in split.images)
+        raise MmflaxError(
+            f"{where}: {len(set(absent)):,} images are named but not in {places}, such as "
+            f"{absent[0]}; download {'; '.join(f.describe() for f in split.images)} again, or set "
+            "partial=True to leave their examples out."
+        )
+    if not kept:
+        raise MmflaxError(f"{where}: there is no example with an image; see docs/data.md.")
+    return kept, left
+
+
+def _check_disjoint(name: str, splits: Sequence[tuple[str, list[Record]]]) -> None:
+    owner: dict[str, str] = {}
+    for split, records in splits:
+        for record in records:
+            for image in record.images:
+                if owner.setdefault(image, split) != split:
+                    raise MmflaxError(
+                        f"{name}: the image {image} is in {owner[image]} and in {split}, which the "
+                        "published splits never share; download the annotations again."
+                    )
+
+
+def _chunks(records: list[Record]) -> Iterator[list[Record]]:
+    for start in range(0, len(records), RECORDS_PER_PART):
+        yield records[start : start + RECORDS_PER_PART]
+
+
+def _marked(records: Iterable[Record]) -> dict[str, list[int]]:
+    """For each smaller split the places of its examples."""
+    found: dict[str, list[int]] = {}
+    place = 0
+    for record in records:
+        for names in record.marks or ((),) * len(record.ids):
+            for name in names:
+                found.setdefault(name, []).append(place)
+            place += 1
+    return found

@@ -1,0 +1,234 @@
+"""The files of a public data set as their authors publish them: found, read and checked.
+
+Annotations are JSON or JSON lines, plain or still inside the zip that is downloaded. Images lie in
+a folder or in the downloaded zip, which is read in place and never unpacked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any, NamedTuple
+
+from PIL import Image
+
+from mmflax.data.dataset import Raw
+from mmflax.data.image.transforms import FORMATS
+from mmflax.errors import MmflaxError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class File(NamedTuple):
+    """An annotation file, or a folder of images.
+
+    Attributes:
+      names: what it may be called below the source folder, the usual name first.
+      origin: where it is downloaded from, for the message that says it is missing.
+      archive: the zip it is published in, which serves as well as the unpacked file.
+    """
+
+    names: tuple[str, ...]
+    origin: str
+    archive: str = ""
+
+    def find(self, root: pathlib.Path) -> Found | None:
+        """The first of ``names`` that exists below ``root``, else the archive, else None."""
+        for name in (*self.names, self.archive):
+            if name and (root / name).exists():
+                return Found(root / name, self.names[0])
+        return None
+
+    def describe(self) -> str:
+        """What to put where: the name, the archive that serves as well, and the origin."""
+        zipped = f" (or {self.archive})" if self.archive else ""
+        return f"{self.names[0]}{zipped} from {self.origin}"
+
+
+class Record(NamedTuple):
+    """What is stored together: an image (or a pair) with everything that is said about it.
+
+    Attributes:
+      images: names of the image files, without folders.
+      ids: of the examples, each unique within its split.
+      content: the examples as JSON, without their images.
+      marks: for each example the names of the smaller splits that it is also part of.
+    """
+
+    images: tuple[str, ...]
+    ids: tuple[str, ...]
+    content: str
+    marks: tuple[tuple[str, ...], ...] = ()
+
+
+def record(
+    images: Iterable[str], examples: Iterable[Raw], marks: Iterable[tuple[str, ...]] = ()
+) -> Record:
+    """A record of these examples; each has an ``id``."""
+    rows = list(examples)
+    content = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    return Record(tuple(images), tuple(str(row["id"]) for row in rows), content, tuple(marks))
+
+
+def check_present(name: str, root: pathlib.Path, files: Iterable[File]) -> None:
+    """Raises one sentence that lists all that is missing, its origin, and where to put it."""
+    absent = dict.fromkeys(file.describe() for file in files if file.find(root) is None)
+    if absent:
+        raise MmflaxError(
+            f"{name} lacks {len(absent)} of its files in {root}: download {'; '.join(absent)}; "
+            "put each there under that name, or name another folder with source_dir."
+        )
+
+
+class Found(NamedTuple):
+    """A file that is there: ``name`` as published, at ``path`` or inside the zip at ``path``."""
+
+    path: pathlib.Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.name}" if self.path.suffix == ".zip" else str(self.path)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Its bytes."""
+        if self.path.suffix != ".zip":
+            with open(self.path, "rb") as file:
+                yield file
+            return
+        with _open_zip(self.path) as archive:
+            for member in archive.namelist():
+                if _base(member) == _base(self.name) and not member.startswith("__MACOSX"):
+                    with archive.open(member) as file:
+                        yield file
+                    return
+        raise MmflaxError(f"{self.path} holds no {_base(self.name)}; download that zip again.")
+
+    def json(self, hook: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+        """The JSON object; ``hook`` is applied to every object in it as it is read."""
+        with self.open() as file:
+            try:
+                found = json.load(file, object_hook=hook)
+            except (ValueError, zipfile.BadZipFile) as error:
+                raise MmflaxError(_malformed(self, error)) from error
+        if not isinstance(found, dict):
+            raise MmflaxError(f"{self} holds a {type(found).__name__}; expected a JSON object.")
+        return found
+
+    def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Where each line is (for messages), and its JSON object; empty lines are left out."""
+        with self.open() as file:
+            for line, content in enumerate(file, start=1):
+                if not content.strip():
+                    continue
+                where = f"{self}, line {line}"
+                try:
+                    entry = json.loads(content)
+                except ValueError as error:
+                    raise MmflaxError(_malformed(where, error)) from error
+                if not isinstance(entry, dict):
+                    raise MmflaxError(f"{where}: found {content[:40]!r}; expected a JSON object.")
+                yield where, entry
+
+
+def field(where: object, entry: Any, key: str, kind: type | tuple[type, ...]) -> Any:
+    """``entry[key]``, checked; ``where`` begins the message."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    value = entry.get(key) if isinstance(entry, Mapping) else None
+    if not isinstance(value, kinds) or isinstance(value, bool) or value == "":
+        found = f"{key} is {value!r}" if isinstance(entry, Mapping) and key in entry else None
+        raise MmflaxError(
+            f"{where}: {found or f'there is no {key!r}'}; expected "
+            f"{' or '.join(k.__name__ for k in kinds)}, so this is not the published file."
+        )
+    return value
+
+
+class Images:
+    """Image files of some folders and zips, found by their names without folders."""
+
+    kind = "images"
+
+    def __init__(self, places: Iterable[pathlib.Path]):
+        self._size: dict[str, int] = {}
+        self._at: dict[str, tuple[pathlib.Path, str]] = {}
+        self._zips: dict[pathlib.Path, zipfile.ZipFile] = {}
+        self.places = list(dict.fromkeys(places))
+        for place in self.places:
+            self._index_zip(place) if place.suffix == ".zip" else self._index_folder(place)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._at
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def size(self, name: str) -> int:
+        """Bytes of the file."""
+        return self._size[name]
+
+    def row(self, name: str) -> dict[str, bytes | str]:
+        """What is stored of it."""
+        return {"id": name, "image": self.read(name)}
+
+    def read(self, name: str) -> bytes:
+        """The published bytes; a file that is no image raises MmflaxError with its place."""
+        place, member = self._at[name]
+        try:
+            if place in self._zips:
+                content = self._zips[place].read(member)
+            else:
+                content = (place / member).read_bytes()
+            with Image.open(io.BytesIO(content), formats=FORMATS):
+                return content
+        except (zipfile.BadZipFile, Image.UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise MmflaxError(
+                f"{place / member} is not an image, or damaged; download it again."
+            ) from error
+
+    def close(self) -> None:
+        """Closes the zips."""
+        for archive in self._zips.values():
+            archive.close()
+
+    def _index_folder(self, place: pathlib.Path) -> None:
+        for folder, _, names in os.walk(place):
+            for name in names:
+                if _is_image(name):
+                    path = pathlib.Path(folder, name)
+                    self._add(name, path.stat().st_size, place, str(path.relative_to(place)))
+
+    def _index_zip(self, place: pathlib.Path) -> None:
+        self._zips[place] = _open_zip(place)
+        for member in self._zips[place].infolist():
+            name = _base(member.filename)
+            if _is_image(name) and not member.filename.startswith("__MACOSX"):
+                self._add(name, member.file_size, place, member.filename)
+
+    def _add(self, name: str, size: int, place: pathlib.Path, member: str) -> None:
+        self._size.setdefault(name, size)
+        self._at.setdefault(name, (place, member))
+
+
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
+
+
+def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise MmflaxError(f"{path} is not a whole zip ({error}); download it again.") from error
+
+
+def _malformed(where: object, error: Exception) -> str:
+    return f"{where}: not valid JSON ({error}); download it again."

@@ -1,0 +1,221 @@
+"""``shapes``: rendered scenes, as examples of every task, that only the picture solves.
+
+Made on the first use into ``data_dir`` and read from there, without a network. The scenes are drawn
+by ``shapes.scenes`` and turned into a task's examples by ``shapes.tasks``; this module keeps the
+scenes on disk, once for all tasks, and serves raw examples by index.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.datasets.public.progress import progress, quiet
+from mmflax.data.datasets.shapes import tasks
+from mmflax.data.datasets.shapes.layout import (
+    SPLITS,
+    VERSION,
+    counts_key,
+    fingerprint,
+    split_sizes,
+    things_key,
+)
+from mmflax.data.datasets.shapes.scenes import Thing
+from mmflax.errors import MmflaxError
+
+_KEEP_SCENES = 20_000  # decoded scenes held in memory: 250 MB at 64 x 64
+
+
+def build(
+    *,
+    task: str = "vqa",
+    annotators: int = 0,
+    data_dir: str | os.PathLike[str] | None = None,
+    num_scenes: int = 4000,
+    image_size: int = 64,
+    seed: int = 0,
+) -> Dataset:
+    """``num_scenes`` training scenes, an eighth as many for each other split, under one task.
+
+    Args:
+      task: vqa, generative_vqa, captioning, matching, retrieval, entailment, nlvr, nlvr2,
+        classification or translation; see ``shapes.tasks``.
+      annotators: of questions only: how many people's ``answers`` to simulate (VQAv2 has 10), some
+        of whom err; 0 = none.
+      data_dir: where the files live; by default ``MMFLAX_DATA_DIR`` from the environment, else
+        ``~/.cache/mmflax``.
+      num_scenes: of the train split.
+      image_size: pixels a side.
+      seed: of scenes and examples; splits never share a scene.
+
+    Raises:
+      MmflaxError: a field out of range, or a folder that cannot be written.
+    """
+    for name, value, least in (
+        ("num_scenes", num_scenes, 1),
+        ("image_size", image_size, 16),
+        ("seed", seed, 0),
+        ("annotators", annotators, 0),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise MmflaxError(f"{name} is {value!r}; it must be a whole number, at least {least}.")
+    if task not in tasks.names():
+        raise MmflaxError(f"The shapes task is {task!r}; choose one of {', '.join(tasks.names())}.")
+    if annotators and task not in tasks.QUESTIONS:
+        raise MmflaxError(
+            f"annotators is {annotators}, but the examples of {task} have no answers of people; "
+            f"it goes with {' and '.join(tasks.QUESTIONS)}."
+        )
+    root = pathlib.Path(
+        data_dir or os.environ.get("MMFLAX_DATA_DIR") or "~/.cache/mmflax"
+    ).expanduser()
+    digest = fingerprint(image_size, seed)
+    name = f"scenes{num_scenes}_size{image_size}_seed{seed}_{digest[:12]}"
+    with quiet():
+        builder = _prepared(root, name, num_scenes, image_size, seed)
+        splits = {split: _open(builder, split, task, annotators) for split in SPLITS}
+    info = {"task": task, "version": VERSION, "fingerprint": digest}
+    return Dataset(name="shapes", splits=splits, info=info | {"files": str(builder.data_path)})
+
+
+class _Scenes:
+    """Scenes by index; decoded ones are kept in memory."""
+
+    def __init__(self, records: Sequence[Any]):
+        self._records = records
+        self._kept: dict[int, tuple[Raw, list[Raw]]] = {}
+        self._lock = threading.Lock()  # ArrayRecord's reader is shared by the pipeline's threads
+
+    def read(self, index: int) -> tuple[Raw, list[Raw]]:
+        """The part of a raw example that a scene's examples share, and the scene's questions."""
+        shared, questions = self._kept.get(index) or self._decode(index)
+        # A copy, because an augmentation may draw on it.
+        return {**shared, "image": shared["image"].copy()}, questions
+
+    def _decode(self, index: int) -> tuple[Raw, list[Raw]]:
+        with self._lock:
+            record = self._records[index]
+        asked = record["questions"]
+        columns = {key: [value.decode() for value in asked[key]] for key in asked}
+        questions = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+        with Image.open(io.BytesIO(record["image"])) as png:
+            image = png.convert("RGB")
+        shared = {
+            "image": image,
+            "caption": record["caption"].decode(),
+            "scene": record["id"].decode(),
+        }
+        if len(self._kept) < _KEEP_SCENES:
+            self._kept[index] = (shared, questions)
+        return shared, questions
+
+
+class QuestionSource:
+    """One raw example a question of a scene."""
+
+    def __init__(
+        self, scenes: _Scenes, questions_per_scene: Sequence[int], change: Callable[..., Raw]
+    ):
+        self._scenes = scenes
+        self._ends = np.cumsum(questions_per_scene)
+        self._change = change
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int, /) -> Raw:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        scene_index = int(np.searchsorted(self._ends, index, side="right"))
+        shared, questions = self._scenes.read(scene_index)
+        which = index - int(self._ends[scene_index]) + len(questions)
+        raw = {**shared, "id": f"{shared['scene']}/{which}", **questions[which]}
+        return self._change(raw, scene_index, which)
+
+
+class ExampleSource:
+    """One raw example for each of ``tasks.examples``."""
+
+    def __init__(self, scenes: _Scenes, examples: Sequence[tasks.Example]):
+        self._scenes = scenes
+        self._examples = examples
+        # Sorted by scene, so that an example's number within it is its distance from the first.
+        owners = np.array([example.scene for example in examples])
+        self._which = np.arange(len(owners)) - np.searchsorted(owners, owners)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int, /) -> Raw:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        example = self._examples[index]
+        shared, _ = self._scenes.read(example.scene)
+        raw = {**shared, "id": f"{shared['scene']}/{self._which[index]}", **example.fields}
+        if example.second is not None:
+            second, _ = self._scenes.read(example.second)
+            raw |= {"second_image": second["image"], "second_scene": second["scene"]}
+        return raw
+
+
+def _open(builder: Any, split: str, task: str, annotators: int) -> QuestionSource | ExampleSource:
+    import tensorflow_datasets as tfds
+
+    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    scenes = _Scenes(records)
+    metadata, seed = builder.info.metadata, builder.builder_config.seed
+    if task not in tasks.QUESTIONS:
+        things = [[Thing(*thing) for thing in scene] for scene in metadata[things_key(split)]]
+        return ExampleSource(scenes, tasks.examples(task, split, seed, things))
+
+    def change(raw: Raw, scene: int, which: int) -> Raw:
+        answer, kind = raw["answer"], raw["question_type"]
+        if annotators:
+            raw["answers"] = tasks.annotators(answer, kind, annotators, seed, split, scene, which)
+        if task == "generative_vqa":
+            raw |= {"target": answer, "references": [answer]}
+        return raw
+
+    return QuestionSource(scenes, metadata[counts_key(split)], change)
+
+
+def _prepared(root: pathlib.Path, name: str, num_scenes: int, image_size: int, seed: int) -> Any:
+    """The builder with its files made, by this process or by another that was first."""
+    folder = root / "shapes"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        from mmflax.data.datasets.shapes.builder import Shapes, ShapesConfig
+
+        total = sum(split_sizes(num_scenes).values())
+        with progress("shapes", "drawing {} scenes", "drew {} scenes", total) as on_scene:
+            config = ShapesConfig(
+                name=name,
+                num_scenes=num_scenes,
+                image_size=image_size,
+                seed=seed,
+                on_scene=on_scene,
+            )
+            # The lock is released by the system even when its holder is killed.
+            with open(folder / f".{name}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                builder = Shapes(data_dir=str(root), config=config, file_format="array_record")
+                if not builder.is_prepared():
+                    # Nothing is downloaded, but the folder for it is made all the same.
+                    builder.download_and_prepare(download_dir=str(folder / ".downloads"))
+            return builder
+    except OSError as error:
+        raise MmflaxError(
+            f"The shapes dataset cannot be written to {folder}: {error.strerror or error}; free "
+            "some space, or set MMFLAX_DATA_DIR to a folder that can be written."
+        ) from error

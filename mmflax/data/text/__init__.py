@@ -1,0 +1,1 @@
+"""Tokenizers, special tokens and text augmentation."""

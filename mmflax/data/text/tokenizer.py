@@ -1,0 +1,244 @@
+"""Words to ids and back: WordPiece with BERT's normalisation (Devlin et al. 2019, section 3).
+
+A published tokenizer may be of any kind that ``tokenizers`` knows: WordPiece, byte-level BPE
+(RoBERTa, CLIP), or Unigram (SigLIP, ALBERT, T5).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from etils import epath
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from mmflax.data.text import tokenizer_files
+from mmflax.data.text.special_tokens import share
+from mmflax.data.text.wordpiece import learn_wordpieces
+from mmflax.errors import MmflaxError
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Tokenizer:
+    """Wraps a ``tokenizers`` backend; every call is safe from several threads.
+
+    Learned vocabularies hold the specials at 0..4; a loaded one (BERT's, say) may hold them
+    anywhere, so read ``pad_id``, ``cls_id``, ``sep_id``, ``unk_id``, ``mask_id``: what pads, begins
+    and ends a text, stands for what is unknown, and for what is hidden. All but ``pad_id`` are None
+    where the family has no such token (CLIP has no mask, T5 nothing that begins a text).
+
+    Attributes:
+      kind: bert, roberta, clip, siglip, albert, t5, or "" for another.
+      frame: what stands around a text, or two.
+      reads_padding: ``encode``'s mask is true on padding too, for models trained so (SigLIP).
+      max_length: the longest text the tokenizer was published for, or None.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, found: tokenizer_files.Found | None = None):
+        found = found or tokenizer_files.alone(backend)
+        pad = found.roles["pad"]
+        assert pad is not None
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self._found = found
+        self.pad_id: int = pad
+        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            found.roles[role] for role in tokenizer_files.ROLES[1:]
+        )
+        self.frame = found.frame
+        self.kind = found.kind
+        self.reads_padding = found.reads_padding
+        self.max_length = found.max_length
+        model = backend.model
+        self._is_wordpiece = isinstance(model, models.WordPiece)
+        # tokenizers leaves CLIP's mark of a word's end in decoded texts.
+        self._word_end = getattr(model, "end_of_word_suffix", None) or ""
+        # Questions repeat; a hit costs 0.1 us where encoding costs about 40.
+        self._pieces = functools.lru_cache(maxsize=1 << 16)(self._encode)
+
+    @classmethod
+    def learn(
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int = 8192,
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+    ) -> Tokenizer:
+        """A vocabulary of at most ``vocab_size`` pieces, the same for the same texts.
+
+        ``strip_accents`` ("ü" becomes "u") goes with ``lowercase`` where it is None, as in BERT.
+        """
+        if vocab_size < len(SPECIALS) + 2:
+            raise MmflaxError(
+                f"vocab_size is {vocab_size}; it must be at least {len(SPECIALS) + 2}, for the "
+                "special tokens and one letter."
+            )
+        blank = _backend(SPECIALS, lowercase, strip_accents)
+        words: Counter[str] = Counter()
+        for text, count in Counter(texts).items():
+            normal = blank.normalizer.normalize_str(text)
+            for word, _ in blank.pre_tokenizer.pre_tokenize_str(normal):
+                words[word] += count
+        if not words:
+            raise MmflaxError("There is no text to learn a vocabulary from; every text is empty.")
+        pieces = learn_wordpieces(words, vocab_size - len(SPECIALS))
+        return cls(_backend((*SPECIALS, *pieces), lowercase, strip_accents))
+
+    @classmethod
+    def from_vocabulary(cls, tokens: Sequence[str], *, lowercase: bool = True) -> Tokenizer:
+        """From the lines of a ``vocab.txt``; the id is the position."""
+        return cls(_backend(tokens, lowercase))
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> Tokenizer:
+        """From a ``tokenizer.json``, or from the directory of a published tokenizer.
+
+        Beside a ``tokenizer.json`` its ``tokenizer_config.json`` and ``special_tokens_map.json``
+        are read; a directory may instead have ``vocab.txt``, ``vocab.json`` and ``merges.txt``, or
+        ``spiece.model``.
+        """
+        path = epath.Path(path)
+        if not path.exists():
+            raise MmflaxError(f"There is no tokenizer at {path}; expected a tokenizer.json.")
+        if tokenizer_files.is_published(path):
+            found = tokenizer_files.read(path)
+            return cls(found.backend, found)
+        try:
+            return cls(tokenizers.Tokenizer.from_str(path.read_text()))
+        except MmflaxError as error:
+            raise MmflaxError(f"{path}: {error}") from error
+        except Exception as error:  # the Rust side raises a bare Exception
+            raise MmflaxError(f"{path} is not a readable tokenizer.json: {error}.") from error
+
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of a ``tokenizer.json``."""
+        return self._backend.to_str(pretty=True)
+
+    def files(self) -> dict[str, str]:
+        """Name and text of the files that ``load`` makes this tokenizer of."""
+        files = {tokenizer_files.JSON: self.to_json()}
+        if self._found.config is not None:
+            config = json.dumps(self._found.config, indent=1, ensure_ascii=False, sort_keys=True)
+            files[tokenizer_files.CONFIG] = config + "\n"
+        return files
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size()
+
+    @property
+    def continuation(self) -> tuple[bool, ...]:
+        """For every id, whether its piece goes on with the word before it ("##ing").
+
+        Empty where a piece alone does not tell: outside of WordPiece.
+        """
+        if not self._is_wordpiece:
+            return ()
+        return tuple(self.token(index).startswith("##") for index in range(self.vocab_size))
+
+    def token(self, index: int) -> str:
+        """The piece with this id, for showing attention by token."""
+        token = self._backend.id_to_token(int(index))
+        if token is None:
+            return SPECIALS[1]
+        if self._is_wordpiece:
+            return token
+        return self._decoded([int(index)], skip_special_tokens=False).strip() or token
+
+    def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """``[CLS] pieces [SEP]`` padded to ``max_length``: (int32 [t], bool [t], true = use).
+
+        A longer text loses its end, never the ``[SEP]``. Other families have other tokens around
+        their pieces, see ``frame``.
+        """
+        ids, _ = self.framed(text, max_length)
+        tokens = np.full(max_length, self.pad_id, np.int32)
+        tokens[: len(ids)] = ids
+        if self.reads_padding:
+            return tokens, np.ones(max_length, bool)
+        return tokens, np.arange(max_length) < len(ids)
+
+    def framed(
+        self, text: str, max_length: int, second: str | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids of one text or two with special tokens, at most ``max_length``, and their types.
+
+        Of two texts that are too long together, the longer one loses first.
+        """
+        pieces = self._pieces(text)
+        room = max(0, max_length - self.frame.around(second is not None))
+        if second is None:
+            ids, types = self.frame.fill(self._cut(pieces, room))
+        else:
+            others = self._pieces(second)
+            room, rest = share(len(pieces), len(others), room)
+            ids, types = self.frame.fill(self._cut(pieces, room), self._cut(others, rest))
+        return ids[:max_length], types[:max_length]
+
+    def count(self, text: str) -> int:
+        """How many pieces the text has, without ``[CLS]`` and ``[SEP]``."""
+        return len(self._pieces(text))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The normalised text of the ids; special tokens are left out."""
+        return self._decoded([int(token) for token in tokens], skip_special_tokens=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tokenizer):
+            return False
+        mine, theirs = self.files(), other.files()
+        if mine == theirs or mine.keys() != theirs.keys():
+            return mine == theirs
+        # The scores of a Unigram model lose their last bit whenever tokenizers reads them.
+        return all(_rounded(mine[name]) == _rounded(theirs[name]) for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _cut(self, pieces: tuple[int, ...], room: int) -> tuple[int, ...]:
+        if len(pieces) > room:
+            pieces = pieces[len(pieces) - room :] if self._found.keeps_end else pieces[:room]
+        # SigLIP's tokenizer does not end a text again that says "</s>" itself.
+        if self._found.siglip and pieces and pieces[-1] == self.sep_id:
+            return pieces[:-1]
+        return pieces
+
+    def _decoded(self, ids: list[int], skip_special_tokens: bool) -> str:
+        text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if self._word_end:
+            return text.replace(self._word_end, " ").strip()
+        return text.strip() if self._found.siglip else text
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        if self._found.siglip is not None:
+            return tuple(self._found.siglip.ids(text))
+        # add_special_tokens=False also hides a loaded tokenizer's own template; ours is explicit.
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+
+
+def _rounded(text: str) -> Any:
+    return json.loads(text, parse_float=lambda number: round(float(number), 9))
+
+
+def _backend(
+    tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
+) -> tokenizers.Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise MmflaxError("The vocabulary lists a token twice; ids would be ambiguous.")
+    unknown = SPECIALS[1]
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([token for token in SPECIALS if token in vocabulary])
+    return backend

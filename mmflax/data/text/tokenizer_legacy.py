@@ -1,0 +1,159 @@
+"""Tokenizers from the files before tokenizer.json: a vocabulary, and what its class adds to it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import tokenizers
+from etils import epath
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from mmflax.data.text import sentencepiece
+from mmflax.errors import MmflaxError
+
+_CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+def bert_normalizer(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """BERT's normaliser as tokenizer.json writes it; `config` overrules `default`."""
+    return {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": config.get(
+            "tokenize_chinese_chars", default.get("handle_chinese_chars", True)
+        ),
+        "strip_accents": config.get("strip_accents", default.get("strip_accents")),
+        "lowercase": config.get("do_lower_case", default.get("lowercase", True)),
+    }
+
+
+def from_vocabulary(path: epath.Path, unknown: str) -> tokenizers.Tokenizer:
+    """WordPiece from the lines of a `vocab.txt`; the id is the line, the last of equal ones."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    words = {line.rstrip(): index for index, line in enumerate(lines)}
+    backend = tokenizers.Tokenizer(models.WordPiece(words, unk_token=unknown))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def from_merges(
+    vocabulary: epath.Path, merges: epath.Path, kind: str
+) -> tuple[tokenizers.Tokenizer, str]:
+    """Byte-level BPE from `vocab.json` and `merges.txt`, and its kind: `clip` or `roberta`."""
+    try:
+        words = json.loads(vocabulary.read_text(encoding="utf-8"))
+        pairs = [
+            tuple(line.split(" "))
+            for line in merges.read_text(encoding="utf-8").replace("\r", "").split("\n")
+            if line and not line.startswith("#version")
+        ]
+        if not kind:
+            kind = "clip" if any(word.endswith("</w>") for word in words) else "roberta"
+        clip = kind == "clip"
+        model = models.BPE(
+            words,
+            pairs,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>" if clip else "",
+            unk_token="<|endoftext|>" if clip else None,
+        )
+    except Exception as error:  # the Rust side raises a bare Exception
+        raise MmflaxError(f"{vocabulary} and {merges.name} cannot be used: {error}.") from error
+    backend = tokenizers.Tokenizer(model)
+    if clip:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend, kind
+
+
+def from_spiece(
+    path: epath.Path, kind: str, config: Mapping[str, Any], named: Collection[str | None]
+) -> tokenizers.Tokenizer:
+    """Unigram from a `spiece.model` of ALBERT, SigLIP or T5; `named` are the special tokens."""
+    if kind not in ("albert", "siglip", "t5"):
+        raise MmflaxError(
+            f"{path} belongs to a tokenizer of an unknown class, and the file alone does not say "
+            "how texts are cleaned; save the tokenizer with transformers, which writes a "
+            "tokenizer.json."
+        )
+    model = sentencepiece.parse(path.read_bytes(), str(path))
+    words = [(piece.text, piece.score) for piece in model.pieces]
+    first: list[normalizers.Normalizer] = []
+    if kind == "t5":
+        words += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(config.get("extra_ids", 100)))]
+    if kind == "albert":
+        first = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+        if not config.get("keep_accents", False):
+            first += [normalizers.NFKD(), normalizers.StripAccents()]
+        if config.get("do_lower_case", True):
+            first.append(normalizers.Lowercase())
+    if model.charsmap:
+        first.append(normalizers.Precompiled(model.charsmap))
+    backend = tokenizers.Tokenizer(models.Unigram(words, model.unk_id, False))
+    if first:
+        backend.normalizer = normalizers.Sequence(first)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    backend.decoder = decoders.Metaspace()
+    own = [piece for piece in model.pieces if piece.kind == sentencepiece.USER_DEFINED]
+    if kind == "siglip" and own:
+        raise MmflaxError(
+            f"{path} has user-defined symbols ({own[0].text!r}), which SigLIP's tokenizer is not "
+            "expected to have; save the tokenizer with transformers as a tokenizer.json."
+        )
+    if kind != "siglip":
+        control = [piece for piece in model.pieces if piece.kind == sentencepiece.CONTROL]
+        for piece in (*control, *own):
+            special = piece in control or piece.text in named
+            backend.add_tokens([AddedToken(piece.text, normalized=False, special=special)])
+    if kind == "t5":
+        backend.add_special_tokens([word for word, _ in words[len(model.pieces) :]])
+    return backend
+
+
+def siglip_text(
+    data: Mapping[str, Any], specials: Mapping[str, int], unk_id: int, lowercase: bool
+) -> sentencepiece.SiglipText:
+    """SigLIP's way from a text to ids, from the contents of a tokenizer.json.
+
+    Raises:
+      MmflaxError: its vocabulary is not a SentencePiece one.
+    """
+    if data["model"]["type"] != "Unigram":
+        raise MmflaxError(
+            f"A SigLIP tokenizer of kind {data['model']['type']} was found, expected Unigram; name "
+            "the class it has in tokenizer_config.json."
+        )
+    charsmap = b""
+    for one in _parts(data["normalizer"]):
+        if one["type"] == "Precompiled":
+            charsmap = base64.b64decode(one["precompiled_charsmap"])
+    words = [(word, score) for word, score in data["model"]["vocab"]]
+    encoder = sentencepiece.Encoder(words, charsmap, unk_id, {unk_id, *specials.values()})
+    return sentencepiece.SiglipText(encoder, dict(specials), words[unk_id][0], lowercase)
+
+
+def _parts(section: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    if section is None:
+        return []
+    return list(section["normalizers"]) if section["type"] == "Sequence" else [section]

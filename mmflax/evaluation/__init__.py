@@ -1,0 +1,1 @@
+"""Scores of a split: sums, modality views, retrieval, confidence intervals, tables."""

@@ -1,0 +1,1 @@
+"""Layers that encoders, fusion and decoders share."""

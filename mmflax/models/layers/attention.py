@@ -1,0 +1,143 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, eq. 1) whose empty rows give zeros.
+
+`softmax(query key^T / sqrt(head_dim)) value`, the softmax in float32. Where this differs from the
+paper: a query whose mask is false everywhere returns zeros. A softmax over nothing would become
+the uniform average of exactly the positions that the mask hides.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mmflax.errors import MmflaxError
+from mmflax.models.layers.platform import platform
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "einsum")
+
+
+def attend(
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b s h k"],
+    value: Float[Array, "b s h k"],
+    mask: Bool[Array, "#b #h #t s"] | None = None,
+    bias: Float[Array, "#b #h t s"] | None = None,
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "b t h k"]:
+    """Values mixed by how well their keys fit the query; `mask` is true where a key may be used.
+
+    `bias` is added to the fits, after they are scaled.
+
+    `implementation`:
+    - "xla", "cudnn": those of `jax.nn.dot_product_attention`; cuDNN's flash kernel wants an NVIDIA
+      device and half precision, and raises for shapes it does not support.
+    - "einsum": `einsum_attention`, about twice as fast on CPU in training; no forward-mode
+      derivatives.
+    - "auto": "einsum" on CPU, else "xla".
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise MmflaxError(
+            f"attention_impl is {implementation!r}; expected one of {', '.join(IMPLEMENTATIONS)}."
+        )
+    if implementation == "auto":
+        implementation = "einsum" if platform() == "cpu" else "xla"
+    if implementation == "einsum":
+        return einsum_attention(query, key, value, mask, bias)
+    kernel: Literal["xla", "cudnn"] = "cudnn" if implementation == "cudnn" else "xla"
+    bias = None if bias is None else bias.astype(query.dtype)
+    mixed = jax.nn.dot_product_attention(query, key, value, bias, mask, implementation=kernel)
+    if mask is None:
+        return mixed
+    used = mask.any(axis=-1).swapaxes(1, 2)[..., None]  # [b t h 1]
+    return jnp.where(used, mixed, jnp.zeros_like(mixed))
+
+
+def attention_weights(
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b s h k"],
+    mask: Bool[Array, "#b #h #t s"] | None = None,
+    bias: Float[Array, "#b #h t s"] | None = None,
+) -> Float[Array, "b h t s"]:
+    """The weights `attend` mixes values with, in float32; rows sum to 1, or to 0 where empty."""
+    return _weights(_heads_first(query) * _scale(query), _heads_first(key), mask, bias)
+
+
+@jax.custom_vjp
+def einsum_attention(
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b s h k"],
+    value: Float[Array, "b s h k"],
+    mask: Bool[Array, "#b #h #t s"] | None,
+    bias: Float[Array, "#b #h t s"] | None = None,
+) -> Float[Array, "b t h k"]:
+    """Attention as products of contiguous matrices, with its derivative written out.
+
+    Left to itself XLA's CPU backend multiplies strided heads and differentiates the softmax through
+    its maximum and sum.
+    """
+    return _forward(query, key, value, mask, bias)[0]
+
+
+def _forward(
+    query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
+) -> tuple[Array, tuple]:
+    scaled = _heads_first(query) * _scale(query)
+    key, value = _heads_first(key), _heads_first(value)
+    weights = _weights(scaled, key, mask, bias).astype(value.dtype)
+    mixed = jnp.einsum("bhts,bhsk->bhtk", weights, value)
+    return _heads_first(mixed), (scaled, key, value, weights, bias)
+
+
+def _backward(saved: tuple, grad: Array) -> tuple[Array, Array, Array, None, Array | None]:
+    scaled, key, value, weights, bias = saved
+    grad = _heads_first(grad)
+    grad_value = jnp.einsum("bhts,bhtk->bhsk", weights, grad)
+    grad_weights = jnp.einsum("bhtk,bhsk->bhts", grad, value)
+    # Not by way of the smaller `grad * mixed` (FlashAttention, appendix B.2): where values share a
+    # large part, what rounding leaves in the difference below is about twice as much.
+    expected = (weights * grad_weights).sum(axis=-1, keepdims=True)
+    # Zero weights, masked ones among them, get zero gradient here.
+    grad_logits = weights * (grad_weights - expected)
+    grad_scaled = jnp.einsum("bhts,bhsk->bhtk", grad_logits, key)
+    grad_key = jnp.einsum("bhts,bhtk->bhsk", grad_logits, scaled)
+    grad_query = _heads_first(grad_scaled) * _scale(grad_scaled)
+    grad_bias = None
+    if bias is not None:
+        axes = tuple(i for i in range(4) if bias.shape[i] == 1)
+        grad_bias = grad_logits.sum(axis=axes, keepdims=True).astype(bias.dtype)
+    return grad_query, _heads_first(grad_key), _heads_first(grad_value), None, grad_bias
+
+
+einsum_attention.defvjp(_forward, _backward)
+
+
+def _weights(scaled: Array, key: Array, mask: Array | None, bias: Array | None) -> Array:
+    logits = jnp.einsum("bhtk,bhsk->bhts", scaled, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
+    return masked_softmax(logits, mask)
+
+
+def masked_softmax(
+    logits: Float[Array, "b h t s"], mask: Bool[Array, "#b #h #t s"] | None
+) -> Float[Array, "b h t s"]:
+    """Softmax over the keys that `mask` allows; rows sum to 1, or to 0 where it allows none."""
+    if mask is None:
+        return jax.nn.softmax(logits, axis=-1)
+    # Half of the lowest number, so that subtracting the row's maximum cannot overflow.
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min / 2)
+    # The largest has no part in the derivative, and asked for one may give 0 / 0 by rounding.
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.where(mask, jnp.exp(logits - largest), 0.0)
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def _scale(query: Array) -> Array:
+    return jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+
+
+def _heads_first(x: Array) -> Array:
+    """[b t h k] <-> [b h t k]."""
+    return x.swapaxes(1, 2)

@@ -1,0 +1,126 @@
+"""A stack of equal layers, as a loop or as one scanned layer, with rematerialisation.
+
+A loop keeps parameters under `layers_0 … layers_{n-1}`; a scan keeps them under `layers` with a
+leading depth axis and compiles one layer only. `stack_layers` and `unstack_layers` convert.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmflax.errors import MmflaxError
+from mmflax.models.layers.blocks import choose
+
+# "full" keeps each layer's input only; "dots" also keeps the results of dense layers.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nn.Module):
+    """`depth` layers in sequence: `carry = layer(carry, *inputs, drop_path=rate, train=train)`.
+
+    `layer(name=…)` makes one; a tuple of `depth` makers gives layers that differ, which no scan
+    takes. Drop-path grows linearly from `drop_path_start` at the first layer to `drop_path_rate` at
+    the last. Scan and loop differ only in the random numbers dropout draws.
+
+    `each`, a tree of arrays with a leading depth axis, gives every layer a part of its own: layer i
+    is called with `each=each[i]` too. With `layers` above 0 the result is a pair: the last carry,
+    and a tuple of what the last `layers` layers gave, the last one last. With a mutable collection
+    "hidden_states" what enters and what every layer gives is sown there as `carry`.
+    """
+
+    layer: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...]
+    depth: int
+    drop_path_rate: float = 0.0
+    drop_path_start: float = 0.0
+    remat: str = "none"
+    scan_layers: bool = False
+
+    @nn.compact
+    def __call__(
+        self, carry: Any, *inputs: Any, each: Any = None, layers: int = 0, train: bool
+    ) -> Any:
+        policy = choose("remat", self.remat, REMAT_POLICIES)
+        if layers > self.depth:
+            raise MmflaxError(
+                f"the outputs of the last {layers} layers were asked for, but there are "
+                f"{self.depth}; raise this depth, or lower the depth of what reads them."
+            )
+
+        shown = self.is_mutable_collection("hidden_states") and not self.is_initializing()
+        wanted = self.depth if shown else layers
+
+        def body(layer: Any, carry: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
+            rate, part = own
+            more = {} if part is None else {"each": part}
+            carry = layer(carry, *inputs, drop_path=rate, train=train, **more)
+            return carry, carry if wanted else None
+
+        if policy is not None:
+            # A scan already keeps XLA from merging the recomputation with the first computation.
+            body = nn.remat(body, policy=policy, prevent_cse=not self.scan_layers)
+        rates = None
+        if train and self.drop_path_rate > 0.0:
+            ends = self.drop_path_start, self.drop_path_rate
+            rates = jnp.linspace(*ends, self.depth, dtype=jnp.float32)
+        entered = carry
+        makers = self.layer if isinstance(self.layer, tuple) else (self.layer,) * self.depth
+        if self.scan_layers and isinstance(self.layer, tuple):
+            raise MmflaxError("these layers differ, so no scan runs them; set scan_layers=False.")
+        if self.scan_layers and self.depth:
+            scan = nn.scan(
+                body,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=self.depth,
+            )
+            carry, found = scan(makers[0](name="layers"), carry, (rates, each))
+            kept = range(self.depth - wanted, self.depth)
+            outputs = [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in kept]
+        else:
+            outputs = []
+            for i in range(self.depth):
+                own = jax.tree.map(lambda leaf, i=i: leaf[i], (rates, each))
+                carry, output = body(makers[i](name=f"layers_{i}"), carry, own)
+                outputs.append(output)
+        if shown:
+            self.sow("hidden_states", "carry", (entered, *outputs), reduce_fn=lambda _, new: new)
+        return (carry, tuple(outputs[-layers:])) if layers else carry
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The scanned form of a loop's parameters, at any depth of the tree; the rest is unchanged."""
+    tree = {name: _descend(child, stack_layers) for name, child in params.items()}
+    loop = {name for name in tree if re.fullmatch(r"layers_\d+", name)}
+    if not loop:
+        return tree
+    layers = [tree.pop(f"layers_{i}") for i in range(len(loop))]
+    tree["layers"] = jax.tree.map(lambda *leaves: _numpy_or_jax(leaves[0]).stack(leaves), *layers)
+    return tree
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The loop form of scanned parameters, at any depth of the tree; the rest is unchanged."""
+    tree = {name: _descend(child, unstack_layers) for name, child in params.items()}
+    if "layers" not in tree:
+        return tree
+    layers = tree.pop("layers")
+    for i in range(len(jax.tree.leaves(layers)[0])):
+        tree[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+    return tree
+
+
+def _descend(child: Any, convert: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+    return convert(child) if isinstance(child, Mapping) else child
+
+
+def _numpy_or_jax(leaf: Any) -> Any:
+    return np if isinstance(leaf, np.ndarray) else jnp

@@ -1,0 +1,1 @@
+"""Public checkpoints: found, read, converted, run and written back."""

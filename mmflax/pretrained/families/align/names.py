@@ -1,0 +1,104 @@
+"""Names of ALIGN's checkpoints (transformers' AlignModel and its parts)."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmflax.pretrained.families.bert.names import ENCODER, activation, dense, encoder_fields, has
+from mmflax.pretrained.families.clip.names import prefix, side
+from mmflax.pretrained.rules import CONV, COPY, Rule, Table, under
+
+MODEL_TYPES = ("align", "align_text_model", "align_vision_model")
+
+# What transformers' configs take for keys that a config.json leaves out.
+TEXT = dict(
+    vocab_size=30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    intermediate_size=3072, max_position_embeddings=512, type_vocab_size=2,
+)  # fmt: skip
+VISION = dict(
+    image_size=600, width_coefficient=2.0, depth_coefficient=3.1, depth_divisor=8,
+    kernel_sizes=(3, 3, 5, 3, 5, 5, 3), in_channels=(32, 16, 24, 40, 80, 112, 192),
+    out_channels=(16, 24, 40, 80, 112, 192, 320), depthwise_padding=(),
+    strides=(1, 2, 2, 2, 1, 2, 1), num_block_repeats=(1, 2, 2, 3, 3, 4, 1),
+    expand_ratios=(1, 6, 6, 6, 6, 6, 6), squeeze_expansion_ratio=0.25, hidden_act="swish",
+    pooling_type="mean", batch_norm_eps=1e-3, drop_connect_rate=0.2,
+)  # fmt: skip
+
+
+def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A BatchNorm2d with its statistics."""
+    names = dict(weight="scale", bias="bias", running_mean="mean", running_var="var")
+    return tuple(Rule(f"{theirs}.{name}", f"{ours}/{mine}") for name, mine in names.items())
+
+
+def conv(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A Conv2d, with or without a bias."""
+    return (
+        Rule(f"{theirs}.weight", f"{ours}/kernel", CONV),
+        Rule(f"{theirs}.bias", f"{ours}/bias"),
+    )
+
+
+IN, OUT = "encoder.blocks.{i}", "blocks_{i}"
+# transformers' AlignVisionModel and our encoder `efficientnet`.
+VISION_RULES = (
+    *conv("embeddings.convolution", "conv_stem"),
+    *batch_norm("embeddings.batchnorm", "stem_norm"),
+    *conv(f"{IN}.expansion.expand_conv", f"{OUT}/conv_expand"),
+    *batch_norm(f"{IN}.expansion.expand_bn", f"{OUT}/expand_norm"),
+    *conv(f"{IN}.depthwise_conv.depthwise_conv", f"{OUT}/conv_depthwise"),
+    *batch_norm(f"{IN}.depthwise_conv.depthwise_norm", f"{OUT}/depthwise_norm"),
+    *conv(f"{IN}.squeeze_excite.reduce", f"{OUT}/conv_squeeze"),
+    *conv(f"{IN}.squeeze_excite.expand", f"{OUT}/conv_excite"),
+    *conv(f"{IN}.projection.project_conv", f"{OUT}/conv_project"),
+    *batch_norm(f"{IN}.projection.project_bn", f"{OUT}/project_norm"),
+)
+
+
+def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of the image encoder."""
+    size = config["image_size"]
+    tuples = dict(
+        kernel_sizes="kernel_sizes", widths_in="in_channels", widths="out_channels",
+        square_padding="depthwise_padding", strides="strides", repeats="num_block_repeats",
+        expands="expand_ratios",
+    )  # fmt: skip
+    return dict(
+        image_size=size if isinstance(size, int) else tuple(size),
+        width_factor=config["width_coefficient"],
+        depth_factor=config["depth_coefficient"],
+        divisor=config["depth_divisor"],
+        squeeze_factor=config["squeeze_expansion_ratio"],
+        activation=activation(config["hidden_act"]),
+        epsilon=config["batch_norm_eps"],
+        drop_path_rate=config["drop_connect_rate"],
+        **{ours: tuple(config[theirs]) for ours, theirs in tuples.items()},
+    )
+
+
+def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`name` of the family's module and its keywords."""
+    found: dict[str, Any] = dict(name="align")
+    if has(names, "embeddings.convolution.weight"):
+        vision = side(config, "vision", VISION)
+        found["image_encoder"] = vision_fields(vision)
+        found["pooling"] = vision["pooling_type"]
+    if has(names, "word_embeddings.weight"):
+        found["text_encoder"] = encoder_fields(side(config, "text", TEXT))
+        found["pooler"] = has(names, "pooler.dense.weight")
+    if "text_projection.weight" in names:
+        found["projection"] = config.get("projection_dim", 640)
+    return found
+
+
+def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
+    """Every row of an ALIGN checkpoint."""
+    return Table(
+        rules=(
+            *under(prefix(names, "vision_model."), "image_encoder/", VISION_RULES),
+            *under(prefix(names, "text_model."), "text_encoder/", ENCODER),
+            *dense("text_projection", "text_projection"),
+            Rule("temperature", "temperature", COPY),
+        ),
+        # How many batches the statistics come from.
+        unused=(r"\.num_batches_tracked$", r"embeddings\.(position|token_type)_ids$"),
+    )

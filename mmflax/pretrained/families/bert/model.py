@@ -1,0 +1,69 @@
+"""BERT and RoBERTa as published: the encoder with a pooler, a word-prediction head, a classifier.
+
+Devlin et al. 2019 (arXiv:1810.04805) and Liu et al. 2019 (arXiv:1907.11692).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmflax.models.encoders.bert import BERT
+from mmflax.models.encoders.bert import build as build_encoder
+from mmflax.models.layers.blocks import ACTIVATIONS, LayerNorm, choose
+
+
+class BertFamily(nn.Module):
+    """`tokens`, `text_mask` and optional `token_types` to a dict.
+
+    `last_hidden_state` [b t d]; with `pooler` `pooler_output` [b d]; with `word_head` `logits`
+    [b t v] over the tied word table, through `word_activation` (default: the encoder's own); with
+    `labels` above 0 `logits` as `classifier` says: "pooled" [b labels] from the pooled vector
+    (BERT), "dense" [b labels] from the first token by two layers of the head's own (RoBERTa),
+    "tokens" [b t labels] from every token.
+    """
+
+    text_encoder: BERT
+    pooler: bool = True
+    word_head: bool = False
+    labels: int = 0
+    classifier: str = "pooled"
+    word_activation: str | None = None
+
+    def zeros(self, rows: int = 1) -> dict[str, Any]:
+        """A batch with the shapes of a real one, to initialise with."""
+        shape = (rows, 4)
+        return {"tokens": jnp.zeros(shape, jnp.int32), "text_mask": jnp.ones(shape, bool)}
+
+    @nn.compact
+    def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
+        encoder = self.text_encoder
+        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        x: Any = encoder(
+            batch["tokens"], batch.get("text_mask"), batch.get("token_types"), train=train
+        )
+        out = {"last_hidden_state": x}
+        if self.pooler:
+            out["pooler_output"] = encoder.pool(x)
+        if self.word_head:
+            act = ACTIVATIONS[self.word_activation or encoder.activation]
+            y = act(nn.Dense(encoder.width, name="word_dense", **kinds)(x))
+            y = LayerNorm(encoder.epsilon, name="word_norm", **kinds)(y)
+            bias = self.param(
+                "word_bias", nn.initializers.zeros, (encoder.vocab_size,), encoder.param_dtype
+            )
+            out["logits"] = encoder.word_embedding.attend(y) + bias[None, None].astype(y.dtype)
+        if self.labels:
+            drop = nn.Dropout(encoder.dropout_rate, deterministic=not train)
+            inputs = {"pooled": out.get("pooler_output", x[:, 0]), "dense": x[:, 0], "tokens": x}
+            y = choose("classifier", self.classifier, inputs)
+            if self.classifier == "dense":
+                y = jnp.tanh(nn.Dense(encoder.width, name="classifier_dense", **kinds)(drop(y)))
+            out["logits"] = nn.Dense(self.labels, name="classifier", **kinds)(drop(y))
+        return out
+
+
+def build(*, text_encoder: Mapping[str, Any], **fields: Any) -> BertFamily:
+    """A `BertFamily`; `text_encoder` are the keywords of the encoder `bert`."""
+    return BertFamily(build_encoder(**text_encoder), **fields)

@@ -1,0 +1,6 @@
+"""The family `blip`."""
+
+from mmflax.pretrained.families.blip.model import build
+from mmflax.pretrained.families.blip.names import MODEL_TYPES, fields, table
+
+__all__ = ["MODEL_TYPES", "build", "fields", "table"]

@@ -1,0 +1,127 @@
+"""BridgeTower as published (Xu et al. 2023, arXiv:2206.08657): CLIP, RoBERTa and a bridge."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmflax.models.encoders.bert import BERT
+from mmflax.models.encoders.bert import build as build_text
+from mmflax.models.encoders.clip_vision import build as build_image
+from mmflax.models.encoders.vit import ViT
+from mmflax.models.fusion.bridge import Bridge
+from mmflax.models.heads import name_logits
+from mmflax.models.layers.words import WordHead
+
+
+class BridgeTowerFamily(nn.Module):
+    """`image`, `tokens`, `text_mask` to a dict; token types are not read.
+
+    Always `text_features` [b t d], `image_features` [b n d] and `pooler_output` [b 2d]. With
+    `word_head` ("tied" to the word table, or "own") scores of words [b t v]; with `matching` of a
+    pair, no or yes [b 2]: `logits`, or where a checkpoint has both `word_logits` and
+    `matching_logits`. With `contrastive` above 0 that many numbers of `text_embeds`,
+    `image_embeds`, `cross_embeds` [b e], all three side by side as `contrastive` [b 3 e], and their
+    scaled products [b b] that the loss compares.
+    """
+
+    image_encoder: ViT
+    text_encoder: BERT
+    fusion: Bridge
+    word_head: str = "none"
+    word_activation: str = "gelu"
+    word_epsilon: float = 1e-5
+    matching: bool = False
+    contrastive: int = 0
+
+    def zeros(self, rows: int = 1) -> dict[str, Any]:
+        """A batch with the shapes of a real one, to initialise with."""
+        grid, side = self.image_encoder.grid(), self.image_encoder.patch_size
+        return {
+            "image": jnp.zeros((rows, grid[0] * side, grid[1] * side, 3), jnp.float32),
+            "tokens": jnp.zeros((rows, 4), jnp.int32),
+            "text_mask": jnp.ones((rows, 4), bool),
+        }
+
+    @nn.compact
+    def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
+        count, mask = self.fusion.num_layers_read, batch.get("text_mask")
+        image, image_layers = self.image_encoder(batch["image"], layers=count, train=train)
+        text, text_layers = self.text_encoder(batch["tokens"], mask, layers=count, train=train)
+        fused = self.fusion(
+            image,
+            text,
+            None,
+            mask,
+            image_layers=image_layers,
+            text_layers=text_layers,
+            train=train,
+        )
+        out = {
+            "text_features": fused.text,
+            "image_features": fused.image,
+            "pooler_output": fused.pooled,
+        }
+        encoder = self.text_encoder
+        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        scores = {}
+        if self.word_head != "none":
+            head = WordHead(
+                encoder.vocab_size,
+                self.word_activation,
+                self.word_epsilon,
+                name="word_head",
+                **kinds,
+            )
+            tied = encoder.word_embedding.embedding if self.word_head == "tied" else None
+            scores["word"] = head(fused.text, tied)
+        if self.matching:
+            scores["matching"] = nn.Dense(2, name="matching_head", **kinds)(fused.pooled)
+        out |= name_logits(scores) if scores else {}
+        if self.contrastive:
+            out |= self._contrast(text[:, 0], fused.image_read[:, 0], fused.pooled, kinds)
+        return out
+
+    def _contrast(
+        self,
+        text: Float[Array, "b j"],
+        image: Float[Array, "b d"],
+        pair: Float[Array, "b e"],
+        kinds: Mapping[str, Any],
+    ) -> dict[str, Array]:
+        """The text as its encoder leaves it, the image as the fusion reads it, and both fused."""
+        embeds = {
+            name: unit(nn.Dense(self.contrastive, name=f"{name}_contrast", **kinds)(x))
+            for name, x in (("text", text), ("image", image), ("cross", pair))
+        }
+        scale = jnp.exp(
+            self.param("logit_scale", nn.initializers.constant(2.6592), (), kinds["param_dtype"])
+        )
+        out = {f"{name}_embeds": x for name, x in embeds.items()}
+        out["contrastive"] = jnp.stack(list(embeds.values()), axis=1)
+        for a, b in (("text", "image"), ("text", "cross"), ("image", "cross")):
+            product = embeds[a] @ embeds[b].T
+            out[f"logits_{a}_to_{b}"] = product * scale.astype(product.dtype)
+        return out
+
+
+def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
+    """Rows of length 1; a row of zeros stays."""
+    exact = x.astype(jnp.float32)
+    length = jnp.linalg.norm(exact, axis=-1, keepdims=True)
+    return (exact / jnp.maximum(length, 1e-12)).astype(x.dtype)
+
+
+def build(
+    *,
+    image_encoder: Mapping[str, Any],
+    text_encoder: Mapping[str, Any],
+    fusion: Mapping[str, Any],
+    **fields: Any,
+) -> BridgeTowerFamily:
+    """A `BridgeTowerFamily`; its parts are given as keywords of clip_vision, bert and bridge."""
+    return BridgeTowerFamily(
+        build_image(**image_encoder), build_text(**text_encoder), Bridge(**fusion), **fields
+    )

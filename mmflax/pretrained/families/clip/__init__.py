@@ -1,0 +1,6 @@
+"""The family `clip`."""
+
+from mmflax.pretrained.families.clip.model import build
+from mmflax.pretrained.families.clip.names import MODEL_TYPES, fields, table
+
+__all__ = ["MODEL_TYPES", "build", "fields", "table"]

@@ -1,0 +1,35 @@
+"""Names of DeiT's checkpoints (transformers' DeiTModel and its heads): ViT's with another token."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmflax.pretrained.families.bert.names import count_labels, dense
+from mmflax.pretrained.families.vit.names import UNUSED, encoder_fields, pooler_fields, rows
+from mmflax.pretrained.rules import Table
+
+MODEL_TYPES = ("deit",)
+
+
+def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`name` of the family's module and its keywords."""
+    teacher = "distillation_classifier.weight" in names
+    return dict(
+        name="vit",
+        image_encoder=encoder_fields(config, distillation_token=True),
+        labels=count_labels(config) if teacher or "classifier.weight" in names else 0,
+        teacher=teacher,
+        **pooler_fields(config, names),
+    )
+
+
+def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
+    """Every row of a DeiT checkpoint."""
+    teacher = "distillation_classifier.weight" in names
+    return Table(
+        (
+            *rows(names, "deit."),
+            *dense("cls_classifier" if teacher else "classifier", "head"),
+            *dense("distillation_classifier", "distillation_head"),
+        ),
+        unused=UNUSED,
+    )

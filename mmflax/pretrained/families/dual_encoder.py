@@ -1,0 +1,100 @@
+"""What CLIP, SigLIP and ALIGN share: image and text become vectors, and their cosine is scaled.
+
+A family says how each side becomes one vector and how cosines become logits. One side may be
+missing: then the other gives its vectors as they are, as transformers' models of one side do.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmflax.models.layers.blocks import KERNEL_INIT
+
+
+class DualEncoder(nn.Module):
+    """`image` and/or `tokens` (with `text_mask`, `token_types`) to a dict.
+
+    With both encoders: `image_embeds` [b e] and `text_embeds` [b e] of unit length, each where the
+    batch has what it needs, and where it has both `logits_per_image` [b b] and its transpose
+    `logits_per_text`. With one: `last_hidden_state`, `pooler_output` and what the family adds.
+
+    Attributes:
+      exclusive: whether the logits of an image compete (softmax) or stand alone (sigmoid).
+    """
+
+    image_encoder: Any = None
+    text_encoder: Any = None
+
+    exclusive: ClassVar[bool] = True
+
+    def image_outputs(self, image: Float[Array, "b h w 3"], *, train: bool) -> dict[str, Any]:
+        """`last_hidden_state`, `pooler_output` …; `image_embeds` where a pair needs it."""
+        raise NotImplementedError
+
+    def text_outputs(
+        self,
+        tokens: Int[Array, "b t"],
+        text_mask: Bool[Array, "b t"] | None,
+        token_types: Int[Array, "b t"] | None,
+        *,
+        train: bool,
+    ) -> dict[str, Any]:
+        """`last_hidden_state`, `pooler_output` …; `text_embeds` where a pair needs it."""
+        raise NotImplementedError
+
+    def scaled(self, cosines: Float[Array, "i t"]) -> Float[Array, "i t"]:
+        """The family's logits of cosines."""
+        raise NotImplementedError
+
+    def zeros(self, rows: int = 1) -> dict[str, Any]:
+        """A batch with the shapes of a real one, to initialise with."""
+        batch: dict[str, Any] = {}
+        if self.image_encoder is not None:
+            size = self.image_encoder.image_size
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+            batch["image"] = jnp.zeros((rows, *sides, 3), jnp.float32)
+        if self.text_encoder is not None:
+            batch["tokens"] = jnp.zeros((rows, 4), jnp.int32)
+            batch["text_mask"] = jnp.ones((rows, 4), bool)
+        return batch
+
+    def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
+        found: dict[str, dict[str, Any]] = {}
+        if self.image_encoder is not None and "image" in batch:
+            found["image"] = self.image_outputs(batch["image"], train=train)
+        if self.text_encoder is not None and "tokens" in batch:
+            found["text"] = self.text_outputs(
+                batch["tokens"], batch.get("text_mask"), batch.get("token_types"), train=train
+            )
+        if self.image_encoder is None or self.text_encoder is None:
+            return next(iter(found.values()))
+        out = {f"{side}_embeds": unit(outputs[f"{side}_embeds"]) for side, outputs in found.items()}
+        if len(out) == 2:
+            out["logits_per_image"] = self.similarity(out["image_embeds"], out["text_embeds"])
+            out["logits_per_text"] = out["logits_per_image"].T
+        return out
+
+    def similarity(
+        self, image_embeds: Float[Array, "i e"], text_embeds: Float[Array, "t e"]
+    ) -> Float[Array, "i t"]:
+        """Logits of every image with every text, from embeddings of unit length."""
+        return self.scaled(image_embeds @ text_embeds.T)
+
+    def dense(self, width: int, encoder: Any, **fields: Any) -> nn.Dense:
+        """A projection that computes as `encoder` does."""
+        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        return nn.Dense(width, kernel_init=KERNEL_INIT, **kinds, **fields)
+
+    def number(self, name: str, value: float) -> Float[Array, ""]:
+        """A learned number, float32 whatever computes the embeddings."""
+        kind = self.image_encoder.param_dtype
+        return self.param(name, nn.initializers.constant(value), (), kind).astype(jnp.float32)
+
+
+def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
+    """Each row at length 1, float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,0 +1,5 @@
+"""The family `grid`."""
+
+from mmflax.pretrained.families.grid.model import build
+
+__all__ = ["build"]

@@ -1,0 +1,189 @@
+"""Names of METER's checkpoints, as its own repository (zdou0830/METER) saves them.
+
+A `config.json` beside the weights holds `"model_type": "meter"` and what the checkpoint's
+`hyper_parameters` differ in from the repository's defaults. A `text_config` in transformers' words
+may stand there too, for a text encoder that is neither bert-base nor one of RoBERTa's. Without a
+config the shapes tell its sizes (`recognise`).
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmflax.errors import MmflaxError
+from mmflax.pretrained.families.bert import names as bert
+from mmflax.pretrained.families.bert.names import (
+    ENCODER,
+    count,
+    dense,
+    heads_of,
+    norm,
+    recognised_text,
+    word_head,
+)
+from mmflax.pretrained.families.bridgetower.names import clip_block, cross_layer
+from mmflax.pretrained.families.roberta import names as roberta
+from mmflax.pretrained.rules import CONV, FLAT, Rule, Shape, Table, under
+
+MODEL_TYPES = ("meter",)
+
+# What meter/config.py sets where a run says nothing else.
+DEFAULTS: dict[str, Any] = dict(
+    image_size=224, patch_size=32, tokenizer="bert-base-uncased", vocab_size=30522,
+    input_image_embed_size=768, input_text_embed_size=768, hidden_size=768, num_heads=12,
+    mlp_ratio=4, drop_rate=0.1, vqav2_label_size=3129,
+)  # fmt: skip
+# The classifiers, and how many answers each has; VQA's are counted by the config.
+CLASSIFIERS = {"vqa_classifier": 0, "nlvr2_classifier": 2, "snli_classifier": 3}
+
+IMAGE = (
+    Rule("conv1.weight", "patch_embedding/kernel", CONV),
+    Rule("class_embedding", "cls", FLAT),
+    Rule("positional_embedding", "position_embedding"),
+    *norm("ln_pre", "pre_norm_layer"),
+    *clip_block("transformer.resblocks.{i}", "encoder/layers_{i}/"),
+    *norm("ln_post", "norm"),
+)
+
+
+def text_fields(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """Keywords of the text encoder, which is whole: BERT's or RoBERTa's by the tokenizer's name."""
+    named = "roberta" in config["tokenizer"]
+    width = config["input_text_embed_size"]
+    published = dict(
+        vocab_size=config["vocab_size"],
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        max_position_embeddings=514 if named else 512,
+        type_vocab_size=1 if named else 2,
+        layer_norm_eps=1e-5 if named else 1e-12,
+    )
+    make = roberta.text_fields if named else bert.encoder_fields
+    return make(published | dict(config.get("text_config") or {}))
+
+
+def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`name` of the family's module and its keywords."""
+    image_depth = count(names, r"vit_model\.visual\.transformer\.resblocks\.(\d+)\.")
+    if not image_depth:
+        raise MmflaxError(
+            "the checkpoint has no vit_model.visual.transformer, METER's CLIP image encoder; its "
+            "models with a Swin Transformer are not read."
+        )
+    config = DEFAULTS | dict(config)
+    head = classifier(names)
+    pair = head == "nlvr2_classifier"
+    return dict(
+        name="meter",
+        image_encoder=dict(
+            image_size=config["image_size"],
+            patch_size=config["patch_size"],
+            width=config["input_image_embed_size"],
+            depth=image_depth,
+            num_heads=config["input_image_embed_size"] // 64,
+            any_size=True,
+        ),
+        text_encoder=text_fields(
+            config, count(names, r"text_transformer\.encoder\.layer\.(\d+)\.")
+        ),
+        fusion=dict(
+            width=config["hidden_size"],
+            depth=count(names, r"cross_modal_text_layers\.(\d+)\."),
+            num_heads=config["num_heads"],
+            mlp_dim=config["hidden_size"] * config["mlp_ratio"],
+            num_types=3 if pair else 2,
+            dropout_rate=config["drop_rate"],
+            attention_dropout_rate=config["drop_rate"],
+        ),
+        word_head="mlm_score.bias" in names,
+        matching="itm_score.fc.weight" in names,
+        ranking="rank_output.weight" in names,
+        answers=(CLASSIFIERS[head] or config["vqav2_label_size"]) if head else 0,
+        num_images=2 if pair else 1,
+    )
+
+
+def classifier(names: Collection[str]) -> str:
+    """The classifier that a file has, or an empty name."""
+    found = [name for name in CLASSIFIERS if f"{name}.0.weight" in names]
+    if len(found) > 1:
+        raise MmflaxError(f"the checkpoint has {' and '.join(found)}; expected one classifier.")
+    return found[0] if found else ""
+
+
+def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
+    """Every row of a METER checkpoint."""
+    head = classifier(names) or "vqa_classifier"
+    streams = (
+        row
+        for name in ("text", "image")
+        for row in (
+            *dense(f"cross_modal_{name}_transform", f"fusion/{name}_projection"),
+            *cross_layer(
+                f"cross_modal_{name}_layers.{{i}}", f"fusion/encoder/layers_{{i}}/{name}/"
+            ),
+            *dense(f"cross_modal_{name}_pooler.dense", f"fusion/{name}_pooler/dense"),
+        )
+    )
+    return Table(
+        rules=(
+            *under("vit_model.visual.", "image_encoder/", IMAGE),
+            *under("text_transformer.", "text_encoder/", ENCODER),
+            Rule("token_type_embeddings.weight", "fusion/type_embedding/embedding"),
+            *streams,
+            *word_head("mlm_score.transform", "mlm_score.decoder.weight", "mlm_score.bias"),
+            *dense("itm_score.fc", "matching_head"),
+            *dense("rank_output", "ranking_head"),
+            *dense(f"{head}.0", "head/fc1"),
+            *norm(f"{head}.1", "head/norm"),
+            *dense(f"{head}.3", "head/fc2"),
+        ),
+        unused=(
+            # What is left of CLIP's text encoder, and BERT's pooler: no forward pass reads them.
+            r"^vit_model\.(positional_embedding$|token_embedding\.|ln_final\.)",
+            r"^text_transformer\.pooler\.",
+            # A constant, saved as a buffer.
+            r"^text_transformer\.embeddings\.position_ids$",
+        ),
+    )
+
+
+def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+    """The config of a file without one, if it is METER's with CLIP's image encoder.
+
+    Sizes are read from the shapes. They do not tell heads, which are 64 wide; nor dropout, which is
+    the repository's default; nor whose vocabulary it is: a table of one token type is RoBERTa's.
+    """
+    visual, words = "vit_model.visual.", "text_transformer."
+    conv = f"{visual}conv1.weight"
+    if conv not in shapes or "cross_modal_text_transform.weight" not in shapes:
+        return None
+    width, text_width = shapes["cross_modal_text_transform.weight"]
+    image_width, _, patch, _ = shapes[conv]
+    patches = shapes[f"{visual}positional_embedding"][0] - 1
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise MmflaxError(
+            f"the checkpoint is METER's, with {patches} positions of patches, which form no "
+            "square, so its image_size is unknown; put a config.json beside it."
+        )
+    text = recognised_text(shapes, words, "METER")
+    roberta = text["type_vocab_size"] == 1
+    config: dict[str, Any] = dict(
+        model_type="meter",
+        tokenizer="roberta-base" if roberta else "bert-base-uncased",
+        vocab_size=text["vocab_size"],
+        image_size=side * patch,
+        patch_size=patch,
+        hidden_size=width,
+        num_heads=heads_of(width, "METER"),
+        mlp_ratio=shapes["cross_modal_text_layers.0.intermediate.dense.weight"][0] // width,
+        input_image_embed_size=heads_of(image_width, "METER") * 64,
+        input_text_embed_size=text_width,
+        text_config=text | dict(layer_norm_eps=1e-5 if roberta else 1e-12),
+    )
+    if "vqa_classifier.3.weight" in shapes:
+        config["vqav2_label_size"] = shapes["vqa_classifier.3.weight"][0]
+    return config

@@ -1,0 +1,6 @@
+"""The family `siglip`."""
+
+from mmflax.pretrained.families.siglip.model import build
+from mmflax.pretrained.families.siglip.names import MODEL_TYPES, fields, table
+
+__all__ = ["MODEL_TYPES", "build", "fields", "table"]

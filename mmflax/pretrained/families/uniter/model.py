@@ -1,0 +1,157 @@
+"""UNITER as published (Chen et al. 2020, arXiv:1909.11740): one stream of words and regions.
+
+Words are all of type 0 and regions of type 1 (of the second image of a pair: 2), so the original's
+one table of types is here a row of the text encoder and the other rows of the image encoder.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mmflax.models.encoders.bert import BERT
+from mmflax.models.encoders.bert import build as build_text
+from mmflax.models.encoders.regions import Regions
+from mmflax.models.encoders.regions import build as build_image
+from mmflax.models.fusion.merged_attention import MergedAttention
+from mmflax.models.heads import VQAHead
+from mmflax.models.layers.attention import masked_softmax
+from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, choose
+from mmflax.models.layers.masks import attention_mask, joint_mask
+from mmflax.models.layers.words import WordHead
+from mmflax.pretrained.families import region_inputs
+
+# How a sentence about two images is told from them -> whether its images are neighbouring rows.
+PAIRS = {"none": False, "paired": True, "paired_attn": True, "triplet": False}
+
+
+class PairAttention(nn.Module):
+    """Two streams [p s d], of neighbouring rows, that read each other -> [p 2d].
+
+    Each stream is joined to what it read of the other, and averaged by learned scores, as the
+    original's `UniterForNlvr2PairedAttn` does it.
+    """
+
+    num_heads: int
+    dropout_rate: float = 0.0
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None, *, train: bool
+    ) -> Float[Array, "p e"]:
+        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        sides = tokens[::2], tokens[1::2]
+        masks = (None, None) if mask is None else (mask[::2], mask[1::2])
+        join = nn.Dense(tokens.shape[-1], kernel_init=KERNEL_INIT, name="join", **kinds)
+        score = nn.Dense(1, kernel_init=KERNEL_INIT, name="score", **kinds)
+        drop = nn.Dropout(self.dropout_rate, deterministic=not train)
+        pooled = []
+        for i, name in enumerate(("left", "right")):
+            attend = MultiHeadAttention(
+                self.num_heads, dropout_rate=self.dropout_rate, name=f"{name}_attention", **kinds
+            )
+            read = attend(sides[i], sides[1 - i], mask=attention_mask(masks[1 - i]), train=train)
+            x = drop(nn.relu(join(jnp.concatenate([read, sides[i]], axis=-1))))
+            fits = nn.relu(score(x)).swapaxes(1, 2)[:, None].astype(jnp.float32)  # [p 1 1 s]
+            weights = drop(masked_softmax(fits, attention_mask(masks[i])))[:, 0]
+            pooled.append(jnp.einsum("pqs,psd->pd", weights.astype(x.dtype), x))
+        return jnp.concatenate(pooled, axis=-1)
+
+
+class UniterFamily(nn.Module):
+    """`tokens`, `text_mask`, `regions`, `boxes`, `region_mask` to a dict; token types are not read.
+
+    Always `last_hidden_state` [b t+n d], words first, and `pooler_output` [b d]. With `answers`
+    above 0 `logits` [b answers] (VQA; 3 for visual entailment). With `pair` other than "none"
+    `logits` [b/2 2] or [b 2] of a sentence about two images: "paired" and "paired_attn" have them
+    in rows 2i and 2i+1, "triplet" in one row, where `region_types` [b n] says 0 or 1. With
+    `matching` `itm_scores` [b 2], with `ranking` `rank_scores` [b 1]. With `word_head`
+    `prediction_scores` [b t v] over the word table, with `feature_head` `prediction_feat` [b n f],
+    with `region_labels` above 0 `prediction_soft_label` [b n region_labels].
+    """
+
+    image_encoder: Regions
+    text_encoder: BERT
+    fusion: MergedAttention
+    answers: int = 0
+    pair: str = "none"
+    matching: bool = False
+    ranking: bool = False
+    word_head: bool = False
+    feature_head: bool = False
+    region_labels: int = 0
+
+    def zeros(self, rows: int = 1) -> dict[str, Any]:
+        """A batch with the shapes of a real one, to initialise with."""
+        return region_inputs.zeros(self.image_encoder, rows * (2 if PAIRS[self.pair] else 1))
+
+    @nn.compact
+    def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
+        encoder, text_mask = self.text_encoder, batch.get("text_mask")
+        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        text: Any = encoder(batch["tokens"], text_mask, train=train)
+        if choose("pair", self.pair, PAIRS) and batch.get("region_types") is None:
+            rows, regions = batch["regions"].shape[:2]
+            types = jnp.broadcast_to((jnp.arange(rows) % 2)[:, None], (rows, regions))
+            batch = {**batch, "region_types": types}
+        image, image_mask = region_inputs.read(self.image_encoder, batch, train=train)
+        fused = self.fusion(image, text, image_mask, text_mask, train=train)
+        tokens = jnp.concatenate([fused.text, fused.image], axis=1)
+        out = {"last_hidden_state": tokens, "pooler_output": fused.pooled}
+
+        def dense(size: int, name: str) -> nn.Dense:
+            return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **kinds)
+
+        def regions_head(size: int, name: str) -> WordHead:
+            return WordHead(size, "gelu", encoder.epsilon, name=name, **kinds)
+
+        if self.answers:
+            head = VQAHead(self.answers, "lxmert", name="head", **kinds)
+            out["logits"] = head(fused.pooled, train=train)
+        if self.pair != "none":
+            x = fused.pooled
+            if self.pair == "paired":
+                x = region_inputs.pairs(x)
+            elif self.pair == "paired_attn":
+                mask = joint_mask(text_mask, image_mask, (text.shape[1], image.shape[1]))
+                attend = PairAttention(
+                    encoder.num_heads, encoder.dropout_rate, name="pair_attention", **kinds
+                )
+                x = attend(tokens, mask, train=train)
+            out["logits"] = dense(2, "pair_head")(x)
+        if self.matching:
+            out["itm_scores"] = dense(2, "matching_head")(fused.pooled)
+        if self.ranking:
+            out["rank_scores"] = dense(1, "ranking_head")(fused.pooled)
+        if self.word_head:
+            words = WordHead(
+                encoder.vocab_size, encoder.activation, encoder.epsilon, name="word_head", **kinds
+            )
+            out["prediction_scores"] = words(fused.text, encoder.word_embedding.embedding)
+        if self.feature_head:
+            features = regions_head(self.image_encoder.feature_dim, "feature_head")
+            out["prediction_feat"] = features(fused.image, self.image_encoder.feature_kernel)
+        if self.region_labels:
+            labels = regions_head(self.region_labels, "region_head")
+            out["prediction_soft_label"] = labels(fused.image)
+        return out
+
+
+def build(
+    *,
+    image_encoder: Mapping[str, Any],
+    text_encoder: Mapping[str, Any],
+    fusion: Mapping[str, Any],
+    **fields: Any,
+) -> UniterFamily:
+    """A `UniterFamily`; its parts are given as keywords of regions, bert and merged_attention."""
+    return UniterFamily(
+        build_image(**image_encoder),
+        build_text(**text_encoder),
+        MergedAttention(**fusion),
+        **fields,
+    )

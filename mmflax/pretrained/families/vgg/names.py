@@ -1,0 +1,84 @@
+"""Names of VGG's checkpoints as torchvision publishes them, such as vgg16-397923af.pth.
+
+`config.json` beside the weights is ours: `{"model_type": "vgg", "widths": [[64, 64], …]}`, or
+`"variant": "16"` for published widths; `image_size`, `hidden_dim` and `num_labels` where they are
+not 224, 4096 and 1000. A file without it is recognised, and its widths are read from its shapes.
+"""
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from mmflax.pretrained.families.bert.names import dense
+from mmflax.pretrained.families.resnet.names import UNUSED, batch_norm
+from mmflax.pretrained.rules import CONV, Rule, Table
+
+MODEL_TYPES = ("vgg",)
+
+HEAD = "classifier.6.weight"
+
+
+def normalised(names: Collection[str]) -> bool:
+    """Whether batch normalisation follows each convolution: it would be the second layer."""
+    return "features.1.weight" in names
+
+
+def convolutions(names: Collection[str]) -> Iterator[tuple[int, int, int]]:
+    """(layer, stack, place in the stack) of every convolution.
+
+    Layers without weights count too: a convolution, its norm and its ReLU, or between stacks one
+    layer more, the halving.
+    """
+    numbers = {
+        int(name.split(".")[1])
+        for name in names
+        if name.startswith("features.") and name.endswith(".weight")
+    }
+    step = 3 if normalised(names) else 2
+    norms = {n for n in numbers if f"features.{n}.running_mean" in names}
+    stack = place = 0
+    for layer, after in itertools.pairwise([*sorted(numbers - norms), None]):
+        assert layer is not None
+        yield layer, stack, place
+        stack, place = (stack, place + 1) if after == layer + step else (stack + 1, 0)
+
+
+def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`name` of the family's module and its keywords."""
+    sizes = {key: config[key] for key in ("variant", "widths") if config.get(key) is not None}
+    size = config.get("image_size", 224)
+    return dict(
+        name="vgg",
+        image_encoder=dict(image_size=size, batch_norm=normalised(names), **sizes),
+        labels=config.get("num_labels", 1000) if HEAD in names else 0,
+        hidden_dim=config.get("hidden_dim", 4096),
+    )
+
+
+def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
+    """Every row of a VGG checkpoint; where the stacks end shows in the numbers of its layers."""
+    rows: list[Rule] = []
+    for layer, stack, place in convolutions(names):
+        ours, theirs = f"{stack}_{place}", f"features.{layer}"
+        rows.append(Rule(f"{theirs}.weight", f"image_encoder/conv_{ours}/kernel", CONV))
+        rows.append(Rule(f"{theirs}.bias", f"image_encoder/conv_{ours}/bias"))
+        rows.extend(batch_norm(f"features.{layer + 1}", f"image_encoder/norm_{ours}"))
+    heads = (("0", "hidden_0"), ("3", "hidden_1"), ("6", "head"))
+    rows.extend(row for n, ours in heads for row in dense(f"classifier.{n}", ours))
+    return Table(tuple(rows), unused=UNUSED)
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The config of a file without one, if it is a VGG."""
+    if len(shapes.get("features.0.weight", ())) != 4:
+        return None
+    widths: list[list[int]] = []
+    for layer, stack, _ in convolutions(shapes):
+        if stack == len(widths):
+            widths.append([])
+        widths[stack].append(shapes[f"features.{layer}.weight"][0])
+    config: dict[str, Any] = {"model_type": "vgg", "widths": widths}
+    if HEAD in shapes:
+        labels, hidden = shapes[HEAD]
+        config |= {"hidden_dim": hidden, "num_labels": labels}
+    return config

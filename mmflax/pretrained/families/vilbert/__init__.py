@@ -1,0 +1,6 @@
+"""The family `vilbert`."""
+
+from mmflax.pretrained.families.vilbert.model import build
+from mmflax.pretrained.families.vilbert.names import MODEL_TYPES, fields, table
+
+__all__ = ["MODEL_TYPES", "build", "fields", "table"]

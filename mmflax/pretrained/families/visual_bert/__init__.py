@@ -1,0 +1,6 @@
+"""The family `visual_bert`."""
+
+from mmflax.pretrained.families.visual_bert.model import build
+from mmflax.pretrained.families.visual_bert.names import MODEL_TYPES, fields, table
+
+__all__ = ["MODEL_TYPES", "build", "fields", "table"]

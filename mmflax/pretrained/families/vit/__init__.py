@@ -1,0 +1,6 @@
+"""The family `vit`."""
+
+from mmflax.pretrained.families.vit.model import build
+from mmflax.pretrained.families.vit.names import MODEL_TYPES, fields, table
+
+__all__ = ["MODEL_TYPES", "build", "fields", "table"]

@@ -1,0 +1,308 @@
+"""Raw images and texts to the arrays that a public checkpoint was trained with.
+
+>>> processor = PublishedProcessor.load("path/to/clip-vit-base-patch32")
+>>> batch = processor.batch(images=["cat.jpg"], texts=["a photo of a cat"])
+>>> batch["image"].shape, batch["tokens"].shape
+((1, 224, 224, 3), (1, 77))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmflax.data.batch import Batch
+from mmflax.data.image.published import PublishedImages, Size
+from mmflax.data.processor import Processor
+from mmflax.data.text import tokenizer_files as files
+from mmflax.data.text.tokenizer import Tokenizer
+from mmflax.errors import MmflaxError
+
+IMAGES, WHOLE = "preprocessor_config.json", "processor_config.json"
+_WORDS = (files.JSON, files.VOCABULARY, files.BPE_VOCABULARY, files.SPIECE)
+_FILES = (
+    IMAGES, WHOLE, files.CONFIG, files.SPECIAL, files.ADDED, files.MERGES, *_WORDS,
+)  # fmt: skip
+_LENGTH = "mmflax_max_length"  # a key of ours in tokenizer_config.json
+_ALIGN_LENGTH = 64  # ALIGN's own processor cuts texts there, whatever its tokenizer says
+# Models that have no table of token types although their tokenizer knows them, or a table of one.
+_WITHOUT_TYPES = ("blip", "bridgetower", "distilbert", "meter", "roberta", "xlm_roberta")
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedProcessor:
+    """The preprocessing of a public checkpoint, as transformers does it with PIL.
+
+    Shapes are always the same, so that nothing compiles twice: texts are padded to `max_length`,
+    and images of families that keep the aspect ratio to one canvas.
+
+    Attributes:
+      tokenizer: None where the checkpoint reads no text.
+      pixels: None where it reads no images (or regions, of a detector).
+      max_length: tokens of a text with its special tokens; 0 without a tokenizer.
+      token_types: whether the model tells two texts apart.
+      files: name -> bytes of what it was loaded from.
+    """
+
+    tokenizer: Tokenizer | None
+    pixels: PublishedImages | None
+    max_length: int
+    token_types: bool
+    files: Mapping[str, bytes] = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def load(
+        cls, directory: epath.PathLike, *, max_length: int | None = None
+    ) -> PublishedProcessor:
+        """From the files beside a checkpoint's weights.
+
+        Args:
+          directory: with `preprocessor_config.json` or a `processor_config.json` for images, and
+            `tokenizer.json` or older files for texts; either may be absent.
+          max_length: None is what the tokenizer says, at most what the model has positions for.
+
+        Raises:
+          MmflaxError: what is missing or not understood.
+        """
+        root = epath.Path(directory)
+        config = files.read_json(root / files.MODEL_CONFIG)
+        model_type = files.family(config)
+        found, name = _image_config(root)
+        if found is None and not _has_words(root):
+            raise MmflaxError(
+                f"{root} has no preprocessing; expected {IMAGES} or {WHOLE} for images, or "
+                f"{', '.join(_WORDS)} for texts."
+            )
+        pixels = None
+        if found is not None:
+            pixels = PublishedImages.from_config(found, model_type, str(root / name))
+        tokenizer = Tokenizer.load(root) if _has_words(root) else None
+        given = files.read_json(root / files.CONFIG)
+        if tokenizer is not None:
+            max_length = max_length or given.get(_LENGTH) or _length(tokenizer, config, root)
+            around = tokenizer.frame.around(False)
+            if max_length <= around:
+                raise MmflaxError(
+                    f"max_length is {max_length}; it must be more than the {around} special tokens."
+                )
+        names = [*_FILES, files.MODEL_CONFIG]
+        kept = {name: (root / name).read_bytes() for name in names if (root / name).exists()}
+        types = tokenizer is not None and _has_types(tokenizer, model_type, config, given)
+        length = 0 if tokenizer is None else int(max_length or 0)
+        return cls(tokenizer, pixels, length, types, kept)
+
+    @staticmethod
+    def exists(directory: epath.PathLike) -> bool:
+        """Whether a directory has anything that `load` reads."""
+        root = epath.Path(directory)
+        return root.is_dir() and (_image_config(root)[0] is not None or _has_words(root))
+
+    def images(self, images: Sequence[Any], *, canvas: Size | str | None = None) -> Batch:
+        """`image` float32 [b h w 3], and `pixel_mask` bool [b h w] of families that pad.
+
+        Args:
+          images: PIL images, paths, encoded bytes or uint8 [h w 3] / [h w].
+          canvas: what is padded to, of families that pad: None (as large as any image can become),
+            `batch` (the largest of these, as transformers does), or a height and a width.
+        """
+        if self.pixels is None:
+            raise MmflaxError(
+                f"This checkpoint has no image preprocessing ({IMAGES}): it reads no images, or "
+                "regions that a detector found (give `regions` and `boxes`)."
+            )
+        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+            raise MmflaxError(f"images is {type(images).__name__}; give a list of images.")
+        return self.pixels(images, canvas)
+
+    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
+        """`tokens` int32 [b t], `text_mask` bool [b t], and `token_types` int32 [b t] if used.
+
+        Args:
+          texts: the texts; too long ones lose their end.
+          pairs: a second text for each, read together with it.
+        """
+        tokenizer = self._words()
+        for given in (texts, () if pairs is None else pairs):
+            if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+                raise MmflaxError(f"The texts are {given!r}; give a list of str.")
+        if pairs is not None and len(pairs) != len(texts):
+            raise MmflaxError(f"There are {len(texts)} texts and {len(pairs)} pairs; give as many.")
+        shape = (len(texts), self.max_length)
+        tokens, types = np.full(shape, tokenizer.pad_id, np.int32), np.zeros(shape, np.int32)
+        mask = np.full(shape, tokenizer.reads_padding)
+        for row, text in enumerate(texts):
+            second = None if pairs is None else pairs[row]
+            ids, kinds = tokenizer.framed(text, self.max_length, second)
+            tokens[row, : len(ids)] = ids
+            types[row, : len(ids)] = kinds
+            mask[row, : len(ids)] = True
+        batch = {"tokens": tokens, "text_mask": mask}
+        return {**batch, "token_types": types} if self.token_types else batch
+
+    def batch(
+        self,
+        images: Sequence[Any] | None = None,
+        texts: Sequence[str] | None = None,
+        pairs: Sequence[str] | None = None,
+        *,
+        canvas: Size | str | None = None,
+    ) -> Batch:
+        """Images and texts in one batch; see `images` and `texts`. They need not be as many."""
+        if images is None and texts is None:
+            raise MmflaxError("There is nothing to make a batch of; give images, texts or both.")
+        batch = {} if images is None else self.images(images, canvas=canvas)
+        return batch if texts is None else {**batch, **self.texts(texts, pairs)}
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of ids, without special tokens."""
+        return self._words().decode(tokens)
+
+    def save(self, directory: epath.PathLike) -> None:
+        """Writes the files it was loaded from, so that `load` and transformers find them.
+
+        `config.json`, which tells the family, is only written where there is none.
+        """
+        root = epath.Path(directory)
+        root.mkdir(parents=True, exist_ok=True)
+        kept = dict(self.files)
+        if self.tokenizer is not None:
+            config = json.loads(kept.get(files.CONFIG, b"{}"))
+            config[_LENGTH] = self.max_length
+            kept[files.CONFIG] = json.dumps(config, indent=1, ensure_ascii=False).encode()
+        if (root / files.MODEL_CONFIG).exists():
+            kept.pop(files.MODEL_CONFIG, None)
+        for name, contents in kept.items():
+            (root / name).write_bytes(contents)
+
+    def as_processor(
+        self, answers: Sequence[str] = (), *, max_length: int | None = None, **fields: Any
+    ) -> Processor:
+        """The ordinary training processor with this preprocessing, to fine-tune with.
+
+        It reads files as this one does; a PIL image it also turns upright, and drops its alpha.
+
+        Args:
+          answers: label `i` means `answers[i]`.
+          max_length: None is this processor's.
+          **fields: further ones of `Processor`.
+
+        Raises:
+          MmflaxError: the family's preprocessing is not one to a fixed square.
+        """
+        tokenizer = self._words()
+        if self.pixels is None:
+            raise MmflaxError(
+                f"This checkpoint has no image preprocessing ({IMAGES}), which a Processor needs."
+            )
+        return Processor(
+            **{
+                **self.image_fields(),
+                "tokenizer": tokenizer,
+                "max_length": max_length or self.max_length,
+                "answers": tuple(answers),
+                **fields,
+            }
+        )
+
+    def image_fields(self) -> dict[str, Any]:
+        """Keywords of a `Processor` that does the same to images; none where it reads none."""
+        return {} if self.pixels is None else {**_square_fields(self.pixels), "draft": False}
+
+    def _words(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise MmflaxError(
+                f"This checkpoint has no tokenizer ({', '.join(_WORDS)}): it reads no texts."
+            )
+        return self.tokenizer
+
+
+def _has_words(root: epath.Path) -> bool:
+    return any((root / name).exists() for name in _WORDS)
+
+
+def _image_config(root: epath.Path) -> tuple[dict[str, Any] | None, str]:
+    """How images are made, and the file that says it; transformers 5 writes both into one."""
+    whole = files.read_json(root / WHOLE).get("image_processor")
+    if isinstance(whole, dict):
+        return whole, WHOLE
+    return (files.read_json(root / IMAGES) if (root / IMAGES).exists() else None), IMAGES
+
+
+def _length(tokenizer: Tokenizer, config: Mapping[str, Any], root: epath.Path) -> int:
+    """What the tokenizer says, at most what the model has positions for."""
+    limits = [tokenizer.max_length] if tokenizer.max_length else []
+    text = config.get("text_config") or config
+    positions = text.get("max_position_embeddings")
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa's rows up to its padding token's are not positions.
+        roberta = tokenizer.kind == "roberta" or files.family(config) == "xlm_roberta"
+        limits.append(positions - (tokenizer.pad_id + 1 if roberta else 0))
+    if files.family(config) == "align":
+        limits.append(_ALIGN_LENGTH)
+    if not limits:
+        raise MmflaxError(
+            f"{root} does not say how long a text may be (model_max_length in {files.CONFIG}); "
+            "give max_length."
+        )
+    return min(limits)
+
+
+def _has_types(
+    tokenizer: Tokenizer,
+    model_type: str,
+    config: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> bool:
+    text = config.get("text_config") or config
+    if model_type in _WITHOUT_TYPES:
+        return False
+    if "type_vocab_size" in text:
+        return int(text["type_vocab_size"]) > 1
+    if "model_input_names" in given:
+        return "token_type_ids" in given["model_input_names"]
+    return tokenizer.kind in ("bert", "albert")
+
+
+def _square_fields(pixels: PublishedImages) -> dict[str, Any]:
+    """Fields of a `Processor` that does the same, or an error that says why there is none."""
+    resize, end = pixels.resize, pixels.largest()
+    odd = None
+    if resize is None:
+        odd = "do not resize"
+    elif end is None or end[0] != end[1] or (resize.how == "squash" and not _is_square(resize)):
+        odd = "are not square"
+    elif not pixels.crops and resize.how != "squash":
+        odd = "keep their aspect ratio and are padded"
+    elif len(pixels.crops) > 1:
+        odd = "are cropped twice"
+    elif resize.how == "divisible" and resize.divisor != 32:
+        odd = f"have sides that are multiples of {resize.divisor}"
+    if odd is not None or resize is None or end is None:
+        raise MmflaxError(
+            f"This checkpoint's images {odd}, which a Processor cannot do; make batches with "
+            "PublishedProcessor.images instead, or build a Processor of your own."
+        )
+    size = end[0]
+    mean, std = pixels.mean, pixels.std
+    if mean is None or pixels.factor != 1 / 255 or pixels.offset or pixels.again:
+        slope, start = pixels.line()
+        wide = 1 / (255 * slope)
+        mean, std = tuple(map(float, -start * wide)), tuple(map(float, wide))
+    return {
+        "image_size": size,
+        "resize": resize.how,
+        "resize_to": 0 if resize.height == size else resize.height,
+        "floor_crop": True,
+        "filter": pixels.filter,
+        "mean": mean,
+        "std": std,
+    }
+
+
+def _is_square(resize: Any) -> bool:
+    return resize.height == resize.width

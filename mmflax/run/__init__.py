@@ -1,0 +1,1 @@
+"""What the commands do: build, train, evaluate, plan, convert, ablate."""

@@ -1,0 +1,203 @@
+"""What an ablation found: means, intervals, a table for people and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmflax.errors import MmflaxError
+from mmflax.evaluation.tables import cell
+from mmflax.inference.attention_figure import save
+
+# Student's t, 97.5 % quantile, for 1, 2, … degrees of freedom (any statistics textbook).
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+_NOTES = (
+    "seeds: mean +- t * s / sqrt(k) over the k seeds, 95 %: what other seeds would give on these "
+    "examples.",
+    "examples: each run's 95 % bootstrap interval, its ends averaged over the seeds: what other "
+    "examples would give to these runs.",
+)
+
+
+def seed_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean over seeds, by Student's t; None for a single seed."""
+    k = len(values)
+    if k < 2:
+        return None
+    t = _T[k - 2] if k - 2 < len(_T) else 1.96
+    mean, half = float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(k)
+    return [mean - half, mean + half]
+
+
+def check_metric(metric: str, known: Iterable[str]) -> None:
+    """Raises for a metric that the evaluation does not give."""
+    if metric not in set(known):
+        raise MmflaxError(
+            f"The metric to compare is {metric!r}, which the evaluation lacks; choose one of "
+            f"{', '.join(sorted(known))}."
+        )
+
+
+def summarise(
+    results: Sequence[tuple[str, int, Mapping[str, Any]]], metric: str | None, reference: str
+) -> dict[str, Any]:
+    """From (kind, seed, what `experiment.evaluate` returned) to one entry a kind.
+
+    Args:
+      metric: None takes accuracy, or else the first there is.
+      reference: the kind that others are compared with, seed by seed, if it is among them.
+
+    Returns:
+      ``{"metric", "reference", "seeds", "examples", "kinds": {kind: {"values", "mean",
+      "seed_interval", "example_interval", "difference", "difference_interval", "text_only",
+      "by_type"}}}``. Values are in order of seeds; ``difference`` is the mean of (kind - reference)
+      at the same seed, its interval Student's; ``by_type`` has ``values`` and ``mean`` of each
+      question type.
+    """
+    known = sorted(results[0][2]["metrics"]["full"])
+    metric = metric or ("accuracy" if "accuracy" in known else known[0])
+    check_metric(metric, known)
+    types = [name.partition("/")[2] for name in known if name.startswith(f"{metric}/")]
+    groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for kind, seed, result in results:
+        groups.setdefault(kind, []).append((seed, result))
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind, rows in groups.items():
+        found = [result for _, result in sorted(rows, key=lambda row: row[0])]
+        full = [result["metrics"]["full"] for result in found]
+        blind = [result["metrics"].get("text_only", {}).get(metric) for result in found]
+        intervals = [result.get("intervals", {}).get(metric) for result in found]
+        values = [float(row[metric]) for row in full]
+        kinds[kind] = {
+            "values": values,
+            "mean": float(np.mean(values)),
+            "seed_interval": seed_interval(values),
+            "example_interval": None if None in intervals else np.mean(intervals, axis=0).tolist(),
+            "text_only": None if None in blind else float(np.mean(blind)),
+            "by_type": {
+                name: {
+                    "values": [float(row[f"{metric}/{name}"]) for row in full],
+                    "mean": float(np.mean([row[f"{metric}/{name}"] for row in full])),
+                }
+                for name in types
+            },
+        }
+    for kind, entry in kinds.items():
+        pairs = None
+        if reference in kinds and kind != reference:
+            pairs = np.subtract(entry["values"], kinds[reference]["values"]).tolist()
+        entry["difference"] = float(np.mean(pairs)) if pairs else None
+        entry["difference_interval"] = seed_interval(pairs) if pairs else None
+    return {
+        "metric": metric,
+        "reference": reference,
+        "seeds": sorted({seed for _, seed, _ in results}),
+        "examples": results[0][2]["examples"],
+        "kinds": kinds,
+    }
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table, best mean first, with what its columns mean."""
+    metric, kinds = found["metric"], found["kinds"]
+    types = list(next(iter(kinds.values()))["by_type"])
+    head = ["fusion", "parameters", "mlp_dim", "depth", f"{metric} x 100", "95 % seeds",
+            "95 % examples", f"minus {found['reference']}", "text only", *types]  # fmt: skip
+
+    def interval(pair: Sequence[float] | None) -> str:
+        return "-" if pair is None else " .. ".join(cell(metric, value) for value in pair)
+
+    def difference(entry: Mapping[str, Any]) -> str:
+        if entry["difference"] is None:
+            return "-"
+        pair = entry["difference_interval"]
+        return cell(metric, entry["difference"]) + (f" ({interval(pair)})" if pair else "")
+
+    lines = [head, ["---"] * len(head)]
+    for kind, entry in sorted(kinds.items(), key=lambda item: -item[1]["mean"]):
+        lines.append(
+            [
+                kind, f"{entry['parameters']:,}", str(entry.get("mlp_dim", "-")),
+                str(entry.get("depth", "-")), cell(metric, entry["mean"]),
+                interval(entry["seed_interval"]), interval(entry["example_interval"]),
+                difference(entry), cell(metric, entry["text_only"]),
+                *(cell(metric, entry["by_type"][name]["mean"]) for name in types),
+            ]
+        )  # fmt: skip
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    seeds = ", ".join(map(str, found["seeds"]))
+    within = found["matched_within"]
+    matched = f"parameters matched within {within:.0%}" if within else "parameters not matched"
+    dropped = [
+        f"{kind} has no {', '.join(entry['dropped'])}, which its config therefore lacks."
+        for kind, entry in kinds.items()
+        if entry["dropped"]
+    ]
+    compared = (
+        f"minus {found['reference']}: mean difference at equal seeds (95 % over seeds, by t).",
+        "text only: the same models without the image. By question type: means over the seeds.",
+    )
+    notes = "\n".join(f"- {note}" for note in (*_NOTES, *compared, *dropped))
+    return (
+        f"# Fusion ablation: {metric} on {found['split']}\n\n{found['examples']:,} examples, "
+        f"{found['steps']:,} training steps, seeds {seeds}, {matched}.\n\n{table}\n\n{notes}\n"
+    )
+
+
+def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
+    """A picture: every run, means and intervals; beside them the means by question type."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metric = found["metric"]
+    kinds = sorted(found["kinds"].items(), key=lambda item: item[1]["mean"])
+    types = list(kinds[0][1]["by_type"])
+    fig = Figure(figsize=(6 + 0.9 * len(types), 1.6 + 0.5 * len(kinds)), layout="constrained")
+    FigureCanvasAgg(fig)
+    widths = [5, max(1.0, 0.9 * len(types))] if types else [1]
+    axes = np.atleast_1d(fig.subplots(1, len(widths), width_ratios=widths))
+    ax = axes[0]
+    for row, (_, entry) in enumerate(kinds):
+        for pair, width, colour, label in (
+            (entry["example_interval"], 7, "#c6dbef", "95 % over examples"),
+            (entry["seed_interval"], 2, "#08519c", "95 % over seeds"),
+        ):
+            if pair is not None:
+                ax.plot(100 * np.array(pair), [row, row], lw=width, color=colour,
+                        label=label if row == 0 else None, solid_capstyle="butt")  # fmt: skip
+        ax.plot(100 * np.array(entry["values"]), [row] * len(entry["values"]), "o", ms=4,
+                mfc="none", color="#636363", label="one seed" if row == 0 else None)  # fmt: skip
+        ax.plot(100 * entry["mean"], row, "D", ms=6, color="#08519c",
+                label="mean" if row == 0 else None)  # fmt: skip
+    ax.set_yticks(range(len(kinds)), [f"{k}\n{e['parameters']:,}" for k, e in kinds], fontsize=8)
+    ax.set_ylim(-0.6, len(kinds) - 0.4)
+    ax.set_xlabel(f"{metric} x 100, {found['split']}")
+    ax.grid(axis="x", color="#eeeeee")
+    ax.set_axisbelow(True)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    if types:
+        shares = np.array([[e["by_type"][name]["mean"] for name in types] for _, e in kinds])
+        axes[1].imshow(100 * shares, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=130)
+        for row, column in np.ndindex(shares.shape):
+            axes[1].text(column, row, cell(metric, float(shares[row, column])), ha="center",
+                         va="center", fontsize=8)  # fmt: skip
+        axes[1].set_xticks(range(len(types)), types, rotation=30, ha="right", fontsize=8)
+        axes[1].set_yticks([])
+        axes[1].set_title("by question type", fontsize=9)
+    save(fig, path)
+
+
+def write(found: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """``ablation.json``, ``ablation.md`` and ``ablation.png`` in the workdir."""
+    (workdir / "ablation.json").write_text(json.dumps(found, indent=1) + "\n")
+    (workdir / "ablation.md").write_text(markdown(found))
+    draw(found, workdir / "ablation.png")

@@ -1,0 +1,227 @@
+"""Checkpoints from one format to another, and whether they still say the same.
+
+- a public checkpoint -> our format, or back: `Pretrained.save`.
+- a run that was started from a public checkpoint (`config.init.from`) -> the original's format:
+  what was fine-tuned goes back to where it came from.
+- `check`: the original in PyTorch and ours on the same random inputs (extra `parity`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect as python_inspect
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmflax import registry
+from mmflax.errors import MmflaxError
+from mmflax.pretrained import checkpoint
+from mmflax.pretrained.checkpoint import FAMILIES, Pretrained, from_pretrained
+from mmflax.run import init_from
+from mmflax.run.workdir import is_run
+
+# What `mmflax convert --check` accepts: float32, and sums in another order.
+BOUND = 1e-4
+# Keywords of transformers' models -> keys of our batch.
+INPUTS = {
+    "input_ids": "tokens",
+    "attention_mask": "text_mask",
+    "token_type_ids": "token_types",
+    "pixel_values": "image",
+    "pixel_mask": "pixel_mask",
+    "visual_feats": "regions",
+    "visual_embeds": "regions",
+    "visual_pos": "boxes",
+    "visual_attention_mask": "region_mask",
+    "decoder_input_ids": "target",
+}
+
+
+def convert(source: str, target: str, *, to: str = "hf") -> list[str]:
+    """Writes the checkpoint of `source` as the new folder `target`; returns notes for people.
+
+    Args:
+      source: what `from_pretrained` takes, or a workdir that was started from such a checkpoint.
+      to: "hf" or "mmflax"; see `Pretrained.save`.
+
+    Raises:
+      MmflaxError: nothing to convert, a target that exists, or a run with nothing to go back to.
+    """
+    if os.path.exists(target):
+        raise MmflaxError(f"{target} exists already; name a new folder.")
+    notes: list[str] = []
+    if is_run(source):
+        found, notes = of_workdir(source)
+    else:
+        found = from_pretrained(source, param_dtype=None)
+    found.save(target, to=to)
+    return notes
+
+
+def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
+    """A fine-tuned run as the public checkpoint it started from, and notes on what was kept."""
+    root = pathlib.Path(workdir)
+    config = json.loads((root / "config.json").read_text())
+    origin = init_from.sources(config.get("init") or {}).get("model")
+    if origin is None:
+        raise MmflaxError(
+            f"The run in {root} did not start from a public checkpoint (config.init.from), so "
+            "there is no original format to write; `mmflax.load` reads the workdir itself."
+        )
+    start = from_pretrained(origin)
+    trained = init_from.parameters(workdir)
+    found, notes = _as_trained(start, trained, root)
+    shapes = checkpoint.shapes_of(found.model)
+    flat = paths.leaves(start.params)
+    values: dict[str, Any] = {}
+    for path, leaf in shapes.items():
+        given, _ = init_from.find(trained, path)
+        if given is not None and given.shape == leaf.shape:
+            values[path] = jnp.asarray(given.read())
+        elif (given is None or path.startswith("head/")) and path in flat:
+            values[path] = flat[path]
+            why = "none" if given is None else f"one of shape {list(given.shape)}"
+            notes.append(f"kept from {origin}, the run has {why}: {path}")
+        elif given is not None and _is_table(path) and given.shape[1:] == leaf.shape[1:]:
+            rows = min(given.shape[0], leaf.shape[0])
+            values[path] = jnp.concatenate([jnp.asarray(given[:rows]), flat[path][rows:]])
+            notes.append(
+                f"of {path} the first {rows} rows are the run's, which has {given.shape[0]}, and "
+                f"{leaf.shape[0] - rows} are {origin}'s"
+            )
+        else:
+            raise MmflaxError(
+                f"{path} is {list(given.shape) if given else 'absent'} in the run and "
+                f"{list(leaf.shape)} in {origin}; its format has no place for the change."
+            )
+    placed = {name for path in shapes for name in init_from.find(trained, path)[1]}
+    notes += [
+        f"left in the run, {origin} has no place for it: {p}" for p in trained if p not in placed
+    ]
+    return dataclasses.replace(found, params=paths.nested(values)), notes
+
+
+def _is_table(path: str) -> bool:
+    """Whether it is a table whose first rows mean the same in a run that has fewer or more."""
+    return path.endswith(("position_embedding/embedding", "type_embedding/embedding"))
+
+
+def _of_processor(root: pathlib.Path, key: str) -> Any:
+    """What the run's processor says; None where there is none."""
+    path = root / "processor.json"
+    return json.loads(path.read_text()).get(key) if path.exists() else None
+
+
+def _as_trained(
+    start: Pretrained, trained: Mapping[str, Any], root: pathlib.Path
+) -> tuple[Pretrained, list[str]]:
+    """The same family with the run's answers and image size, where those changed its parameters."""
+    shapes = checkpoint.shapes_of(start.model)
+    found = {path: init_from.find(trained, path)[0] for path in shapes}
+    changed = [p for p, x in found.items() if x is not None and x.shape != shapes[p].shape]
+    original, notes = dict(start.config["original"]), []
+    answers = _of_processor(root, "answers")
+    if answers and any(path.startswith("head/") for path in changed):
+        original["id2label"] = {str(i): answer for i, answer in enumerate(answers)}
+        original["label2id"] = {answer: i for i, answer in enumerate(answers)}
+    size = _of_processor(root, "image_size")
+    if size and "image_encoder/position_embedding" in changed:
+        if "vision_config" in original:
+            original["vision_config"] = {**original["vision_config"], "image_size": size}
+        else:
+            original["image_size"] = size
+        notes.append(
+            f"the run's images are {size} pixels a side, and config.json says so; what prepares "
+            f"images is still as in {start.config['source']}: change its size to be the same"
+        )
+    if original == start.config["original"]:
+        return start, notes
+    module = checkpoint.table_module(original["model_type"], start.config["source"])
+    fields = dict(module.fields(original, sorted(start.config["names"])))
+    model = registry.build(FAMILIES, "model", fields)
+    config = {**start.config, "original": original, "fields": fields}
+    return dataclasses.replace(start, model=model, config=config), notes
+
+
+def check(source: str, *, seed: int = 0) -> dict[str, float]:
+    """Largest difference of every output that both give, over the output's own scale.
+
+    The original runs in PyTorch (transformers' class of the config's `architectures`), ours in
+    float32, both on one batch of random inputs.
+
+    Raises:
+      MmflaxError: the extra `parity` is not installed, or transformers lacks the architecture.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MmflaxError(
+            "--check compares with the original in PyTorch; install it with "
+            "pip install 'mmflax[parity]'."
+        ) from error
+    ours = from_pretrained(source)
+    name = (ours.config["original"].get("architectures") or [None])[0]
+    if name is None or not hasattr(transformers, name):
+        raise MmflaxError(
+            f"{source} names the architecture {name!r}, which transformers lacks; there is nothing "
+            "to compare with."
+        )
+    theirs = getattr(transformers, name).from_pretrained(ours.config["source"]).eval()
+    batch = random_batch(ours, np.random.default_rng(seed))
+    wanted = python_inspect.signature(theirs.forward).parameters
+    given = {
+        keyword: _tensor(torch, batch[key])
+        for keyword, key in INPUTS.items()
+        if keyword in wanted and key in batch
+    }
+    with torch.no_grad():
+        expected = theirs(**given)
+    outputs = jax.jit(lambda p, b: ours.model.apply({"params": p}, b))(ours.params, batch)
+    found = {}
+    for key, value in outputs.items():
+        other = expected.get(key)
+        if other is None or not hasattr(other, "numpy") or tuple(other.shape) != value.shape:
+            continue
+        other = other.numpy()
+        scale = max(float(np.abs(other).max()), 1e-6)
+        found[key] = float(np.abs(np.asarray(value) - other).max()) / scale
+    if not found:
+        raise MmflaxError(f"{name} and our {ours.config['fields']['name']} share no output name.")
+    return found
+
+
+def random_batch(found: Pretrained, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Two rows of random inputs in the shapes of the family's own dummy batch; all masks true."""
+    original = found.config["original"]
+    text = original.get("text_config") or original
+    vocabulary = int(text.get("vocab_size", 100))
+    types = max(int(text.get("type_vocab_size") or 1), 1)
+    batch = {}
+    for key, value in found.model.zeros(2).items():
+        shape = value.shape
+        if value.dtype == jnp.bool_:
+            batch[key] = np.ones(shape, bool)
+        elif jnp.issubdtype(value.dtype, jnp.integer):
+            most = types if key == "token_types" else vocabulary
+            batch[key] = rng.integers(0 if key == "token_types" else 1, most, shape, np.int32)
+        elif key == "boxes":
+            corners = np.sort(rng.random((*shape[:-1], 2, 2), np.float32), axis=-2)
+            batch[key] = corners.reshape(shape)
+        else:
+            batch[key] = rng.standard_normal(shape, np.float32)
+    return batch
+
+
+def _tensor(torch: Any, array: np.ndarray) -> Any:
+    if array.ndim == 4:
+        array = array.transpose(0, 3, 1, 2)
+    tensor = torch.tensor(np.ascontiguousarray(array))
+    return tensor if tensor.is_floating_point() else tensor.long()

@@ -1,0 +1,27 @@
+"""Planning: the train step compiled for a TPU slice that need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from mmflax.distributed import mesh as meshes
+from mmflax.distributed import plan as plans
+from mmflax.run.build import Experiment, assemble, example_batch
+from mmflax.run.train import train_step
+
+
+def plan(config: Mapping[str, Any], topology: str) -> plans.Plan:
+    """Compiles the train step for a TPU topology that need not be there; see ``plans.plan``."""
+    experiment = Experiment(config)
+    mesh = experiment.mesh(plans.topology_devices(topology))
+    processor = experiment.learn_processor(experiment.dataset())
+    built = assemble(experiment, processor, mesh)
+    shapes = jax.eval_shape(lambda: example_batch(processor, experiment.data["batch_size"]))
+    place = meshes.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()
+    }
+    return plans.plan(train_step(experiment, built), built.abstract, batch, mesh)

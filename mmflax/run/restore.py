@@ -1,0 +1,45 @@
+"""Config, model and parameters of a trained run."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+
+from mmflax.data.processor import Processor
+from mmflax.distributed import mesh as meshes
+from mmflax.errors import MmflaxError
+from mmflax.run.build import Built, Experiment, assemble
+from mmflax.run.workdir import read_config
+
+
+def restore(
+    root: pathlib.Path,
+    step: int | None = None,
+    devices: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Experiment, Built, Any, int]:
+    """Config, model and (averaged) parameters of a trained run; optimizer state stays on disk."""
+    experiment = Experiment(read_config(root))
+    processor = Processor.load(root)
+    if mesh is None:
+        mesh = experiment.mesh() if devices is None else meshes.make_mesh(devices=devices)
+    built = assemble(experiment, processor, mesh)
+    store = experiment.store(root)
+    steps = store.steps()
+    if not steps:
+        raise MmflaxError(
+            f"There is no finished checkpoint in {root / 'checkpoints'}; train first."
+        )
+    if step is not None and step not in steps:
+        raise MmflaxError(
+            f"There is no checkpoint of step {step} in {root}; "
+            f"there are {', '.join(map(str, steps))}."
+        )
+    if step is None and store.best_metric:
+        best = store.best_step()
+        step = best if best is not None and store.verify(best) is None else None
+    name = "params" if built.abstract.ema is None else "ema"
+    state, _, step = store.restore({name: getattr(built.abstract, name)}, step, partial=True)
+    return experiment, built, state[name], step

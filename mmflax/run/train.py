@@ -1,0 +1,128 @@
+"""Training: what a config describes, in a workdir; the same call resumes."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from mmflax import paths
+from mmflax.config.reading import check_same_run
+from mmflax.data import pipeline
+from mmflax.data.processor import Processor
+from mmflax.distributed import mesh as meshes
+from mmflax.distributed import processes
+from mmflax.run import init_from, scoring
+from mmflax.run.build import Built, Experiment, apply_fn, assemble, training_flops
+from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
+from mmflax.training import loop, observe
+from mmflax.training.state import create_sharded
+from mmflax.training.step import make_train_step
+
+
+def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> loop.Result:
+    """Trains, or goes on training, the run in ``workdir``; returns the state and last metrics."""
+    experiment = Experiment(config)
+    root = pathlib.Path(workdir)
+    former = read_config(root) if (root / "config.json").exists() else None
+    if former is not None:
+        check_same_run(former, config, root)
+    mesh = experiment.mesh()
+    main = processes.is_main()
+    dataset = experiment.dataset()
+    if former is not None and (root / "processor.json").exists():
+        processor = Processor.load(root)
+    else:
+        processor = experiment.learn_processor(dataset)
+    built = assemble(experiment, processor, mesh)
+    store = experiment.store(root)
+    # Before the workdir is this config's: a source that is not there can be mended and run again.
+    begun = None if store.steps() else start_of(experiment, built)
+    if main:
+        prepare_workdir(root, config, processor)
+    observers = [] if quiet else observe.observers(root)
+    if not quiet and main:
+        print(dataset.describe())
+        if shared := dataset.info.get("images_in_two_splits"):
+            print(
+                f"note: {shared} images are in more than one split; --config.data.allow_leak=False "
+                "refuses that"
+            )
+        print(observe.parameter_table(built.abstract.params, depth=3), end="", flush=True)
+    observe.write_run(root, mesh, dataset={"name": dataset.name, **dataset.info})
+    fields = experiment.train
+    index, count = meshes.data_shard(mesh)
+    batches = pipeline.train_iterator(
+        dataset.source("train"),
+        processor,
+        batch_size=experiment.data["batch_size"],
+        seed=experiment.seed,
+        process_index=index,
+        process_count=count,
+        augment=experiment.augment(),
+        max_bad_fraction=experiment.data["max_bad_fraction"],
+        on_bad=note_bad_images(root, observers),
+        num_threads=experiment.data["num_threads"],
+        prefetch=experiment.data["prefetch"],
+    )
+    evals = {}
+    if experiment.evaluation["split"] in dataset.splits:
+        name = experiment.evaluation["split"]
+        evals[name] = scoring.evaluator(experiment, built, dataset, name)
+    key = jax.random.key(experiment.seed)
+    if begun is not None and not quiet and main:
+        print(begun.table(), flush=True)
+    try:
+        return loop.run(
+            train_step=train_step(experiment, built),
+            abstract_state=built.abstract,
+            create_state=lambda: create_sharded(
+                built.init,
+                built.tx,
+                key,
+                mesh,
+                ema=fields["ema_decay"] is not None,
+                params=None if begun is None else begun.params(built.init, key),
+            ),
+            batches=batches,
+            mesh=mesh,
+            steps=fields["steps"],
+            store=store,
+            evals=evals,
+            log_every=fields["log_every"],
+            eval_every=fields["eval_every"],
+            checkpoint_every=fields["checkpoint_every"],
+            observers=observers,
+            max_skipped_in_row=fields["max_skipped_in_row"],
+            flops_per_example=training_flops(experiment, processor, mesh),
+        )
+    finally:
+        store.close()
+
+
+def start_of(experiment: Experiment, built: Built) -> init_from.Start | None:
+    """What `config.init` gives this run to begin with, or None."""
+    encoder = built.task.model.backbone.image_encoder
+    # Regions lie on none.
+    has_grid = hasattr(encoder, "grid") and not getattr(encoder, "reads_regions", False)
+    return init_from.start(
+        experiment.config.get("init") or {},
+        paths.leaves(built.abstract.params),
+        grid=encoder.grid() if has_grid else None,
+    )
+
+
+def train_step(experiment: Experiment, built: Built) -> Callable[..., Any]:
+    """The pure step of this run: what `train` compiles and `plan` plans."""
+    return make_train_step(
+        apply_fn(built.task),
+        built.task.loss,
+        built.task.metrics,
+        built.tx,
+        accumulate=experiment.train["accumulate"],
+        ema_decay=experiment.train["ema_decay"],
+        freeze=experiment.config["optim"].get("freeze", ()),
+        schedule=built.schedule,
+    )

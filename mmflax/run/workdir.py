@@ -1,0 +1,60 @@
+"""The folder of a run: its config, its processor, what was left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from mmflax.data.processor import Processor
+from mmflax.errors import MmflaxError
+from mmflax.training import observe
+
+
+def is_run(source: str | os.PathLike[str]) -> bool:
+    """Whether it is a folder that `mmflax train` wrote."""
+    return (pathlib.Path(source).expanduser() / "checkpoints").is_dir()
+
+
+def read_config(root: pathlib.Path) -> dict[str, Any]:
+    """``config.json`` of a workdir."""
+    path = root / "config.json"
+    if not path.exists():
+        raise MmflaxError(
+            f"There is no config.json in {root}; expected the --workdir of a run that was trained."
+        )
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise MmflaxError(f"{path} is not readable JSON ({error}); restore it.") from error
+
+
+def prepare_workdir(root: pathlib.Path, config: Mapping[str, Any], processor: Processor) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "config.json"
+    text = json.dumps(config, indent=1, default=str) + "\n"
+    if not path.exists() or path.read_text() != text:
+        temporary = root / ".config.json.partial"
+        temporary.write_text(text)
+        temporary.replace(path)
+    if not (root / "processor.json").exists():
+        processor.save(root)
+
+
+def note_bad_images(
+    root: pathlib.Path, observers: Sequence[observe.Observer]
+) -> Callable[..., None]:
+    """Names an example that is left out for its image, on the screen and in the workdir."""
+    path = root / f"bad_images.{jax.process_index()}.jsonl"
+
+    def note(example: str, reason: str) -> None:
+        for observer in observers:
+            observer.message(f"left out example {example}: {reason}")
+        with open(path, "a") as file:
+            file.write(json.dumps({"id": example, "reason": reason}) + "\n")
+
+    return note

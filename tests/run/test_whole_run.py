@@ -1,0 +1,126 @@
+"""Real processes: killed and resumed, and two at once, against one that nothing happened to."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mmflax.run.build import Experiment
+from mmflax.run.restore import restore
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[2]
+
+CONFIG = """
+import json
+from ml_collections import ConfigDict
+def get_config(arg=None):
+  return ConfigDict(json.loads({text!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(shapes_dir, tmp_path_factory):
+    config = tiny.config(shapes_dir, steps=24, log_every=1, eval_every=12, checkpoint_every=3)
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG.format(text=json.dumps(config)))
+    return path
+
+
+def environment(devices: int | None = None) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MMFLAX_", "JAX_", "XLA_"))}
+    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return env | ({"MMFLAX_LOCAL_DEVICES": str(devices)} if devices else {})
+
+
+def command(config: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+    return [sys.executable, "-m", "mmflax.cli", "train", "--config", str(config),
+            "--workdir", str(workdir)]  # fmt: skip
+
+
+def logged(workdir: pathlib.Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in logged(workdir) if "loss" in line}
+
+
+def parameters(workdir: pathlib.Path) -> list[np.ndarray]:
+    import jax
+
+    _, _, params, step = restore(workdir, 24, devices=jax.local_devices()[:1])
+    assert step == 24
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config_file, shapes_dir, tmp_path_factory):
+    Experiment(tiny.config(shapes_dir)).dataset()  # prepared once, for all processes
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(command(config_file, workdir), env=environment(4), check=True, timeout=300)
+    return workdir
+
+
+def test_killed_at_random_steps_equals_never_killed(undisturbed, config_file, tmp_path):
+    """SIGKILL when a random step has been logged; the same command until it is done."""
+    rng = random.Random(7)
+    kills = 0
+    for _ in range(12):
+        process = subprocess.Popen(
+            command(config_file, tmp_path), env=environment(4),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        target = max(losses(tmp_path), default=0) + rng.randint(1, 8) if kills < 3 else 10**6
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if max(losses(tmp_path), default=0) >= target:
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.01)
+        if process.wait(timeout=60) == 0:
+            break
+    assert kills >= 2
+    for found, expected in zip(parameters(tmp_path), parameters(undisturbed), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert losses(tmp_path) == losses(undisturbed)  # and no step is written twice
+    assert len(losses(tmp_path)) == sum("loss" in line for line in logged(tmp_path))
+
+
+def test_two_processes_of_two_devices_equal_one_of_four(undisturbed, config_file, tmp_path):
+    launcher = [sys.executable, str(ROOT / "launch" / "local_processes"), "2", "2", "--"]
+    done = subprocess.run(
+        launcher + command(config_file, tmp_path), env=environment(), timeout=400,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected, found = losses(undisturbed), losses(tmp_path)
+    assert found.keys() == expected.keys()
+    # Dropout draws per device and reductions add in another order: close, not equal.
+    first = min(expected)
+    assert found[first] == pytest.approx(expected[first], rel=2e-2)
+    one, two = logged(undisturbed)[-1], logged(tmp_path)[-1]
+    assert two["validation/majority/accuracy"] == one["validation/majority/accuracy"]
+    # What both processes wrote together, one process reads.
+    assert len(parameters(tmp_path)) == len(parameters(undisturbed))
+    assert "total" in done.stdout and done.stdout.count("train: ") == 1
+
+
+def test_an_error_in_one_process_ends_all_with_its_message(config_file, tmp_path):
+    launcher = [sys.executable, str(ROOT / "launch" / "local_processes"), "2", "2", "--"]
+    words = [*command(config_file, tmp_path), "--config.data.batch_size=6"]
+    done = subprocess.run(
+        launcher + words, env=environment(), timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "data.batch_size is 6" in done.stdout + done.stderr
