@@ -63,7 +63,7 @@ test-all: $(VENV)/.all
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:cacheprovider colab
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # With TAG, such as v0.1.0, it must be the tag of this version.
 dist: $(VENV)/.release

@@ -76,7 +76,9 @@ def build(
       randaugment_ops: operations an example (N in the paper); 0 = none.
       randaugment_magnitude: their strength, 0..10 (M in the paper).
       randaugment_geometric: whether rotating, shearing and shifting are among them.
-      brightness, contrast, saturation: factors are drawn from ``1 ± value``.
+      brightness: factors are drawn from ``1 ± value``.
+      contrast: likewise.
+      saturation: likewise.
       hue: greatest turn, as a share of the colour circle, at most 0.5.
       erase_rate: how many examples get a box of noise.
       erase_area: least and greatest share of the picture under it.

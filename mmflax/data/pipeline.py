@@ -162,7 +162,8 @@ def train_iterator(
       batch_size: rows of the global batch, over all processes.
       seed: of the order and the augmentations.
       augment: ``(raw, generator) -> raw``, before the processor sees the example.
-      process_index, process_count: this process reads ``batch_size / process_count`` rows.
+      process_index: of this process, which reads ``batch_size / process_count`` rows.
+      process_count: how many processes share a batch.
       num_threads: threads that make batches; 0 makes them in ``next``.
       prefetch: batches ready at most, on top of one in each thread's hands.
       start: the first batch's step.

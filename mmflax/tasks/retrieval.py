@@ -50,14 +50,16 @@ def build(
       loss: "clip" (softmax over the batch) or "sigmoid" (SigLIP).
       fused: also train the fusion to tell pairs that belong together; without it no parameter of
         the fusion exists.
-      temperature_init, bias_init: by default the papers': 0.07; for "sigmoid" 0.1 and -10.
+      temperature_init: by default the papers': 0.07; for "sigmoid" 0.1.
+      bias_init: of "sigmoid"; by default -10.
       max_scale: the largest 1 / temperature, CLIP's 100; None has no limit, as in SigLIP.
       image_pool: "cls", "gap" or "map" (attention by a learned probe); by default what the encoder
         says, else cls where there is one.
       text_pool: "cls", "gap" or "encoder" (the token that the encoder's own `pool` takes, in CLIP
         the one that ends the text); by default "encoder" where it has one, else cls.
-      image_projection, text_projection: "linear", "affine" (with a bias) or "none", for an encoder
-        that is `embed_dim` wide.
+      image_projection: "linear", "affine" (with a bias) or "none", for an encoder that is
+        `embed_dim` wide.
+      text_projection: likewise.
       matching: weight of the fusion's loss, which is the mean over a pair and its two negatives.
       negative_group: negatives are drawn among so many neighbouring rows; 0 = the whole batch. On a
         mesh a divisor of a device's rows spares moving tokens between devices.

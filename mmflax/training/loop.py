@@ -69,8 +69,10 @@ def run(
       batches: this process's rows of every batch; closed at the end.
       evals: name -> ``fn(params) -> {metric: value}``; given the averaged parameters where the
         state has an average. Values are recorded and saved as ``name/metric``.
-      log_every, eval_every, checkpoint_every: in steps; evaluation and saving also happen at the
-        last step, and saving when an evaluation ranks among the kept best.
+      log_every: in steps.
+      eval_every: in steps; evaluation also happens at the last step.
+      checkpoint_every: in steps; saving also happens at the last step, and when an evaluation ranks
+        among the kept best.
       preemption: an entered ``Preemption``; by default one for the duration of the call.
       max_skipped_in_row: stop after so many updates in a row with non-finite gradients.
       flops_per_example: forward and backward FLOPs of one example, for the utilisation.

@@ -45,7 +45,10 @@ def build(
       clip_norm: largest global norm of the trained parameters' gradients.
       lr_multipliers: (path regex, factor); the first that matches a parameter counts.
       freeze: path regexes of parameters that never change and have no moments.
-      b1, b2, eps: of adamw and lamb. momentum: of sgd.
+      b1: decay of the first moment, of adamw and lamb.
+      b2: decay of the second moment, of adamw and lamb.
+      eps: of adamw and lamb.
+      momentum: of sgd.
 
     Raises:
       MmflaxError: unknown name, or a regex that decides nothing.

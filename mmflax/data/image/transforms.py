@@ -164,8 +164,9 @@ def normalise(
 
     Args:
       image: RGB.
-      scale, shift: float32 [w*3], one value for each byte of a pixel row: numpy's inner loop is
-        then a row long rather than 3.
+      scale: float32 [w*3], one value for each byte of a pixel row: numpy's inner loop is then a
+        row long rather than 3.
+      shift: float32 [w*3], likewise.
       out: float32 [h w 3] to write into.
     """
     width, height = image.size

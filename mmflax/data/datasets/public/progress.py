@@ -18,7 +18,8 @@ def progress(name: str, doing: str, done: str, total: int) -> Iterator[Callable[
 
     Args:
       name: of the dataset.
-      doing, done: such as ``"drawing {} scenes"`` and ``"drew {} scenes"``.
+      doing: such as ``"drawing {} scenes"``.
+      done: such as ``"drew {} scenes"``.
       total: to go.
     """
     from rich.console import Console

@@ -214,7 +214,8 @@ def pair_sentences(objects: Objects, left: np.ndarray, right: np.ndarray) -> Ite
 
     Args:
       objects: of the scenes.
-      left, right: int [m], the scenes of each pair.
+      left: int [m], the left scene of each pair.
+      right: int [m], the right one.
     """
     for test in _tests():
         count = objects.count(test)
