@@ -33,6 +33,14 @@ def quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture
+def one_device():
+    """A mesh of the first device."""
+    from mmflax.distributed.mesh import make_mesh
+
+    return make_mesh(devices=jax.devices()[:1])
+
+
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     """Where the session's `shapes` files are prepared, once."""

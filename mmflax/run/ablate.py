@@ -193,7 +193,8 @@ import json, os, sys, traceback
 job = json.load(sys.stdin)
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, job["cores"])
-from mmflax import MmflaxError, ablate
+from mmflax import MmflaxError
+from mmflax.run import ablate
 try:
     ablate.train_and_evaluate(job["config"], job["workdir"], job["split"])
 except MmflaxError as error:

@@ -76,7 +76,7 @@ def test_parts_of_any_size_give_the_same_examples(tmp_path, source, monkeypatch)
 
 _SLOW = """
 import sys, time
-from mmflax.data.datasets import prepare, published, vqa_v2
+from mmflax.data.datasets.public import prepare, published, vqa_v2
 prepare.RECORDS_PER_PART = 2
 read = published.Images.read
 def slow(self, name):

@@ -133,7 +133,7 @@ def test_our_own_format_and_back(tmp_path, capsys):
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmflax.pretrained.save_file", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mmflax.pretrained.checkpoint.save_file", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         convert.convert(str(WORDS), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -148,7 +148,7 @@ def test_check_compares_with_the_original(capsys):
 
 
 def test_a_conversion_that_differs_is_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(conversion, "check", lambda _: {"logits": 1e-6, "pooled": float("nan")})
+    monkeypatch.setattr(convert, "check", lambda _: {"logits": 1e-6, "pooled": float("nan")})
     assert cli.main(["convert", str(WORDS), "--check"]) == 1
     said = capsys.readouterr()
     assert "logits: differs by 1.0e-06" in said.out and "pooled differs" in said.err
@@ -158,7 +158,7 @@ MEASURE = """
 import resource, sys, json
 import jax, jax.numpy as jnp
 jnp.zeros(8).block_until_ready()
-from mmflax import pretrained
+from mmflax.pretrained import checkpoint as pretrained
 found = pretrained.inspect(sys.argv[1])
 pretrained.shapes_of(found.model)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

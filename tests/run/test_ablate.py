@@ -111,7 +111,7 @@ def test_what_cannot_be_matched_is_said():
     ],
 )
 def test_bad_calls_stop_before_anything_trains(change, message, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(ablate, "train", None)
     with pytest.raises(MmflaxError, match=message):
         ablate.ablate(config, str(tmp_path / "a"), **{"kinds": ["concat"], **change})
     assert not (tmp_path / "a").exists()
@@ -133,7 +133,7 @@ def test_a_run_of_another_config_is_refused_before_any_trains(config, tmp_path, 
     other, _ = match_parameters.switch(config, "concat")
     other["optim"]["weight_decay"] = 0.5
     (run / "config.json").write_text(json.dumps(other))
-    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(ablate, "train", None)
     with pytest.raises(MmflaxError, match="weight_decay: 0.5 -> 0.01"):
         ablate.ablate(config, str(tmp_path), ["gated", "concat"], seeds=1, match=False)
 

@@ -28,7 +28,7 @@ def lazy(*shape, fill=None):
 
 
 def start(monkeypatch, source, ours, fields=None, **more):
-    monkeypatch.setattr(warm_start, "parameters", lambda _: source)
+    monkeypatch.setattr(init_from, "parameters", lambda _: source)
     return init_from.start(fields or {"from": "somewhere"}, ours, **more)
 
 

@@ -111,7 +111,7 @@ def test_every_parameter_of_a_recipe_is_in_the_published_checkpoint(name, arg, m
     config = load_config(f"configs/{name}.py:{arg}")
     config["model"] |= scanned(config["model"], name)
     run, parts = built(config, arg, monkeypatch, VOCABULARY[name])
-    monkeypatch.setattr(warm_start, "parameters", lambda _: published(name))
+    monkeypatch.setattr(init_from, "parameters", lambda _: published(name))
     encoder = parts.task.model.backbone.image_encoder
     found = init_from.start(
         {"from": "there"}, paths.leaves(parts.abstract.params), grid=encoder.grid()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax.distributed.mesh import make_mesh, on_mesh, put_batch
+from mmflax.distributed.mesh import on_mesh, put_batch
 from mmflax.training import optim
 from mmflax.training.state import abstract_sharded, create_sharded
 from mmflax.training.step import make_train_step
@@ -107,11 +107,6 @@ class ToyBatches:
 
     def close(self):
         self.closed = True
-
-
-@pytest.fixture
-def one_device():
-    return make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture
