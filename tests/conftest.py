@@ -1,5 +1,6 @@
 """Strict settings for the whole suite: simulated devices, no silent promotion, checked shapes."""
 
+import atexit
 import os
 import tempfile
 
@@ -13,6 +14,7 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 8)
 # Many tests compile the same program: one compile each, for this run only.
 _compiled = tempfile.TemporaryDirectory(prefix="mmflax-tests-")
+atexit.register(_compiled.cleanup)
 jax.config.update("jax_compilation_cache_dir", _compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

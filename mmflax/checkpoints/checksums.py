@@ -1,7 +1,8 @@
-"""The seal of a checkpoint: digests that say every file is whole and as it was written.
+"""SHA-256 checksums of a checkpoint directory.
 
-The seal is one file: the SHA-256 of its own body, a newline, then the body as JSON. ``files`` in
-the body maps every other file to its digest. It is written last and renamed into place.
+They lie in one file, ``SEAL``: the SHA-256 of its own body, a newline, then the body as JSON.
+``files`` in the body maps every other file to its digest. The file is written last and renamed into
+place, so a directory that has it is complete.
 """
 
 import hashlib
@@ -11,62 +12,63 @@ from typing import Any
 
 from etils import epath
 
-SEAL = "SEAL"
+FILE = "SEAL"
 
 
-def is_sealed(path: epath.Path) -> bool:
-    """Whether writing this directory came to its end; damage afterwards is not looked for."""
-    return (path / SEAL).exists()
+def is_complete(path: epath.Path) -> bool:
+    """Whether the directory was written to its end; later damage is not looked for."""
+    return bool((path / FILE).exists())
 
 
 def write(path: epath.Path, content: dict[str, Any]) -> None:
-    """Digest every file under ``path`` and seal the directory with that and ``content``."""
-    files = {str(file.relative_to(path)): file for file in _files(path)}
-    body = json.dumps({**content, "files": _digests(files)}, sort_keys=True).encode()
-    temporary = path / (SEAL + ".tmp")
+    """Write the checksums of every file under ``path``, together with ``content``."""
+    body = json.dumps({**content, "files": _digests(_files(path))}, sort_keys=True).encode()
+    temporary = path / (FILE + ".tmp")
     temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-    temporary.rename(path / SEAL)
+    temporary.rename(path / FILE)
 
 
 def read(path: epath.Path) -> dict[str, Any]:
-    """The seal's content; ValueError if the seal itself is damaged."""
-    written = (path / SEAL).read_bytes()
-    digest, _, body = written.partition(b"\n")
+    """The content written with the checksums; ValueError if the file itself is damaged."""
+    digest, _, body = (path / FILE).read_bytes().partition(b"\n")
     if digest != hashlib.sha256(body).hexdigest().encode():
         raise ValueError("its digest and content differ")
-    return json.loads(body)
+    content: dict[str, Any] = json.loads(body)
+    return content
 
 
 def verify(path: epath.Path) -> str | None:
-    """What is damaged in a sealed directory, or None."""
+    """What is damaged in a complete directory, or None."""
     try:
         expected = read(path)["files"]
     except (ValueError, OSError) as error:
-        return f"the seal is damaged ({error})"
-    files = {str(file.relative_to(path)): file for file in _files(path)}
+        return f"the checksum file {FILE} is damaged ({error})"
+    files = _files(path)
     for name in sorted(files.keys() ^ expected.keys()):
         return f"{name} is {'unexpected' if name in files else 'missing'}"
-    found = _digests(files)
+    actual = _digests(files)
     for name in sorted(files):
-        if found[name] != expected[name]:
+        if actual[name] != expected[name]:
             return f"{name} differs from what was written"
     return None
 
 
 def remove(path: epath.Path) -> None:
-    """Remove a directory, its seal first: a removal cut short must not leave a sealed half."""
-    (path / SEAL).unlink(missing_ok=True)
+    """Remove a directory, its checksums first: a removal cut short leaves it incomplete."""
+    (path / FILE).unlink(missing_ok=True)
     path.rmtree()
 
 
-def _files(path: epath.Path, top: bool = True) -> list[epath.Path]:
-    found = []
+def _files(path: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
+    """Relative name -> path of every file but the checksums."""
+    files: dict[str, epath.Path] = {}
     for entry in path.iterdir():
+        name = prefix + entry.name
         if entry.is_dir():
-            found += _files(entry, False)
-        elif not (top and entry.name.startswith(SEAL)):
-            found.append(entry)
-    return found
+            files |= _files(entry, name + "/")
+        elif not name.startswith(FILE):
+            files[name] = entry
+    return files
 
 
 def _digests(files: dict[str, epath.Path]) -> dict[str, str]:

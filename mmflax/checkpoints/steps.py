@@ -1,4 +1,4 @@
-"""The steps in a checkpoint directory: which are sealed, whole, best, and which may go."""
+"""The steps in a checkpoint directory: complete, undamaged, best, and what is kept."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ _log = logging.getLogger("mmflax")
 
 
 class Steps:
-    """Reads and tidies ``<directory>/<step>/``; knows nothing of what the steps hold."""
+    """Lists and removes ``<directory>/<step>/``, whatever a step holds."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class Steps:
         self._damaged: set[int] = set()
 
     def steps(self) -> list[int]:
-        """Sealed steps, oldest first; damage shows only when one is verified."""
-        return [step for step in self._directories() if checksums.is_sealed(self.path(step))]
+        """Complete steps, oldest first; damage shows only when one is verified."""
+        return [step for step in self._directories() if checksums.is_complete(self.path(step))]
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics saved with a step."""
-        return checksums.read(self.path(step))["metrics"]
+        return dict(checksums.read(self.path(step))["metrics"])
 
     def best_step(self) -> int | None:
         """The step with the best ``best_metric``, or None."""
@@ -66,7 +66,7 @@ class Steps:
         return checksums.verify(self.path(step))
 
     def path(self, step: int) -> epath.Path:
-        """Where a step lies."""
+        """The directory of a step."""
         return self.directory / str(step)
 
     def _directories(self) -> list[int]:
@@ -79,19 +79,19 @@ class Steps:
         return -value if self.best_mode == "max" else value
 
     def _ranked(self) -> list[int]:
-        """Steps with the best metric, best first; of equals the newer first."""
-        found = []
+        """Steps with a finite ``best_metric``, best first; of equals the newer first."""
+        ranked = []
         for step in self.steps():
             try:
                 value = self.metrics(step).get(self.best_metric or "")
             except (ValueError, OSError):
                 continue
             if value is not None and math.isfinite(value):
-                found.append((self._rank(value), -step))
-        return [-step for _, step in sorted(found)]
+                ranked.append((self._rank(value), -step))
+        return [-step for _, step in sorted(ranked)]
 
     def retain(self, newest: int) -> None:
-        """Remove what is neither among the last, nor the best, nor just written."""
+        """Remove steps that are neither among the last, nor the best, nor ``newest``."""
         steps = self.steps()
         keep = {newest, *steps[-self.keep_last :], *self._ranked()[: self.keep_best]}
         for step in steps:
@@ -99,13 +99,13 @@ class Steps:
                 checksums.remove(self.path(step))
 
     def clear(self, step: int) -> None:
-        """Remove what a killed run left half written, and damaged steps, before writing anew."""
+        """Before writing ``step``: remove incomplete steps, and rename damaged ones."""
         for path in self.directory.iterdir():
             if ".orbax-checkpoint-tmp" in path.name:
                 path.rmtree()
-        sealed = set(self.steps())
+        complete = set(self.steps())
         for other in self._directories():
-            if other not in sealed or other == step:
+            if other not in complete or other == step:
                 checksums.remove(self.path(other))
             elif other in self._damaged:
                 aside = self.directory / f"{other}.damaged"
@@ -115,7 +115,7 @@ class Steps:
         self._damaged.clear()
 
     def checked(self, step: int) -> int:
-        """The step itself, if it is there and whole."""
+        """The step, or an error if it is missing or damaged."""
         if step not in self.steps():
             raise MmflaxError(
                 f"no checkpoint of step {step} in {self.directory}: found "

@@ -1,15 +1,16 @@
-"""Verified checkpoints: Orbax writes the arrays, a seal of SHA-256 digests says they are whole.
+"""Verified checkpoints: Orbax writes the arrays, SHA-256 checksums detect damage.
 
-A step lies in ``<dir>/<step>/``. Orbax writes it in the background and renames it into place; then
-process 0 seals it, atomically: digests of every file, the table of arrays, the metrics. A directory
-without a seal is no step, so a run killed at any moment leaves the newest sealed one; older ones
-are removed only after a newer one is sealed. Digests are checked before anything is read back,
-because a flipped bit in an Orbax file restores wrong numbers without an error.
+A step is the directory ``<dir>/<step>/``. Orbax writes it in the background and renames it into
+place; then process 0 adds one file, atomically, with checksums of the others, the table of arrays
+and the metrics. Without that file a step is incomplete and ignored, so a run killed at any moment
+leaves the newest complete step; older ones are removed only after it. Checksums are verified before
+a restore, because a flipped bit in an Orbax file restores wrong numbers without an error.
 """
 
+import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -83,7 +84,7 @@ class Store(Steps):
         try:
             if self._checkpointer is None:
                 self._checkpointer = _checkpointer()
-            if _main():
+            if jax.process_index() == 0:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self.clear(step)
             self._checkpointer.save(
@@ -97,14 +98,14 @@ class Store(Steps):
         except Exception as error:
             raise self._unwritten(step, error) from error
         self._saving = step
-        self._thread = threading.Thread(target=self._finish, args=(step, content), name="seal")
+        self._thread = threading.Thread(target=self._finish, args=(step, content), name="checksums")
         self._thread.start()
 
     def wait(self) -> None:
-        """Block until the save in progress is sealed, in every process; raise if it failed."""
+        """Block until the save in progress is complete in every process; raise if it failed."""
         step = self._join()
         if step is not None and jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"mmflax-sealed-{step}")
+            multihost_utils.sync_global_devices(f"mmflax-saved-{step}")
 
     def close(self) -> None:
         """End the save in progress and release the writer; may be called by one process alone."""
@@ -132,21 +133,23 @@ class Store(Steps):
 
         Args:
           abstract: tree of ``ShapeDtypeStruct`` with shardings, or of arrays.
-          step: this step only; by default the newest undamaged one, and damaged ones are named in
-            ``problems`` and the log.
+          step: by default the newest undamaged one; damaged ones are named in ``problems`` and the
+            log.
           partial: ``abstract`` may be a part of what was saved, such as ``{"params": ...}``.
 
         Raises:
           MmflaxError: nothing whole to restore, or the tree differs (says where and how).
         """
-        step = self._agree(self.newest_whole if step is None else lambda: self.checked(step))
+        step = self._agree(
+            self.newest_whole if step is None else functools.partial(self.checked, step)
+        )
         wanted = paths.leaves(abstract)
         self._compare(step, wanted, partial)
         targets = paths.nested({name: paths.target(leaf) for name, leaf in wanted.items()})
         checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         _quiet()
         with checkpointer:
-            found = checkpointer.restore(
+            restored = checkpointer.restore(
                 self.path(step),
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeRestore(
@@ -157,30 +160,30 @@ class Store(Steps):
                     data=ocp.args.JsonRestore(),
                 ),
             )
-        arrays = paths.leaves(found.state)
+        arrays = paths.leaves(restored.state)
         leaves = [paths.cooked(arrays[name], leaf) for name, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), dict(found.data), step
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), dict(restored.data), step
 
     def _finish(self, step: int, content: dict[str, Any]) -> None:
         try:
             assert self._checkpointer is not None
             self._checkpointer.wait_until_finished()
-            if _main():
+            if jax.process_index() == 0:
                 checksums.write(self.path(step), content)
                 self.retain(step)
         except BaseException as error:  # raised again by wait(), in the caller's thread
             self._error = error
 
-    def _agree(self, choose) -> int:
-        """Process 0 chooses, all follow: two processes must never restore different steps."""
+    def _agree(self, choose: Callable[[], int]) -> int:
+        """The step that process 0 chooses: two processes must never restore different steps."""
         if jax.process_count() == 1:
             return choose()
         error, step = None, -1
-        if _main():
+        if jax.process_index() == 0:
             try:
                 step = choose()
-            except MmflaxError as found:
-                error = found
+            except MmflaxError as problem:
+                error = problem
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step < 0:
             raise error or MmflaxError(f"process 0 could not restore from {self.directory}")
@@ -208,12 +211,8 @@ class Store(Steps):
         )
 
 
-def _main() -> bool:
-    return jax.process_index() == 0
-
-
 def _quiet() -> None:
-    """Orbax reports every action, and errors with traces; ours are raised as one sentence."""
+    """Silence Orbax, which logs every action and error traces; our errors are one sentence."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 

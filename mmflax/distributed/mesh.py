@@ -1,7 +1,7 @@
-"""The device mesh, and the path rules that place parameters, moments and batches on it.
+"""The device mesh, and the path rules that shard parameters, optimizer state and batches.
 
-Axes: ``data`` (copies of the model), ``fsdp`` (parameters split, gathered when used), ``tensor``
-(attention heads and MLP columns split). The batch is split over ``data`` and ``fsdp`` together.
+Axes: ``data`` (replicas), ``fsdp`` (parameters split, gathered when used), ``tensor`` (attention
+heads and MLP columns split). The batch is split over ``data`` and ``fsdp`` together.
 
 A rule is ``(path regex, axes)``: the first regex found in a parameter's path ``a/b/c`` decides,
 ``axes`` names a mesh axis (or None, or a tuple of axes) per dimension, and ``()`` replicates.
@@ -27,11 +27,14 @@ BATCH_AXES = ("data", "fsdp")
 
 
 class Rule(NamedTuple):
-    """One row: ``optional`` rows may match nothing (a model without that part)."""
+    """An ``optional`` rule may match nothing (a model without that part)."""
 
     pattern: str
-    axes: tuple
+    axes: tuple[Any, ...]
     optional: bool = False
+
+
+Rules = Sequence[Rule | tuple[Any, ...]]
 
 
 # Megatron's split (Shoeybi et al. 2019, section 3): heads and fc1 by columns, out and fc2 by rows,
@@ -66,9 +69,9 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Mesh of axes data x fsdp x tensor over all devices; one axis may be -1 (what is left).
+    """Mesh data x fsdp x tensor over all devices; one size may be -1 (all devices left).
 
-    With several TPU slices the data axis runs over the slow network between them.
+    With several TPU slices the data axis crosses the slow network between them.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
@@ -105,7 +108,7 @@ def path_of(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def param_specs(params: Any, rules: Sequence[tuple], mesh: Mesh) -> Any:
+def param_specs(params: Any, rules: Rules, mesh: Mesh) -> Any:
     """Tree of NamedSharding for a tree of (abstract) parameters, decided by the rules.
 
     Raises:
@@ -116,7 +119,7 @@ def param_specs(params: Any, rules: Sequence[tuple], mesh: Mesh) -> Any:
     idle = {row.pattern for row in rows if not row.optional}
     problems: list[str] = []
 
-    def place(path, leaf):
+    def place(path: Any, leaf: Any) -> NamedSharding:
         name = path_of(path)
         row = next((row for row in rows if re.search(row.pattern, name)), None)
         if row is None:
@@ -141,11 +144,11 @@ def param_specs(params: Any, rules: Sequence[tuple], mesh: Mesh) -> Any:
     return specs
 
 
-def state_shardings(state: Any, rules: Sequence[tuple], mesh: Mesh) -> Any:
-    """Shardings of a whole train state: what mirrors a parameter lies where the parameter lies.
+def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
+    """Shardings of a whole train state: moments and averages are sharded like their parameter.
 
-    A leaf mirrors a parameter when its path ends like the parameter's and the shapes agree
-    (moments, averages). All else is replicated: counters, keys, Adafactor's factored moments.
+    A leaf belongs to a parameter if its path ends in the parameter's and the shapes agree. All else
+    is replicated: counters, keys, Adafactor's factored moments.
     """
     specs = param_specs(state.params, rules, mesh)
     flat = jax.tree_util.tree_leaves_with_path(specs)
@@ -156,7 +159,7 @@ def state_shardings(state: Any, rules: Sequence[tuple], mesh: Mesh) -> Any:
     }
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def place(path, leaf):
+    def place(path: Any, leaf: Any) -> Any:
         segments = tuple(path_of(path).split("/"))
         for start in range(len(segments)):
             if segments[start:] in known:
@@ -169,7 +172,7 @@ def state_shardings(state: Any, rules: Sequence[tuple], mesh: Mesh) -> Any:
 
 
 def layout(params: Any, specs: Any) -> str:
-    """One line a parameter, ``path [shape] spec``: the text that golden layouts store."""
+    """``path [shape] spec``, one parameter per line: the text of golden layouts."""
     lines = []
     for (path, leaf), spec in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
@@ -185,10 +188,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def data_shard(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which part of every batch this process must load.
+    """(index, count): the part of every batch that this process loads.
 
-    Processes whose devices hold the same rows (the tensor axis runs across them) share an index and
-    must load the same rows.
+    Processes whose devices hold the same rows (the tensor axis spans them) share an index and must
+    load the same rows.
     """
     size = _batch_shards(mesh)
     rows: dict[int, set[int]] = {}
@@ -232,31 +235,33 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 @contextlib.contextmanager
 def activation_rules(mesh: Mesh) -> Iterator[None]:
-    """While tracing inside, models' ``constrain_batch`` splits the batch axis over the mesh."""
+    """Context in which a traced model's ``constrain_batch`` splits the batch axis over the mesh."""
     with jax.set_mesh(mesh), nn.logical_axis_rules([("batch", BATCH_AXES)]):
         yield
 
 
-def on_mesh(function: Callable, mesh: Mesh) -> Callable:
-    """A jitted function, called (so traced, the first time) under ``activation_rules(mesh)``."""
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A jitted function, called and so traced under ``activation_rules(mesh)``."""
 
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with activation_rules(mesh):
             return function(*args, **kwargs)
 
     return wrapped
 
 
-def compile_step(function: Callable, state: Any, batch: Mapping[str, Any], mesh: Mesh) -> Callable:
+def compile_step(
+    function: Callable[..., Any], state: Any, batch: Mapping[str, Any], mesh: Mesh
+) -> Any:
     """Compile ``(state, batch) -> (state, metrics)`` ahead of time; the state is donated.
 
     ``state`` and ``batch`` are arrays or shapes with shardings; metrics come back replicated.
     """
-    places, batch_places = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
     jitted = jax.jit(
         function,
-        in_shardings=(places, batch_places),
-        out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
+        in_shardings=shardings,
+        out_shardings=(shardings[0], NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
     with activation_rules(mesh):
@@ -267,7 +272,7 @@ def _batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def _problem(axes: tuple, shape: tuple[int, ...], mesh: Mesh) -> str | None:
+def _problem(axes: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> str | None:
     """What is wrong with these axes for this shape, or None."""
     groups = [
         () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis) for axis in axes

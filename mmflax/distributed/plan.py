@@ -1,7 +1,7 @@
-"""Compiling for a TPU slice that is not there: does the run fit, and what does it send?
+"""Ahead-of-time compilation for a TPU topology: memory per chip and collectives.
 
-libtpu compiles for a named topology on any Linux machine (`pip install "mmflax[aot]"`), so a mesh
-that runs out of memory shows here in a minute and not after an hour in the queue.
+libtpu compiles for a named topology on any Linux machine (`pip install "mmflax[aot]"`), so whether
+a run fits into memory is known before a TPU slice is requested.
 """
 
 import dataclasses
@@ -23,12 +23,13 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one chip holds, in bytes, and how often the program speaks to other chips.
+    """Memory of one chip in bytes, and the program's collectives.
 
     Attributes:
-      state: the train state and the batch, which stay.
-      temporary: activations, gradients and workspace at the peak.
-      collectives: kind -> how many stand in the program; one inside a loop counts once.
+      chips: of the topology.
+      state: bytes of the train state and the batch.
+      temporary: bytes of activations, gradients and workspace at the peak.
+      collectives: kind -> occurrences in the program; one inside a loop counts once.
       seconds: to compile.
     """
 
@@ -69,8 +70,8 @@ def topology_devices(name: str) -> list[Any]:
         ) from error
 
 
-def plan(step: Callable, state: Any, batch: Mapping[str, Any], mesh: Mesh) -> Plan:
-    """Compiles the very program that training would run; nothing is executed.
+def plan(step: Callable[..., Any], state: Any, batch: Mapping[str, Any], mesh: Mesh) -> Plan:
+    """Compile the program that training would run, without executing it.
 
     ``state`` and ``batch`` are shapes with shardings on ``mesh``.
 
@@ -79,7 +80,7 @@ def plan(step: Callable, state: Any, batch: Mapping[str, Any], mesh: Mesh) -> Pl
     """
     began = time.perf_counter()
     try:
-        compiled: Any = compile_step(step, state, batch, mesh)
+        compiled = compile_step(step, state, batch, mesh)
     except Exception as error:
         text = " ".join(str(error).split())
         if "hbm" not in text.lower() and "RESOURCE_EXHAUSTED" not in text:

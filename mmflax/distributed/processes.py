@@ -1,6 +1,6 @@
-"""Several processes as one run: starting, agreeing on when to stop, ending.
+"""Multi-process runs: initialization, preemption, exit.
 
-``initialize`` reads what a launcher sets:
+``initialize`` reads the environment that a launcher sets:
 
 ========================  ==========================================================
 MMFLAX_COORDINATOR        ``host:port`` of process 0, or ``auto`` (TPU pods, Slurm: jax finds it)
@@ -14,19 +14,19 @@ import os
 import signal
 import sys
 import types
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 
 from mmflax.errors import MmflaxError
 
-# Seconds without a sign of life after which the others give up; short where nothing is lost.
+# Seconds without a heartbeat after which the other processes abort.
 _LOCAL_HEARTBEAT, _HEARTBEAT = 30, 100
 
 
 def initialize() -> None:
-    """Join the run that the environment describes; nothing set = a run of one process.
+    """Join the run that the environment describes; without one, a run of one process.
 
     Call before anything touches a device.
     """
@@ -55,8 +55,8 @@ def initialize() -> None:
     # An uncaught error would otherwise wait at exit for the others, who wait for this process.
     show = sys.excepthook
 
-    def report_and_leave(kind, error, trace):
-        show(kind, error, trace)
+    def report_and_leave(*error: Any) -> None:
+        show(*error)
         leave(1)
 
     sys.excepthook = report_and_leave
@@ -68,7 +68,7 @@ def is_main() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process. After an error in a run of several it does not wait for the others."""
+    """End this process; after an error in a multi-process run, without waiting for the others."""
     if code and jax.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -77,20 +77,20 @@ def leave(code: int) -> NoReturn:
 
 
 class Preemption:
-    """Notices SIGTERM; ``reached(step)`` turns true at one step that all processes agree on.
+    """Handles SIGTERM; ``reached(step)`` turns true at one step that all processes agree on.
 
-    In a run of several processes the notice to any one of them stops all. Use as a context: the
-    signal's former handler comes back at the end.
+    SIGTERM to any process of a run stops all. A context manager, which restores the signal's former
+    handler.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._received = False
         self._former: signal._HANDLER = None
 
     def __enter__(self) -> "Preemption":
-        # jax.distributed has its own handler, which tells the other processes.
+        # jax.distributed has its own handler, which notifies the other processes.
         if jax.process_count() == 1:
-            self._former = signal.signal(signal.SIGTERM, self._ask)
+            self._former = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -98,11 +98,11 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._former)
             self._former = None
 
-    def _ask(self, number: int, frame: types.FrameType | None) -> None:
-        self._asked = True
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        self._received = True
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step. Call once a step, in every process."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self._received

@@ -1,12 +1,14 @@
-"""The loop: owns time. It steps, logs one step late, evaluates, saves, and stops when asked.
+"""Training loop: steps, logging, evaluation, checkpoints, preemption.
 
-It never asks which task it runs: it sees a step function, a state, batches and a mesh.
+It sees a step function, a state, batches and a mesh, and never the task. Metrics are fetched one
+step late, so that the device does not wait for the host.
 """
 
 import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,7 +19,9 @@ from mmflax.checkpoints.store import Store
 from mmflax.distributed.mesh import compile_step, put_batch
 from mmflax.distributed.processes import Preemption
 from mmflax.errors import MmflaxError
-from mmflax.training.observe import Observer, clock, utilisation
+from mmflax.training.observe import Observer, format_seconds, utilization
+
+Batch = dict[str, Any]
 
 
 class Batches(Protocol):
@@ -44,7 +48,7 @@ class Result(NamedTuple):
 
 def run(
     *,
-    train_step: Callable[[Any, dict], tuple[Any, dict]],
+    train_step: Callable[[Any, Batch], tuple[Any, dict[str, Any]]],
     abstract_state: Any,
     create_state: Callable[[], Any],
     batches: Batches,
@@ -75,7 +79,7 @@ def run(
         among the kept best.
       preemption: an entered ``Preemption``; by default one for the duration of the call.
       max_skipped_in_row: stop after so many updates in a row with non-finite gradients.
-      flops_per_example: forward and backward FLOPs of one example, for the utilisation.
+      flops_per_example: forward and backward FLOPs of one example, for the utilization.
 
     Raises:
       MmflaxError: data ended, gradients stayed non-finite, or a checkpoint could not be written.
@@ -85,7 +89,7 @@ def run(
             stack.callback(observer.close)
         stack.callback(batches.close)
         if store is not None:
-            stack.push(functools.partial(_let_save_end, store))
+            stack.push(functools.partial(_wait_for_save, store))
         if preemption is None:
             preemption = stack.enter_context(Preemption())
         training = _Training(
@@ -100,14 +104,14 @@ def run(
         )
         state, step = training.begin(create_state, batches)
         if step >= steps:
-            training.tell(f"nothing to do: step {step} of {steps} is reached")
+            training.log(f"nothing to do: step {step} of {steps} is reached")
             return Result(state, step, {}, False)
 
-        batch, ids = training.fetch(batches, step)
+        batch, ids = training.next_batch(batches, step)
         compiled = training.compile(train_step, batch)
-        pending: tuple | None = None
+        pending: tuple[int, Any, Any, bool] | None = None
         preempted = False
-        training.clock_starts()
+        training.restart_timer()
         while step < steps and not preempted:
             state, sums = compiled(state, batch)
             step += 1
@@ -115,8 +119,8 @@ def run(
             preempted = preemption.reached(step)
             last = step == steps
             if not last and not preempted:
-                # Read and placed while the device is busy with the step.
-                batch, ids = training.fetch(batches, step)
+                # Read and placed while the device computes the step.
+                batch, ids = training.next_batch(batches, step)
             if pending:
                 training.finish(*pending)
             pending = (step, sums, done_ids, step % log_every == 0 or last or preempted)
@@ -126,7 +130,7 @@ def run(
             if evaluates or saves:
                 training.finish(*pending)
                 pending = None
-                with training.clock_stands():
+                with training.timer_stopped():
                     if evaluates:
                         training.evaluate(state, step)
                         saves = saves or (store is not None and store.improves(training.metrics))
@@ -139,25 +143,31 @@ def run(
         preempted = preempted and step < steps
         if preempted:
             saved = f"; step {step} is saved, the same command resumes" if store else ""
-            training.tell(f"asked to stop (SIGTERM) at step {step} of {steps}{saved}")
+            training.log(f"asked to stop (SIGTERM) at step {step} of {steps}{saved}")
         return Result(state, step, training.metrics, preempted)
 
 
+@dataclasses.dataclass
 class _Training:
-    """What the loop knows between steps; every method is one event."""
+    """The loop's bookkeeping between steps."""
 
-    def __init__(self, abstract, mesh, steps, store, evals, observers, flops, max_skipped):
-        self.abstract, self.mesh, self.steps, self.store = abstract, mesh, steps, store
-        self.evals, self.observers, self.flops = evals, observers, flops
-        self.max_skipped_in_row = max_skipped
-        self.metrics: dict[str, float] = {}
-        self._evaluated_at = -1
-        self._window: dict[str, np.ndarray] = {}
-        self._window_steps = 0
-        self._rows = 0
-        self._started = self._paused = 0.0
+    abstract: Any
+    mesh: Mesh
+    steps: int
+    store: Store | None
+    evals: Mapping[str, Callable[[Any], Mapping[str, float]]]
+    observers: Sequence[Observer]
+    flops: float | None
+    max_skipped_in_row: int
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    _evaluated_at: int = -1
+    _window: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    _window_steps: int = 0
+    _rows: int = 0
+    _started: float = 0.0
+    _stopped_for: float = 0.0
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         for observer in self.observers:
             observer.message(text)
 
@@ -167,27 +177,26 @@ class _Training:
 
     def begin(self, create_state: Callable[[], Any], batches: Batches) -> tuple[Any, int]:
         """State and step, restored or new, with the data at the same position."""
-        step, note = 0, None
-        if self.store is not None and self.store.steps():
+        step, resumed = 0, self.store is not None and bool(self.store.steps())
+        if self.store is not None and resumed:
             state, data, step = self.store.restore(self.abstract)
             if data.get("position") != step:
                 raise MmflaxError(
                     f"checkpoint of step {step} holds data position {data.get('position')}: it "
                     "was not written by this loop; use another workdir"
                 )
-            note = f"resumed from step {step}"
         else:
             state = create_state()
         batches.set_position(step)
         for observer in self.observers:
             observer.start(step, self.steps)
         for problem in self.store.problems if self.store is not None else ():
-            self.tell(problem)
-        if note:
-            self.tell(note)
+            self.log(problem)
+        if resumed:
+            self.log(f"resumed from step {step}")
         return state, step
 
-    def fetch(self, batches: Batches, step: int) -> tuple[dict, Any]:
+    def next_batch(self, batches: Batches, step: int) -> tuple[Batch, Any]:
         """The batch of this step on the mesh, and its example ids on the host."""
         try:
             batch = dict(next(batches))
@@ -198,45 +207,44 @@ class _Training:
         ids = batch.pop("id", None)
         return put_batch(batch, self.mesh), ids
 
-    def compile(self, train_step: Callable, batch: dict) -> Callable:
-        """The one executable of the run. Ahead of time, so that no second compile can happen."""
+    def compile(self, train_step: Callable[..., Any], batch: Batch) -> Callable[..., Any]:
+        """The run's only executable. Ahead of time, so that nothing compiles a second time."""
         self._rows = len(next(iter(batch.values())))
         began = time.perf_counter()
-        compiled = compile_step(train_step, self.abstract, batch, self.mesh)
-        self.tell(f"compiled the train step in {time.perf_counter() - began:.1f} s")
+        compiled: Callable[..., Any] = compile_step(train_step, self.abstract, batch, self.mesh)
+        self.log(f"compiled the train step in {time.perf_counter() - began:.1f} s")
         return compiled
 
-    def clock_starts(self) -> None:
-        self._started, self._paused = time.perf_counter(), 0.0
+    def restart_timer(self) -> None:
+        self._started, self._stopped_for = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
-    def clock_stands(self):
+    def timer_stopped(self) -> Iterator[None]:
         """Evaluation and saving do not count as training time."""
         began = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - began
+        self._stopped_for += time.perf_counter() - began
 
-    def finish(self, step: int, sums: dict, ids: Any, log: bool) -> None:
-        """Take in the metrics of a step that the device has done, or is about to."""
+    def finish(self, step: int, sums: dict[str, Any], ids: Any, log: bool) -> None:
+        """Add a step's metrics to the window, and record the window's means when they are due."""
         values = jax.device_get(sums)
         for name, pair in values.items():
             self._window[name] = self._window.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         self._window_steps += 1
         in_row = int(values["skipped_in_row"][0])
         if in_row:
-            self._skipped(step, in_row, ids)
+            self._report_skipped(step, in_row, ids)
         if log:
-            self._log(step)
+            self._record_window(step)
 
-    def _skipped(self, step: int, in_row: int, ids: Any) -> None:
+    def _report_skipped(self, step: int, in_row: int, ids: Any) -> None:
         shown = "unknown"
         if ids is not None:
             names = [str(name) for name in np.asarray(ids).reshape(-1)]
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             shown = ", ".join(names[:8]) + more
-        text = f"step {step}: gradients are not finite, update skipped; examples {shown}"
         if in_row < self.max_skipped_in_row:
-            self.tell(text)
+            self.log(f"step {step}: gradients are not finite, update skipped; examples {shown}")
             return
         good = "no checkpoint was written yet"
         if self.store is not None:
@@ -249,9 +257,8 @@ class _Training:
             f"examples {shown}; {good}"
         )
 
-    def _log(self, step: int) -> None:
-        now = time.perf_counter()
-        seconds = max(now - self._started - self._paused, 1e-9)
+    def _record_window(self, step: int) -> None:
+        seconds = max(time.perf_counter() - self._started - self._stopped_for, 1e-9)
         rate = self._window_steps / seconds
         skipped = self._window.pop("skipped")[0]
         self._window.pop("skipped_in_row")
@@ -262,13 +269,13 @@ class _Training:
         values["examples_per_second"] = rate * self._rows
         if self.flops is not None:
             flops = self.flops * self._rows * self._window_steps
-            used = utilisation(flops, seconds, list(self.mesh.devices.flatten()))
+            used = utilization(flops, seconds, list(self.mesh.devices.flatten()))
             if used is not None:
                 values["mfu"] = used
         values["eta_seconds"] = (self.steps - step) / rate
         self.record(step, {name: float(value) for name, value in values.items()})
         self._window, self._window_steps = {}, 0
-        self.clock_starts()
+        self.restart_timer()
 
     def evaluate(self, state: Any, step: int) -> None:
         params = state.params if state.ema is None else state.ema
@@ -280,7 +287,7 @@ class _Training:
         }
         self._evaluated_at = step
         self.record(step, self.metrics)
-        self.tell(f"evaluated in {clock(time.perf_counter() - began)}")
+        self.log(f"evaluated in {format_seconds(time.perf_counter() - began)}")
 
     def save(self, state: Any, step: int) -> None:
         assert self.store is not None
@@ -288,9 +295,9 @@ class _Training:
         self.store.save(step, state, {"position": step}, metrics)
 
 
-def _let_save_end(store: Store, kind: type | None, *error: object) -> None:
-    """After an error the save in progress still ends, unless it needs processes that are gone."""
-    if kind is not None and jax.process_count() == 1:
+def _wait_for_save(store: Store, error: type | None, *details: object) -> None:
+    """Let a save in progress end after an error, unless it needs processes that are gone."""
+    if error is not None and jax.process_count() == 1:
         with contextlib.suppress(MmflaxError):
             store.wait()
 

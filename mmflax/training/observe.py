@@ -1,8 +1,9 @@
-"""What a run shows: progress, metrics.jsonl, TensorBoard, run.json, the parameter table.
+"""Logging of a run: progress, metrics.jsonl, TensorBoard, run.json, FLOPs, the parameter table.
 
-Observers exist in process 0 only. Values are plain floats; names are ``loss``, ``val/accuracy`` …
+Observers exist in process 0 only. Values are floats; names are ``loss``, ``val/accuracy`` …
 """
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -13,14 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import rich.console
 import rich.progress
 from jax.sharding import Mesh
 
-# Dense bf16 FLOP/s of one device, by a prefix of device_kind (the first that fits). Sources: Google
+StrPath = str | os.PathLike[str]
+
+# Dense bf16 FLOP/s of one device, by the first matching prefix of device_kind. Sources: Google
 # Cloud TPU docs, "TPU v4", "v5e", "v5p", "v6e"; NVIDIA datasheets A100 (2020), H100 (2022), H200
 # (2023), without sparsity.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
@@ -36,19 +39,23 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
-class Observer(Protocol):
-    """Told of everything by the loop, in order."""
+class Observer:
+    """Receives the loop's events in order; a subclass overrides those that it handles."""
 
-    def start(self, step: int, total: int) -> None: ...
+    def start(self, step: int, total: int) -> None:
+        """Training begins at ``step`` of ``total``."""
 
-    def record(self, step: int, values: dict[str, float]) -> None: ...
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Metrics of a step, or of an evaluation after it."""
 
-    def message(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        """A sentence for the user."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Training ended, with or without an error."""
 
 
-def observers(workdir: str | os.PathLike, *, terminal: bool | None = None) -> list[Observer]:
+def observers(workdir: StrPath, *, terminal: bool | None = None) -> list[Observer]:
     """Progress, metrics.jsonl and TensorBoard in the main process; none in the others."""
     if jax.process_index() != 0:
         return []
@@ -60,13 +67,13 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for kind, peak in PEAK_FLOPS if device_kind.startswith(kind)), None)
 
 
-def utilisation(flops: float, seconds: float, devices: Sequence[jax.Device]) -> float | None:
-    """Model FLOP utilisation (Chowdhery et al. 2022, appendix B): 1.0 = the peak of all devices."""
+def utilization(flops: float, seconds: float, devices: Sequence[jax.Device]) -> float | None:
+    """Model FLOP utilization (Chowdhery et al. 2022, appendix B): 1.0 = the peak of all devices."""
     peak = peak_flops(devices[0].device_kind)
     return None if peak is None or seconds <= 0 else flops / (seconds * peak * len(devices))
 
 
-def count_flops(function: Callable, *args: Any) -> float:
+def count_flops(function: Callable[..., Any], *args: Any) -> float:
     """FLOPs of one call, from its lowering; shapes suffice as arguments.
 
     A loop's body counts once, so pass a function without scanned layers or accumulation.
@@ -75,8 +82,8 @@ def count_flops(function: Callable, *args: Any) -> float:
     return float(costs.get("flops", 0.0))
 
 
-class Progress:
-    """A live bar in a terminal, otherwise one plain line a record, on stderr."""
+class Progress(Observer):
+    """A live bar in a terminal, otherwise one line per record, on stderr."""
 
     def __init__(self, *, terminal: bool | None = None, stream: Any = None):
         self._stream = stream or sys.stderr
@@ -98,9 +105,9 @@ class Progress:
             self._task = self._bar.add_task("train", total=total, completed=step, text="")
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        text = describe(values)
+        text = format_values(values)
         if self._bar is None:
-            print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
+            self.message(f"step {step}/{self._total}  {text}")
         elif "steps_per_second" in values:
             self._bar.update(self._task, completed=step, text=text)
         else:
@@ -118,7 +125,7 @@ class Progress:
             self._bar = None
 
 
-def describe(values: dict[str, float]) -> str:
+def format_values(values: dict[str, float]) -> str:
     """``loss 1.2345  12.3 steps/s  394 examples/s  MFU 41.0%  ETA 0:01:23``."""
     parts = []
     for name, value in values.items():
@@ -129,7 +136,7 @@ def describe(values: dict[str, float]) -> str:
         elif name == "mfu":
             parts.append(f"MFU {100 * value:.1f}%")
         elif name == "eta_seconds":
-            parts.append(f"ETA {clock(value)}")
+            parts.append(f"ETA {format_seconds(value)}")
         elif name == "skipped" and value:
             parts.append(f"{value:.0f} skipped")
         elif name == "loss" or "/" in name or name == "accuracy":
@@ -137,26 +144,24 @@ def describe(values: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-class MetricsFile:
-    """``metrics.jsonl``: one JSON object a record; steps that a resumed run repeats are cut."""
+class MetricsFile(Observer):
+    """``metrics.jsonl``: one JSON object per record; records after a resumed step are removed."""
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: StrPath):
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
         self._file: Any = None
 
     def start(self, step: int, total: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _until(line, step)]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
+            lines = self._path.read_text().splitlines()
+            _replace(self._path, "".join(f"{line}\n" for line in lines if _until(line, step)))
         self._file = self._path.open("a")
 
     def record(self, step: int, values: dict[str, float]) -> None:
@@ -165,26 +170,23 @@ class MetricsFile:
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
 
-    def message(self, text: str) -> None:
-        pass
-
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
 
 def _until(line: str, step: int) -> bool:
-    """Whether a line is whole (the last may be cut by a kill) and not after the step."""
+    """Whether a line is whole (a kill may cut the last) and not after the step."""
     try:
-        return json.loads(line)["step"] <= step
+        return bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError):
         return False
 
 
-class TensorBoard:
-    """Scalars under ``tensorboard/``; purged beyond the step that a run resumes from."""
+class TensorBoard(Observer):
+    """Scalars under ``tensorboard/``; those after a resumed step are purged."""
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: StrPath):
         self._path = pathlib.Path(workdir) / "tensorboard"
         self._writer: Any = None
 
@@ -197,16 +199,13 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def message(self, text: str) -> None:
-        pass
-
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
 
-def write_run(workdir: str | os.PathLike, mesh: Mesh, **more: Any) -> dict[str, Any]:
-    """Write ``run.json``: versions, command, git state, mesh; earlier starts stay under it.
+def write_run(workdir: StrPath, mesh: Mesh, **more: Any) -> dict[str, Any]:
+    """Write ``run.json``: versions, command, git state, mesh; earlier starts stay in it.
 
     Returns:
       What was written. Processes other than the main one write nothing.
@@ -226,24 +225,21 @@ def write_run(workdir: str | os.PathLike, mesh: Mesh, **more: Any) -> dict[str, 
         return run
     path = pathlib.Path(workdir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    run["earlier"] = []
+    with contextlib.suppress(OSError, ValueError):
         former = json.loads(path.read_text())
         run["earlier"] = [*former.pop("earlier", []), former]
-    except (OSError, ValueError):
-        run["earlier"] = []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(run, indent=2, default=str) + "\n")
-    temporary.replace(path)
+    _replace(path, json.dumps(run, indent=2, default=str) + "\n")
     return run
 
 
-def git_state(directory: str | os.PathLike | None = None) -> dict[str, Any] | None:
-    """Commit and whether files differ from it, of the code that runs; None outside git."""
-    where = str(directory or pathlib.Path(__file__).parent)
+def git_state(directory: StrPath | None = None) -> dict[str, Any] | None:
+    """Commit of the running code and whether files differ from it; None outside git."""
+    root = str(directory or pathlib.Path(__file__).parent)
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ["git", "-C", where, *words], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", root, *words], capture_output=True, text=True, timeout=10, check=True
         )
         return done.stdout.strip()
 
@@ -254,13 +250,17 @@ def git_state(directory: str | os.PathLike | None = None) -> dict[str, Any] | No
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("mmflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def parameter_table(params: Any, *, depth: int | None = None) -> str:
@@ -268,9 +268,9 @@ def parameter_table(params: Any, *, depth: int | None = None) -> str:
 
     Args:
       params: tree of arrays or shapes; shardings are shown where present.
-      depth: join what agrees in so many leading path segments into one row.
+      depth: add up the parameters that share so many leading path segments.
     """
-    rows: dict[str, list] = {}
+    rows: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = getattr(getattr(leaf, "sharding", None), "spec", None)
@@ -282,9 +282,9 @@ def parameter_table(params: Any, *, depth: int | None = None) -> str:
             row[3] += leaf.size
     rows["total"] = ["", "", "", sum(row[3] for row in rows.values())]
     cells = [[name, *row[:3], f"{row[3]:,}"] for name, row in rows.items()]
-    widths = [max(len(row[i]) for row in cells) for i in range(5)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
-        left = "  ".join(cell.ljust(width) for cell, width in zip(row[:4], widths[:4], strict=True))
-        lines.append(f"{left}  {row[4].rjust(widths[4])}")
-    return "\n".join(lines) + "\n"
+        left = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=False)]
+        lines.append("  ".join([*left, row[4].rjust(widths[4])]) + "\n")
+    return "".join(lines)

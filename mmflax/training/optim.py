@@ -59,30 +59,30 @@ def build(
     frozen = set(_first_match(paths, [(pattern, True) for pattern in freeze], "freeze"))
     if paths and len(frozen) == len(paths):
         raise MmflaxError(f"freeze={tuple(freeze)} freezes every parameter: nothing would train")
-    if name not in _CORES:
-        raise MmflaxError(f"unknown optimizer {name!r}: known are {', '.join(_CORES)}")
+    if name not in _OPTIMIZERS:
+        raise MmflaxError(f"unknown optimizer {name!r}: known are {', '.join(_OPTIMIZERS)}")
 
-    parts = []
+    parts: list[Any] = []
     if clip_norm is not None:
         parts.append(optax.clip_by_global_norm(clip_norm))
-    before, after = _CORES[name](b1=b1, b2=b2, eps=eps, momentum=momentum)
+    before, after = _transforms(name, b1, b2, eps, momentum)
     parts += before
     if weight_decay:
         spared = _first_match(paths, [(pattern, True) for pattern in no_decay], "no_decay")
-        parts.append(optax.add_decayed_weights(weight_decay, mask=_by_path(spared, absent=True)))
+        decays = _map_paths(lambda path, _: path not in spared)
+        parts.append(optax.add_decayed_weights(weight_decay, mask=decays))
     parts += after
     parts.append(optax.scale_by_learning_rate(rate))
     if factors:
-        parts.append(_scale_by_path(factors))
+        scale = _map_paths(lambda path, update: update * factors.get(path, 1.0))
+        parts.append(optax.stateless(lambda updates, _: scale(updates)))
     tx = optax.chain(*parts)
     if frozen:
         tx = optax.partition(
             {"train": tx, "freeze": optax.set_to_zero()},
-            lambda tree: jax.tree_util.tree_map_with_path(
-                lambda path, _: "freeze" if _path(path) in frozen else "train", tree
-            ),
+            _map_paths(lambda path, _: "freeze" if path in frozen else "train"),
         )
-    init, update = _optax_rules(tx.init), _optax_rules(tx.update)
+    init, update = _standard_promotion(tx.init), _standard_promotion(tx.update)
     return optax.GradientTransformation(init, update), rate
 
 
@@ -95,16 +95,17 @@ def build_schedule(name: str = "constant", **fields: Any) -> Schedule:
     if name not in _SCHEDULES:
         raise MmflaxError(f"unknown schedule {name!r}: known are {', '.join(_SCHEDULES)}")
     try:
-        return _optax_rules(_SCHEDULES[name](**fields))
+        schedule: Schedule = _standard_promotion(_SCHEDULES[name](**fields))
     except TypeError as error:
         raise MmflaxError(f"schedule {name}: {error}") from None
+    return schedule
 
 
 def _constant(*, peak: float, warmup_steps: int = 0, total_steps: int | None = None) -> Schedule:
     """``peak`` after a linear warm-up from 0."""
-    if not warmup_steps:
-        return optax.constant_schedule(peak)
-    return optax.linear_schedule(0.0, peak, warmup_steps)
+    constant: Schedule = optax.constant_schedule(peak)
+    linear: Schedule = optax.linear_schedule(0.0, peak, warmup_steps)
+    return linear if warmup_steps else constant
 
 
 def _warmup_cosine(
@@ -140,7 +141,7 @@ def _rsqrt_cooldown(
     _check_steps(warmup_steps + cooldown_steps, total_steps)
     scale = float(timescale or max(warmup_steps, 1))
 
-    def decay(count):
+    def decay(count: Any) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         value = peak * jnp.sqrt(scale / (scale + count))
         if cooldown_steps:
@@ -157,42 +158,30 @@ _SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "warmup_linear": _warmup_linear,
     "rsqrt_cooldown": _rsqrt_cooldown,
 }
+_OPTIMIZERS = ("adamw", "lamb", "adafactor", "sgd")
 
 
-def _adamw(*, b1, b2, eps, momentum):
-    return [optax.scale_by_adam(b1, b2, eps)], []
+def _transforms(
+    name: str, b1: float, b2: float, eps: float, momentum: float
+) -> tuple[list[Any], list[Any]]:
+    """An optimizer's transforms before and after weight decay is added."""
+    if name == "adafactor":
+        return [
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        ], []
+    if name == "sgd":
+        return [optax.trace(momentum)] if momentum else [], []
+    adam = [optax.scale_by_adam(b1, b2, eps)]
+    return adam, [optax.scale_by_trust_ratio()] if name == "lamb" else []
 
 
-def _lamb(*, b1, b2, eps, momentum):
-    return [optax.scale_by_adam(b1, b2, eps)], [optax.scale_by_trust_ratio()]
-
-
-def _adafactor(*, b1, b2, eps, momentum):
-    return [
-        optax.scale_by_factored_rms(),
-        optax.clip_by_block_rms(1.0),
-        optax.scale_by_param_block_rms(),
-    ], []
-
-
-def _sgd(*, b1, b2, eps, momentum):
-    return [optax.trace(momentum)] if momentum else [], []
-
-
-# Each gives the transforms (before, after) the weight decay is added.
-_CORES: dict[str, Callable[..., tuple[list, list]]] = {
-    "adamw": _adamw,
-    "lamb": _lamb,
-    "adafactor": _adafactor,
-    "sgd": _sgd,
-}
-
-
-def _optax_rules(function: Callable) -> Callable:
-    """optax mixes ints and floats freely: it must run under JAX's standard promotion rules."""
+def _standard_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """optax mixes ints and floats, which JAX's strict promotion rules refuse."""
 
     @functools.wraps(function)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return function(*args, **kwargs)
 
@@ -202,7 +191,10 @@ def _optax_rules(function: Callable) -> Callable:
 def _warm(peak: float, steps: int, then: Schedule) -> Schedule:
     if not steps:
         return then
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), then], [steps])
+    joined: Schedule = optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, steps), then], [steps]
+    )
+    return joined
 
 
 def _check_steps(used: int, total: int) -> None:
@@ -216,16 +208,23 @@ def _path(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def _map_paths(function: Callable[[str, Any], Any]) -> Callable[[Any], Any]:
+    """``tree -> tree`` of ``function(path, leaf)``."""
+    return lambda tree: jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(_path(path), leaf), tree
+    )
+
+
 def _first_match(
     paths: Sequence[str], rules: Sequence[tuple[str, Any]], field: str
 ) -> dict[str, Any]:
-    """path -> value of the first rule found in it; a rule that decides nothing is an error."""
-    found: dict[str, Any] = {}
+    """path -> value of the first rule that matches it; a rule without a parameter is an error."""
+    values: dict[str, Any] = {}
     idle = {pattern for pattern, _ in rules}
     for path in paths:
         for pattern, value in rules:
             if re.search(pattern, path):
-                found[path] = value
+                values[path] = value
                 idle.discard(pattern)
                 break
     if idle:
@@ -234,19 +233,4 @@ def _first_match(
             f"{field}: {', '.join(map(repr, sorted(idle)))} decides no parameter{example}; "
             "correct the regex or remove it"
         )
-    return found
-
-
-def _by_path(values: Mapping[str, Any], absent: bool) -> Callable[[Any], Any]:
-    """Tree of booleans: ``absent`` where the path is not in ``values``."""
-    return lambda tree: jax.tree_util.tree_map_with_path(
-        lambda path, _: absent if _path(path) not in values else not absent, tree
-    )
-
-
-def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, _: jax.tree_util.tree_map_with_path(
-            lambda path, update: update * factors.get(_path(path), 1.0), updates
-        )
-    )
+    return values

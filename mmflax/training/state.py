@@ -1,6 +1,6 @@
 """The train state: arrays only, created in place on the mesh."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -10,8 +10,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mmflax.distributed.mesh import RULES, state_shardings
+from mmflax.distributed.mesh import RULES, Rules, path_of, state_shardings
 from mmflax.errors import MmflaxError
+
+Init = Callable[[jax.Array], Any]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -37,14 +39,14 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(
-    init_fn: Callable[[jax.Array], Any],
+    init_fn: Init,
     tx: optax.GradientTransformation,
     key: jax.Array,
     *,
     ema: bool = False,
     params: Any = None,
 ) -> TrainState:
-    """State at step 0; ``init_fn(key) -> params``, or the given ``params`` in their place."""
+    """State at step 0, of ``init_fn(key)`` or of the given ``params``."""
     init_key, state_key = jax.random.split(key)
     if params is None:
         params = init_fn(init_key)
@@ -61,30 +63,30 @@ def init_state(
 
 
 def abstract_sharded(
-    init_fn: Callable[[jax.Array], Any],
+    init_fn: Init,
     tx: optax.GradientTransformation,
     key: jax.Array,
     mesh: Mesh,
-    rules: Sequence[tuple] = RULES,
+    rules: Rules = RULES,
     *,
     ema: bool = False,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing anything."""
-    abstract = jax.eval_shape(lambda key: init_state(init_fn, tx, key, ema=ema), key)
-    shardings = state_shardings(abstract, rules, mesh)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    abstract: TrainState = jax.eval_shape(lambda key: init_state(init_fn, tx, key, ema=ema), key)
+    with_sharding: TrainState = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding),
         abstract,
-        shardings,
+        state_shardings(abstract, rules, mesh),
     )
+    return with_sharding
 
 
 def create_sharded(
-    init_fn: Callable[[jax.Array], Any],
+    init_fn: Init,
     tx: optax.GradientTransformation,
     key: jax.Array,
     mesh: Mesh,
-    rules: Sequence[tuple] = RULES,
+    rules: Rules = RULES,
     *,
     ema: bool = False,
     params: Any = None,
@@ -92,11 +94,10 @@ def create_sharded(
     """State at step 0, each array made where the rules put it.
 
     Args:
-      params: host arrays (pretrained) that replace what ``init_fn`` would make; the optimizer's
-        state is made after them. Every process passes the whole arrays.
+      params: host arrays (pretrained) in place of ``init_fn``'s; the optimizer's state is made
+        after them. Every process passes the whole arrays.
     """
     abstract = abstract_sharded(init_fn, tx, key, mesh, rules, ema=ema)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     if params is not None:
         _check_same(abstract.params, params)
         params = jax.tree.map(
@@ -108,23 +109,24 @@ def create_sharded(
         )
     make = jax.jit(
         lambda key, params: init_state(init_fn, tx, key, ema=ema, params=params),
-        out_shardings=shardings,
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
     )
-    return make(key, params)
+    state: TrainState = make(key, params)
+    return state
 
 
 def _check_same(abstract: Any, params: Any) -> None:
-    expected, found = str(jax.tree.structure(abstract)), str(jax.tree.structure(params))
-    if expected != found:
+    expected, given = str(jax.tree.structure(abstract)), str(jax.tree.structure(params))
+    if expected != given:
         raise MmflaxError(
-            f"the given parameters form another tree than the model's: found {found}, "
+            f"the given parameters form another tree than the model's: found {given}, "
             f"expected {expected}"
         )
     for (path, leaf), value in zip(
         jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
     ):
         if leaf.shape != value.shape:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise MmflaxError(
-                f"parameter {name} is {list(value.shape)}, but the model needs {list(leaf.shape)}"
+                f"parameter {path_of(path)} is {list(value.shape)}, but the model needs "
+                f"{list(leaf.shape)}"
             )

@@ -1,4 +1,4 @@
-"""The train step and the eval step: pure functions of arrays, free of meshes and files."""
+"""The train step and the eval step: pure functions of arrays, without mesh or files."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,26 +11,29 @@ import optax
 from mmflax.errors import MmflaxError
 from mmflax.training.state import TrainState
 
-Apply = Callable[[Any, dict, Any, bool], Any]
+Batch = dict[str, Any]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+Apply = Callable[[Any, Batch, Any, bool], Any]
+Loss = Callable[[Any, Batch], jax.Array]
+Metrics = Callable[[Any, Batch], Sums]
 
 
 def make_train_step(
     apply_fn: Apply,
-    loss: Callable[[Any, dict], jax.Array],
-    metrics: Callable[[Any, dict], Sums],
+    loss: Loss,
+    metrics: Metrics,
     tx: optax.GradientTransformation,
     *,
     accumulate: int = 1,
     ema_decay: float | None = None,
     freeze: Sequence[str] = (),
     schedule: Callable[[jax.Array], jax.Array] | None = None,
-) -> Callable[[TrainState, dict], tuple[TrainState, Sums]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """``(state, batch) -> (state, metrics)``.
 
-    The loss is the mean over rows with a true ``mask``, whatever the number of micro-batches.
-    Where any gradient or the loss is not finite, params, optimizer state and average stay as they
-    were, bit for bit, and the step is counted in ``skipped``.
+    The loss is the mean over rows with a true ``mask``, for any number of micro-batches. If a
+    gradient or the loss is not finite, params, optimizer state and average keep their bits, and
+    the step is counted in ``skipped``.
 
     Args:
       apply_fn: ``(params, batch, key, train) -> outputs``.
@@ -47,19 +50,17 @@ def make_train_step(
       nothing to the task's.
     """
 
-    def total(params, batch, key):
+    def loss_sum(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jax.lax.stop_gradient(leaf) if _found(freeze, path) else leaf, params
+            lambda path, leaf: jax.lax.stop_gradient(leaf) if _any(freeze, path) else leaf, params
         )
         outputs = apply_fn(params, batch, key, True)
         sums = sum_rows(loss(outputs, batch), metrics(outputs, batch), batch)
         return sums["loss"][0], sums
 
-    def gradients(params, batch, key):
-        grads, sums = jax.grad(total, has_aux=True)(params, batch, key)
-        return grads, sums
+    gradients = jax.grad(loss_sum, has_aux=True)
 
-    def accumulated(params, batch, key):
+    def accumulated(params: Any, batch: Batch, key: jax.Array) -> Any:
         parts = jax.tree.map(lambda leaf: _split(leaf, accumulate), batch)
         first = jax.tree.map(lambda leaf: leaf[0], parts)
         zeros = jax.tree.map(
@@ -67,15 +68,15 @@ def make_train_step(
             jax.eval_shape(gradients, params, first, key),
         )
 
-        def body(carry, part):
-            index, part = part
+        def body(carry: Any, indexed: Any) -> tuple[Any, None]:
+            index, part = indexed
             new = gradients(params, part, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, carry, new), None
 
         carry, _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), parts))
         return carry
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, Sums]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         if (state.ema is None) != (ema_decay is None):
             raise MmflaxError(
                 "ema_decay and the state must agree: found "
@@ -85,13 +86,13 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         compute = gradients if accumulate == 1 else accumulated
         grads, sums = compute(state.params, batch, key)
-        loss_sum, rows = sums["loss"]
+        total, rows = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(rows, 1.0).astype(g.dtype), grads)
-        # One number that any NaN or infinity spoils (so does a norm beyond float32's range). Asking
-        # each leaf instead makes XLA copy all the answers into the update of every parameter, which
+        # NaN, infinity and a norm beyond float32's range all show in the norm. One isfinite for
+        # each leaf instead makes XLA copy all of them into the update of every parameter, which
         # multiplied the time to compile.
         norm = optax.tree.norm(grads).astype(jnp.float32)
-        finite = jnp.isfinite(norm + loss_sum.astype(jnp.float32))
+        finite = jnp.isfinite(norm + total.astype(jnp.float32))
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -131,27 +132,23 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    apply_fn: Apply,
-    loss: Callable[[Any, dict], jax.Array],
-    metrics: Callable[[Any, dict], Sums],
-) -> Callable[[Any, dict], Sums]:
+def make_eval_step(apply_fn: Apply, loss: Loss, metrics: Metrics) -> Callable[[Any, Batch], Sums]:
     """``(params, batch) -> {name: (sum, count)}``, scalars, padding rows left out."""
 
-    def eval_step(params, batch):
+    def eval_step(params: Any, batch: Batch) -> Sums:
         outputs = apply_fn(params, batch, None, False)
         return sum_rows(loss(outputs, batch), metrics(outputs, batch), batch)
 
     return eval_step
 
 
-def sum_rows(losses: jax.Array, metrics: Sums, batch: dict) -> Sums:
+def sum_rows(losses: jax.Array, metrics: Sums, batch: Batch) -> Sums:
     """Per-example values -> ``{name: (sum, count)}``, scalars, over the rows whose mask is true."""
     mask = batch.get("mask")
     if mask is None:
         mask = jnp.ones(losses.shape, jnp.bool_)
 
-    def add(values):
+    def add(values: jax.Array) -> jax.Array:
         # where, not a product: a padding row may hold NaN, and NaN * 0 is NaN.
         return jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
 
@@ -168,6 +165,6 @@ def _split(leaf: jax.Array, parts: int) -> jax.Array:
     return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
 
-def _found(patterns: Sequence[str], path: Any) -> bool:
+def _any(patterns: Sequence[str], path: Any) -> bool:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     return any(re.search(pattern, name) for pattern in patterns)

@@ -149,7 +149,7 @@ def check_damage(two_steps, tmp_path, seed, truncate):
     same(state, value(1))
     (problem,) = store.problems
     assert f"{directory}/2 is damaged" in problem
-    assert ("seal" if name == "SEAL" else name) in problem
+    assert ("checksum file" if name == "SEAL" else name) in problem
     with pytest.raises(MmflaxError, match="2 is damaged: .*; restore another step"):
         store.restore(jax.eval_shape(lambda: value(0)), 2)
     return store
@@ -178,11 +178,11 @@ def test_missing_and_additional_files_are_damage(two_steps, tmp_path):
         Store(tmp_path / "a").restore(jax.eval_shape(lambda: value(0)))
 
 
-def test_a_changed_number_in_the_seal_is_damage(tmp_path):
+def test_a_changed_number_in_the_checksum_file_is_damage(tmp_path):
     store = saved(tmp_path, {1: 0.25})
     path = tmp_path / "1" / "SEAL"
     path.write_bytes(path.read_bytes().replace(b"0.25", b"0.35"))
-    assert store.verify(1) == "the seal is damaged (its digest and content differ)"
+    assert store.verify(1) == "the checksum file SEAL is damaged (its digest and content differ)"
 
 
 def test_what_was_just_written_stays_though_its_number_is_low(tmp_path):
