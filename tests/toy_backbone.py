@@ -6,21 +6,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mmflax.losses.masked import patchify
-from mmflax.models.fusion.co_attention import Fused
+from mmflax.models.encoders.base import ImageEncoderBase, TextEncoderBase
+from mmflax.models.fusion.base import Fused, FusionBase
 from mmflax.models.layers.masks import masked_mean, zero_masked
 from mmflax.models.vision_language import VisionLanguageModel
 
 WIDTH, VOCAB, IMAGE_SIZE = 16, 30, 8
 
 
-class ToyImage(nn.Module):
+class ToyImage(ImageEncoderBase):
     """[CLS] (the mean) and 2x2 patches."""
 
-    def grid(self) -> tuple[int, int]:
-        return 2, 2
+    cls_token = True
 
-    def num_tokens(self) -> int:
-        return 5
+    def grid(self, image_size: Any = None) -> tuple[int, int]:
+        return 2, 2
 
     @nn.compact
     def __call__(self, image: Any, *, train: bool) -> Any:
@@ -28,8 +28,10 @@ class ToyImage(nn.Module):
         return jnp.tanh(jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1))
 
 
-class ToyText(nn.Module):
+class ToyText(TextEncoderBase):
     """Each word with the mean of all words, or if causal of those so far."""
+
+    supports_causal = True
 
     def setup(self) -> None:
         self.word_embedding = nn.Embed(VOCAB, WIDTH)
@@ -41,13 +43,15 @@ class ToyText(nn.Module):
         return jnp.tanh(self.dense(x + seen))
 
 
-class ToyFusion(nn.Module):
+class ToyFusion(FusionBase):
     """Image tokens read the text's mean and words the image's; `causal` refuses unless `one_way`,
     where image tokens read nothing."""
 
     one_way: bool = False
     width: int = WIDTH
     num_heads: int = 2
+
+    supports_causal = True
 
     @nn.compact
     def __call__(

@@ -17,6 +17,7 @@ import numpy as np
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.corpus import parallel
 from mmflax.inference.predict import Prediction
+from mmflax.models.contracts import DualFamily
 
 TEMPLATE = "a photo of a {}."  # CLIP's
 
@@ -47,7 +48,8 @@ class ZeroShot:
         batch_size: int = 16,
     ):
         model, processor = pretrained.model, pretrained.processor
-        if not hasattr(model, "similarity") or None in (model.image_encoder, model.text_encoder):
+        compares = isinstance(model, DualFamily)
+        if not compares or None in (model.image_encoder, model.text_encoder):
             raise MmflaxError(
                 f"{type(model).__name__} does not compare images with texts; use a checkpoint with "
                 "both encoders, such as CLIP, SigLIP or ALIGN."

@@ -1,6 +1,5 @@
 """An image encoder, a text encoder and their fusion as one model."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
+from mmflax.models.contracts import Fusion, ImageEncoder, TextEncoder
 
 
 class Encoded(NamedTuple):
@@ -25,16 +25,7 @@ class Encoded(NamedTuple):
 
 
 class VisionLanguageModel(nn.Module):
-    """Encoders and fusion arrive as fields, so any of them can be swapped.
-
-    - image encoder: `(image[b h w 3], *, train) -> [b n d]`; one of regions takes their features
-      and boxes `[b n f+4]`, and `image_mask`
-    - text encoder: `(tokens[b t], text_mask[b t], *, train) -> [b t d]`
-    - fusion: `(image, text, image_mask, text_mask, *, train) -> Fused(image, text, pooled)`
-
-    A fusion with `num_layers_read` = k above 0 reads the encoders' last k layers: they are then
-    called with `layers=k` and give `(tokens, tuple of k)`, which the fusion gets as `image_layers`
-    and `text_layers`.
+    """Encoders and fusion arrive as fields, so any of them can be swapped (`models/contracts.py`).
 
     `image_mask` is over the encoder's tokens, CLS included. An all-false row means that there is no
     image, and whatever the pixels hold becomes 0 before the encoder. A partly false row hides
@@ -49,9 +40,9 @@ class VisionLanguageModel(nn.Module):
     here one always remains.
     """
 
-    image_encoder: nn.Module
-    text_encoder: nn.Module
-    fusion: nn.Module
+    image_encoder: ImageEncoder
+    text_encoder: TextEncoder
+    fusion: Fusion
     modality_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -82,7 +73,7 @@ class VisionLanguageModel(nn.Module):
                 self.modality_dropout,
             )
             text_mask = text_mask & said[:, None]
-        count = getattr(self.fusion, "num_layers_read", 0)
+        count = self.fusion.num_layers_read
         patches, image_layers = read_image(
             self.image_encoder, count, image, seen, image_mask, train=train
         )
@@ -120,7 +111,7 @@ def kept_modalities(
 
 
 def read_image(
-    encoder: nn.Module,
+    encoder: ImageEncoder,
     count: int,
     image: Float[Array, "b ..."],
     seen: Bool[Array, "b"] | None,
@@ -132,20 +123,17 @@ def read_image(
     if seen is not None:
         there = seen.reshape(-1, *(1,) * (image.ndim - 1))
         image = jnp.where(there, image, jnp.zeros_like(image))
-    own = {"image_mask": image_mask} if takes(encoder, "image_mask") else {}
+    own = {"image_mask": image_mask} if encoder.reads_regions else {}
     return read_encoder(encoder, count, image, **own, train=train)
 
 
-def takes(encoder: nn.Module, keyword: str) -> bool:
-    """Whether it can be called with this keyword."""
-    return keyword in inspect.signature(type(encoder).__call__).parameters
-
-
-def read_encoder(encoder: nn.Module, count: int, *inputs: Any, **rest: Any) -> tuple[Any, Any]:
+def read_encoder(
+    encoder: ImageEncoder | TextEncoder, count: int, *inputs: Any, **rest: Any
+) -> tuple[Any, Any]:
     """An encoder's tokens, and those of its last `count` layers, or None for 0."""
     if not count:
         return encoder(*inputs, **rest), None
-    if not takes(encoder, "layers"):
+    if not encoder.gives_layers:
         raise MmflaxError(
             f"this fusion reads the last {count} layers of each encoder, which "
             f"{type(encoder).__name__} does not give; use an encoder that takes layers=, such as "

@@ -105,12 +105,10 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
 def start_of(experiment: Experiment, built: Built) -> init_from.Start | None:
     """What `config.init` gives this run to begin with, or None."""
     encoder = built.task.model.backbone.image_encoder
-    # Regions lie on none.
-    has_grid = hasattr(encoder, "grid") and not getattr(encoder, "reads_regions", False)
     return init_from.start(
         experiment.config.get("init") or {},
         paths.leaves(built.abstract.params),
-        grid=encoder.grid() if has_grid else None,
+        grid=encoder.grid() if encoder.has_grid else None,
     )
 
 

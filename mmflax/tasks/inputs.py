@@ -27,7 +27,7 @@ def encode(backbone: nn.Module, batch: Batch, *, train: bool, image: str = "imag
 
 def of_regions(backbone: nn.Module) -> bool:
     """Whether its image encoder reads regions, not pixels."""
-    return getattr(backbone.image_encoder, "reads_regions", False)
+    return backbone.image_encoder.reads_regions
 
 
 def picture(backbone: nn.Module, batch: Batch, key: str = "image") -> Float[Array, "b ..."]:

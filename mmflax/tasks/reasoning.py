@@ -41,7 +41,7 @@ class PairModel(nn.Module):
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         both = paired(batch)
-        if getattr(self.backbone.fusion, "num_types", 2) > 2:
+        if self.backbone.fusion.num_types > 2:
             both["image_type"] = jnp.arange(both["tokens"].shape[0]) % 2 + 1
         encoded = encode(self.backbone, both, train=train)
         rows, width = encoded.pooled.shape

@@ -69,7 +69,7 @@ def build(
     `itm_accuracy` over pairs and negatives, and the losses `loss/contrastive`, `loss/itm` and
     `loss/words` where there are several. Rows without an image or a text count nowhere.
     """
-    if getattr(backbone, "modality_dropout", 0.0):
+    if backbone.modality_dropout:
         raise MmflaxError(
             f"model.modality_dropout is {backbone.modality_dropout}, but retrieval compares an "
             "image with a text and learns nothing from one alone; remove it."
@@ -167,14 +167,13 @@ def _search(model: RetrievalModel) -> Search:
 
 
 def _image_pool(encoder: nn.Module) -> str:
-    wanted = getattr(encoder, "pool", "none")
-    if wanted in ("cls", "gap", "map"):
-        return wanted
-    return "cls" if getattr(encoder, "cls_token", False) else "gap"
+    if encoder.pool != "none":
+        return encoder.pool
+    return "cls" if encoder.cls_token else "gap"
 
 
 def _text_pool(encoder: nn.Module) -> str:
-    return "encoder" if hasattr(encoder, "pooling") else "cls"
+    return "cls" if encoder.pooling == "none" else "encoder"
 
 
 def _count(mask: Array) -> Float[Array, "b"]:

@@ -8,6 +8,7 @@ import pytest
 
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.fusion import bridge, concat
 from mmflax.models.layers.stack import stack_layers
 from mmflax.models.vision_language import VisionLanguageModel
@@ -67,7 +68,7 @@ def test_encoders_must_be_as_deep(zoo):
         zoo.params(whole(text_depth=1), **zoo.inputs(), train=False)
 
 
-class Flat(nn.Module):
+class Flat(ImageEncoderBase):
     """An image encoder that has no layers to give."""
 
     @nn.compact

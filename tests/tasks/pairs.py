@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmflax.models.fusion.co_attention import Fused
+from mmflax.models.encoders.base import ImageEncoderBase, TextEncoderBase
+from mmflax.models.fusion.base import Fused, FusionBase
 from mmflax.models.vision_language import VisionLanguageModel
 
 IMAGE_TOKENS = 4
@@ -31,7 +32,7 @@ def captioned(batch):
     }
 
 
-class Patches(nn.Module):
+class Patches(ImageEncoderBase):
     """Image encoder: patches of 4x4 pixels, projected."""
 
     def num_tokens(self):
@@ -44,7 +45,7 @@ class Patches(nn.Module):
         return nn.Dense(16)(patches)
 
 
-class Words(nn.Module):
+class Words(TextEncoderBase):
     """Text encoder: a table."""
 
     def setup(self):
@@ -54,7 +55,7 @@ class Words(nn.Module):
         return self.word_embedding(tokens)
 
 
-class Product(nn.Module):
+class Product(FusionBase):
     """Fusion: means over what is there, and their product."""
 
     def __call__(self, image, text, image_mask, text_mask, *, train):

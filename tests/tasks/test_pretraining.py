@@ -5,7 +5,6 @@ import importlib
 import re
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from mmflax.distributed.mesh import compile_step, make_mesh, put_batch
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
 from mmflax.models.fusion import bridge, co_attention
-from mmflax.models.fusion.co_attention import Fused
+from mmflax.models.fusion.base import Fused, FusionBase
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import pretraining
 from mmflax.tasks.objectives import itc
@@ -285,7 +284,7 @@ def test_a_fusion_that_reads_the_encoders_layers_is_refused_where_it_runs_again(
     jax.eval_shape(lambda: task.model.init(jax.random.key(0), batch, train=False))
 
 
-class NotCausal(nn.Module):
+class NotCausal(FusionBase):
     def __call__(self, image, text, image_mask, text_mask, *, train):
         return Fused(image, text, text[:, 0])
 

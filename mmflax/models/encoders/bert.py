@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import TextEncoderBase
 from mmflax.models.layers.blocks import (
     TABLE_INIT,
     Block,
@@ -32,7 +33,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class BERT(nn.Module):
+class BERT(TextEncoderBase):
     """Tokens to contextual vectors [b t d]; `pool` makes BERT's summary of the first one.
 
     Positions count from 0 at the first column, so padding belongs on the right; the position table
@@ -66,6 +67,9 @@ class BERT(nn.Module):
     qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
+
+    gives_layers = True
+    supports_causal = True
 
     def setup(self) -> None:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)

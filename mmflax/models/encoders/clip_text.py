@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import TextEncoderBase
 from mmflax.models.layers.blocks import (
     TABLE_INIT,
     Block,
@@ -26,7 +27,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class CLIPText(nn.Module):
+class CLIPText(TextEncoderBase):
     """Tokens to normalised vectors [b t d]; `pool` picks the one that stands for the text.
 
     `always_causal` is CLIP's: no token sees what comes after it. SigLIP's text encoder is the same
@@ -59,6 +60,9 @@ class CLIPText(nn.Module):
     qk_init: str = "independent"
     dtype: Any = None
     param_dtype: Any = jnp.float32
+
+    gives_layers = True
+    supports_causal = True
 
     def setup(self) -> None:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.layers.blocks import ACTIVATIONS, DropPath, as_dtype, choose, constrain_batch
 from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, sow_states, tokens
 
@@ -92,7 +93,7 @@ class MBConv(nn.Module):
         return x + DropPath()(y, drop_path, train=train) if self.skip else y
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(ImageEncoderBase):
     """An image to the tokens of its last map [b h*w c], row by row; there is no CLS.
 
     `width_factor` and `depth_factor` scale the channels and repeats of the stages, which the tuples
@@ -119,8 +120,6 @@ class EfficientNet(nn.Module):
     drop_path_rate: float = 0.0
     dtype: Any = None
     param_dtype: Any = jnp.float32
-
-    cls_token = False
 
     @property
     def width(self) -> int:
@@ -168,20 +167,8 @@ class EfficientNet(nn.Module):
             sides = tuple((side + padding - kernel) // stride + 1 for side in sides)
         return sides[0], sides[1]
 
-    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
-        """Tokens returned for an image of that size."""
-        rows, columns = self.grid(image_size)
-        return rows * columns
-
     @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w 3"], *, layers: int = 0, train: bool
-    ) -> Float[Array, "b n c"]:
-        if layers:
-            raise MmflaxError(
-                "this fusion reads the last layers of each encoder, and those of EfficientNet "
-                "differ in size; use another fusion, or an encoder such as vit."
-            )
+    def __call__(self, image: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b n c"]:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         act = choose("activation", self.activation, ACTIVATIONS)
         x = nn.Conv(

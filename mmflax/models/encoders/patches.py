@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT, as_dtype, constrain_batch
 
 
-class Patches(nn.Module):
+class Patches(ImageEncoderBase):
     """Patch tokens, the first token before them: [b n d], for images of any size.
 
     `image_size` (pixels, a side or (h, w)) is that of the position table. `pixel_mask` is true on
@@ -28,16 +29,14 @@ class Patches(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
+    pool = "gap"
+    cls_token = True
+
     def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Patches down and across an image of `image_size` pixels (default: the table's own)."""
         size = self.image_size if image_size is None else image_size
         height, width = (size, size) if isinstance(size, int) else size
         return height // self.patch_size, width // self.patch_size
-
-    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
-        """Tokens returned for an image of that size, the first one included."""
-        rows, columns = self.grid(image_size)
-        return rows * columns + 1
 
     def patch_mask(self, pixel_mask: Bool[Array, "b h w"]) -> Bool[Array, "b i j"]:
         """Which patches are of the image: those whose upper left pixel is."""

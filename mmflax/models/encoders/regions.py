@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     TABLE_INIT,
@@ -92,7 +93,7 @@ def join_regions(
     return jnp.concatenate([regions, boxes.astype(regions.dtype)], axis=-1)
 
 
-class Regions(nn.Module):
+class Regions(ImageEncoderBase):
     """Features and boxes to tokens [b n d], in one of four published forms (see above).
 
     `image_mask` is true where a region is one, not padding; what padding holds never matters.
@@ -124,18 +125,12 @@ class Regions(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
-    # What tasks form the `image` of: regions, not pixels.
     reads_regions = True
+    gives_layers = True
 
-    def num_tokens(self) -> int:
+    def num_tokens(self, image_size: Any = None) -> int:
         """Tokens returned: one a region."""
         return self.num_regions
-
-    def grid(self) -> tuple[int, int]:
-        """Regions lie on no grid."""
-        raise MmflaxError(
-            "regions lie on no grid of patches; use an image encoder of pixels, such as vit, here."
-        )
 
     def setup(self) -> None:
         form = choose("regions form", self.form, FORMS)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.layers.blocks import ACTIVATIONS, as_dtype, choose, constrain_batch
 from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
 
@@ -85,7 +86,7 @@ class ResNetBlock(nn.Module):
         return choose("activation", self.activation, ACTIVATIONS)(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(ImageEncoderBase):
     """An image of any size to tokens [b h*w c], a 32nd of its sides; there is no CLS.
 
     `image_size` (pixels, a side or (h, w)) is what `grid` and `num_tokens` assume. With `layers=k`
@@ -105,7 +106,7 @@ class ResNet(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
-    cls_token = False
+    gives_layers = True
 
     @property
     def width(self) -> int:
@@ -124,11 +125,6 @@ class ResNet(nn.Module):
         for stride in (2, 2, *self.strides):
             rows, columns = -(-rows // stride), -(-columns // stride)
         return rows, columns
-
-    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
-        """Tokens returned for an image of that size."""
-        rows, columns = self.grid(image_size)
-        return rows * columns
 
     @nn.compact
     def __call__(

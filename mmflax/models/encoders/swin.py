@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.encoders.positions import resample_as_torch
 from mmflax.models.layers.blocks import (
     KERNEL_INIT,
@@ -143,7 +144,7 @@ class PatchMerging(nn.Module):
         return dense(x)
 
 
-class Swin(nn.Module):
+class Swin(ImageEncoderBase):
     """An image to the tokens of its last grid [b n d], row by row; there is no CLS.
 
     `depths` and `num_heads` are those of the stages; between stages the grid is halved and the
@@ -175,7 +176,7 @@ class Swin(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
-    cls_token = False
+    gives_layers = True
 
     def patches(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Patches down and across an image of `image_size` pixels (default: the model's own)."""
@@ -189,11 +190,6 @@ class Swin(nn.Module):
         for _ in self.depths[1:]:
             rows, columns = -(-rows // 2), -(-columns // 2)
         return rows, columns
-
-    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
-        """Tokens returned for an image of that size."""
-        rows, columns = self.grid(image_size)
-        return rows * columns
 
     @nn.compact
     def __call__(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.layers.blocks import as_dtype, choose, constrain_batch
 from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
 
@@ -24,7 +25,7 @@ SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 
 
-class VGG(nn.Module):
+class VGG(ImageEncoderBase):
     """An image of any size to tokens [b h*w c], a 32nd of its sides; there is no CLS.
 
     `image_size` (pixels, a side or (h, w)) is what `grid` and `num_tokens` assume. With a mutable
@@ -38,8 +39,6 @@ class VGG(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
-    cls_token = False
-
     @property
     def width(self) -> int:
         """Channels of a token."""
@@ -52,20 +51,8 @@ class VGG(nn.Module):
         times = 2 ** len(self.widths)
         return rows // times, columns // times
 
-    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
-        """Tokens returned for an image of that size."""
-        rows, columns = self.grid(image_size)
-        return rows * columns
-
     @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w 3"], *, layers: int = 0, train: bool
-    ) -> Float[Array, "b n c"]:
-        if layers:
-            raise MmflaxError(
-                "this fusion reads the last layers of each encoder, and those of VGG differ in "
-                "size; use another fusion, or an encoder such as vit."
-            )
+    def __call__(self, image: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b n c"]:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = constrain_batch(image)
         states = [x]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.encoders.positions import resample_as_torch, resize_positions, sincos2d
 from mmflax.models.layers.blocks import (
     KERNEL_INIT,
@@ -33,7 +34,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class ViT(nn.Module):
+class ViT(ImageEncoderBase):
     """Pre-norm Vision Transformer; returns every token, CLS first where there is one.
 
     A `distillation_token` stands between CLS and the patches (DeiT; Touvron et al. 2021).
@@ -78,6 +79,8 @@ class ViT(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
+    gives_layers = True
+
     def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Patches down and across an image of `image_size` pixels (default: the model's own)."""
         size = self.image_size if image_size is None else image_size
@@ -89,14 +92,8 @@ class ViT(nn.Module):
             )
         return height // self.patch_size, width // self.patch_size
 
-    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
-        """Tokens returned for an image of that size, CLS included."""
-        rows, columns = self.grid(image_size)
-        return rows * columns + self.num_prefix
-
     @property
     def num_prefix(self) -> int:
-        """Tokens before the patches."""
         return int(self.cls_token) + int(self.distillation_token)
 
     @nn.compact

@@ -39,7 +39,23 @@ class Fused(NamedTuple):
     pooled: Float[Array, "b e"]
 
 
-class Fusion(nn.Module):
+class FusionBase(nn.Module):
+    """Base of every fusion: a default for every attribute of `models/contracts.py`."""
+
+    num_types = 2
+
+    @property
+    def num_layers_read(self) -> int:
+        """Layers of each encoder that this fusion reads besides their tokens."""
+        return 0
+
+    @property
+    def supports_causal(self) -> bool:
+        """Whether `causal=True` keeps later words from reaching earlier ones."""
+        return False
+
+
+class Fusion(FusionBase):
     """The fields of every kind; a kind adds its own and `__call__`.
 
     Masks are true where a token is used; None uses all. Masked tokens are zeroed on entry, so an

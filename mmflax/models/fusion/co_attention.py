@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fused as Fused
-from mmflax.models.fusion.base import ImageType
+from mmflax.models.fusion.base import FusionBase, ImageType
 from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     TABLE_INIT,
@@ -110,7 +110,7 @@ class CoAttentionLayer(nn.Module):
         return image_block(image, image_mask, **rest), text_block(text, text_mask, **rest)
 
 
-class CoAttention(nn.Module):
+class CoAttention(FusionBase):
     """Projection and modality type of each stream, a stack of co-attention layers, and poolers.
 
     Masks are true where a token is used; None uses all. Masked tokens are zeroed on entry, so an

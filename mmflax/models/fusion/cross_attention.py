@@ -29,6 +29,10 @@ class CrossAttention(Fusion):
 
     direction: str = "text_reads_image"
 
+    @property
+    def supports_causal(self) -> bool:
+        return self.direction == "text_reads_image"
+
     @nn.compact
     def __call__(
         self,

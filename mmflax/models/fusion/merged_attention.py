@@ -49,6 +49,8 @@ class MergedAttention(Fusion):
     num_types: int = 2
     qkv_bias: bool = True
 
+    supports_causal = True
+
     @nn.compact
     def __call__(
         self,

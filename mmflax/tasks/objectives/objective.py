@@ -1,7 +1,6 @@
 """What an objective is, and what it may read: the clean pass over the batch, made once for all."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -94,7 +93,7 @@ class Reading:
     ) -> Any:
         """`Fused` of these streams and masks; what is left out is the clean pass's."""
         clean, fusion = self.encoded, self.backbone.fusion
-        if getattr(fusion, "num_layers_read", 0):
+        if fusion.num_layers_read:
             raise MmflaxError(
                 f"{type(fusion).__name__} reads layers inside the encoders, which are not kept for "
                 "objectives that fuse again (itm, mlm, masked_patch, masked_region, prefix_lm); "
@@ -119,8 +118,3 @@ def draw_key(module: nn.Module, train: bool) -> Key[Array, ""]:
 def mean_metric(values: Float[Array, "b"], used: Bool[Array, "b"]) -> Metric:
     """`values` over the rows in use, as (sum, count)."""
     return jnp.where(used, values, 0.0), used.astype(jnp.float32)
-
-
-def accepts(module: nn.Module, keyword: str) -> bool:
-    """Whether the module can be called with that keyword."""
-    return keyword in inspect.signature(type(module).__call__).parameters

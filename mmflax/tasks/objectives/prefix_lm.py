@@ -12,7 +12,7 @@ from jaxtyping import Array
 from mmflax.errors import MmflaxError
 from mmflax.losses.generation import prefix_lm_loss, random_prefix
 from mmflax.tasks.objectives.heads import WordHead
-from mmflax.tasks.objectives.objective import Objective, Reading, accepts, draw_key
+from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -23,7 +23,7 @@ class PrefixLM(nn.Module):
     def __call__(self, reading: Reading, *, train: bool) -> Outputs:
         backbone = reading.backbone
         for part in (backbone.text_encoder, backbone.fusion):
-            if not accepts(part, "causal"):
+            if not part.supports_causal:
                 raise MmflaxError(
                     f"The objective 'prefix_lm' needs a causal pass, which {type(part).__name__} "
                     "does not have; use the text encoder bert with the fusion cross_attention or "
