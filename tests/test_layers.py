@@ -12,6 +12,7 @@ ALLOWED = {
     "mmflax.version": set(),
     "mmflax.registry": set(),
     "mmflax.paths": set(),
+    "mmflax.numerics": set(),
     "mmflax.models": {"models"},
     "mmflax.losses": {"losses"},
     "mmflax.metrics": {"metrics"},
@@ -33,7 +34,7 @@ ALLOWED = {
     },
     "mmflax.cli": {"run", "inference", "evaluation", "pretrained", "config", "distributed"},
 }  # fmt: skip
-EVERYBODY = {"errors", "version", "registry", "paths"}
+EVERYBODY = {"errors", "version", "registry", "paths", "numerics"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

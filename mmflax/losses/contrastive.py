@@ -1,9 +1,9 @@
 """Contrastive losses: the right pair of a batch against all its wrong ones.
 
 `x` and `y` [b d] are the two sides' embeddings, row i of each belonging together; pass unit vectors
-(`unit`) to compare by cosine. `scale` is 1 / temperature. `keys` [b] are equal where two rows show
-the same image: such rows are no negatives of each other, being right by chance. `mask` [b] is false
-on rows that take no part (padding, a modality absent): loss 0, and nobody's negative.
+(`numerics.unit`) to compare by cosine. `scale` is 1 / temperature. `keys` [b] are equal where two
+rows show the same image: such rows are no negatives of each other. `mask` [b] is false on rows that
+take no part (padding, a modality absent): loss 0, and nobody's negative.
 
 `reduce` says where the pairs are compared: `dense_pairs` here, a ring over the mesh in
 `contrastive_sharded`.
@@ -17,13 +17,6 @@ from mmflax.losses.pairs import Reduce, dense_pairs
 
 Keys = Int[Array, "b"] | None
 Mask = Bool[Array, "b"] | None
-
-
-def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """Each row divided by its length; a zero row stays zero."""
-    exact = x.astype(jnp.float32)
-    square = jnp.square(exact).sum(axis=-1, keepdims=True)
-    return (exact * jax.lax.rsqrt(jnp.maximum(square, 1e-12))).astype(x.dtype)
 
 
 def clip(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.losses.contrastive import unit
+from mmflax.numerics import unit
 
 
 def cycle_consistency(

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.losses.contrastive import unit
 from mmflax.losses.matching import hard_negatives
 from mmflax.models.layers.blocks import KERNEL_INIT, choose
 from mmflax.models.layers.pooling import MAPHead, pool_tokens
 from mmflax.models.vision_language import read_encoder, read_image
+from mmflax.numerics import unit
 from mmflax.tasks.inputs import image_mask, picture
 from mmflax.tasks.task import Batch
 
@@ -186,7 +186,7 @@ class RetrievalModel(nn.Module):
     @property
     def _layers_read(self) -> int:
         """How many of the encoders' layers the fusion reads, besides their tokens."""
-        return getattr(self.backbone.fusion, "num_layers_read", 0) if self.fused else 0
+        return self.backbone.fusion.num_layers_read if self.fused else 0
 
     def _match_batch(
         self, image: Rows, text: Rows, scale: Array, used: Array, keys: Array | None, train: bool

@@ -13,6 +13,7 @@ from mmflax.losses import contrastive
 from mmflax.models.encoders import bert, clip_text, vit
 from mmflax.models.fusion import bridge, co_attention
 from mmflax.models.vision_language import VisionLanguageModel
+from mmflax.numerics import unit
 from mmflax.tasks import retrieval
 from mmflax.tasks.retrieval_model import Temperature
 from tests.toy_backbone import VOCAB, toy_backbone
@@ -352,7 +353,7 @@ def test_encoders_say_how_their_tokens_are_pooled(batch):
     model = task.model.bind({"params": params})
     head = model.image_head(model.encode_image(batch, train=False)["tokens"], train=False)
     outputs, _, _ = run(task, params, batch)
-    assert jnp.allclose(outputs["image_embedding"], contrastive.unit(head), atol=1e-6)
+    assert jnp.allclose(outputs["image_embedding"], unit(head), atol=1e-6)
     # What follows the token that ends a text does not matter to CLIP's encoder.
     ends = batch["text_mask"].sum(axis=1) - 1
     first = {**batch, "tokens": batch["tokens"].at[jnp.arange(4), ends].set(19)}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.models.layers.blocks import KERNEL_INIT
+from mmflax.numerics import unit
 
 
 class DualEncoder(nn.Module):
@@ -71,7 +72,10 @@ class DualEncoder(nn.Module):
             )
         if self.image_encoder is None or self.text_encoder is None:
             return next(iter(found.values()))
-        out = {f"{side}_embeds": unit(outputs[f"{side}_embeds"]) for side, outputs in found.items()}
+        out = {
+            f"{side}_embeds": unit(outputs[f"{side}_embeds"].astype(jnp.float32))
+            for side, outputs in found.items()
+        }
         if len(out) == 2:
             out["logits_per_image"] = self.similarity(out["image_embeds"], out["text_embeds"])
             out["logits_per_text"] = out["logits_per_image"].T
@@ -92,9 +96,3 @@ class DualEncoder(nn.Module):
         """A learned number, float32 whatever computes the embeddings."""
         kind = self.image_encoder.param_dtype
         return self.param(name, nn.initializers.constant(value), (), kind).astype(jnp.float32)
-
-
-def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
-    """Each row at length 1, float32."""
-    x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

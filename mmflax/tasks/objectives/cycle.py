@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mmflax.losses.contrastive import unit
 from mmflax.losses.cycle import cycle_consistency
 from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, choose
+from mmflax.numerics import unit
 from mmflax.tasks.objectives.heads import PairProjection
 from mmflax.tasks.objectives.objective import Objective, Reading
 from mmflax.tasks.task import Batch, Outputs

@@ -8,7 +8,6 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
-from mmflax.losses.contrastive import unit
 from mmflax.losses.contrastive_sharded import (
     ring_clip,
     ring_nt_xent,
@@ -16,6 +15,7 @@ from mmflax.losses.contrastive_sharded import (
     ring_sigmoid,
 )
 from mmflax.models.layers.blocks import choose
+from mmflax.numerics import unit
 from mmflax.tasks.objectives.heads import PairProjection
 from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
 from mmflax.tasks.retrieval_model import Temperature

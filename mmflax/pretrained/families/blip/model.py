@@ -18,7 +18,7 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.vit import ViT
 from mmflax.models.encoders.vit import build as build_image
 from mmflax.models.layers.blocks import LayerNorm
-from mmflax.pretrained.families.bridgetower.model import unit
+from mmflax.numerics import unit
 
 
 class BlipFamily(nn.Module):

@@ -14,6 +14,7 @@ from mmflax.models.encoders.vit import ViT
 from mmflax.models.fusion.bridge import Bridge
 from mmflax.models.heads import name_logits
 from mmflax.models.layers.words import WordHead
+from mmflax.numerics import unit
 
 
 class BridgeTowerFamily(nn.Module):
@@ -105,13 +106,6 @@ class BridgeTowerFamily(nn.Module):
             product = embeds[a] @ embeds[b].T
             out[f"logits_{a}_to_{b}"] = product * scale.astype(product.dtype)
         return out
-
-
-def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
-    """Rows of length 1; a row of zeros stays."""
-    exact = x.astype(jnp.float32)
-    length = jnp.linalg.norm(exact, axis=-1, keepdims=True)
-    return (exact / jnp.maximum(length, 1e-12)).astype(x.dtype)
 
 
 def build(
