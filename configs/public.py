@@ -20,7 +20,7 @@ WRITER = dict(
     decoder=dict(depth=6, width=768, num_heads=12, mlp_dim=3072, dropout_rate=0.1),
     label_smoothing=0.1,
     decode=dict(method="beam", beams=4, length_penalty=0.6),
-    scores=("bleu", "rouge_l", "cider_d", "meteor"),
+    scores=("bleu", "rouge_l", "cider_d"),
 )
 SEARCH = dict(name="retrieval", embed_dim=256, fused=True)
 # name: (data, task, ranking metric, training examples, batch, epochs, processor)

@@ -1,9 +1,9 @@
-"""How close generated texts are to reference texts: BLEU, ROUGE-L, CIDEr-D and METEOR.
+"""How close generated texts are to reference texts: BLEU, ROUGE-L and CIDEr-D.
 
 On the same tokens the values are those of pycocoevalcap, the code behind the COCO caption server
-(Chen et al. 2015): BLEU, ROUGE-L and METEOR in 0..1, CIDEr-D in 0..10. Texts are tokenised here
+(Chen et al. 2015): BLEU and ROUGE-L in 0..1, CIDEr-D in 0..10. Texts are tokenized here
 (`mmflax.metrics.tokens`), where the official code starts Stanford's tokenizer in Java.
-SPICE is not offered: it is a Java program with a parser of its own.
+METEOR and SPICE are not offered (`mmflax.metrics.registry.NOT_OFFERED` has the reasons).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmflax.errors import MmflaxError
-from mmflax.metrics import meteor as _meteor
 from mmflax.metrics.tokens import tokenize
 
 Texts = Sequence[str]
@@ -110,19 +109,14 @@ def cider_d(
     return float(np.mean(scores))
 
 
-def meteor(candidates: Texts, references: References, *, tokenized: bool = False) -> float:
-    """METEOR 1.5 of the corpus with exact and stem matches alone: see `mmflax.metrics.meteor`."""
-    return _meteor.corpus_score(*_tokens(candidates, references, tokenized))[0]
-
-
 def caption_scores(candidates: Texts, references: References) -> dict[str, float]:
-    """`bleu_1` … `bleu_4`, `rouge_l`, `cider_d` and `meteor`, tokenising once."""
+    """`bleu_1` … `bleu_4`, `rouge_l` and `cider_d`, tokenizing once."""
     words, texts = _tokens(candidates, references, False)
     ours, theirs = [" ".join(w) for w in words], [[" ".join(r) for r in refs] for refs in texts]
     found = {
         f"bleu_{n}": v for n, v in zip(_ORDERS, bleu(ours, theirs, tokenized=True), strict=True)
     }
-    for name, measure in (("rouge_l", rouge_l), ("cider_d", cider_d), ("meteor", meteor)):
+    for name, measure in (("rouge_l", rouge_l), ("cider_d", cider_d)):
         found[name] = measure(ours, theirs, tokenized=True)
     return found
 

@@ -11,6 +11,12 @@ from mmflax.metrics import captions, classification, reasoning, vqa
 
 Records = Sequence[Mapping[str, Any]]
 
+NOT_OFFERED = {
+    "spice": "SPICE is not offered, since it is a Java program with a parser of its own",
+    "meteor": "METEOR is not offered, since its matches need the WordNet and paraphrase tables of "
+    "its Java program, and a score without them compares with no published one",
+}
+
 
 def names() -> list[str]:
     """Every name that `compute` knows."""
@@ -39,11 +45,8 @@ def compute(name: str, records: Records) -> dict[str, float]:
 
 
 def _unknown(name: str) -> str:
-    if name.lower() == "spice":
-        return (
-            "SPICE is not offered, since it is a Java program with its own parser; known metrics: "
-            f"{', '.join(names())}."
-        )
+    if name.lower() in NOT_OFFERED:
+        return f"{NOT_OFFERED[name.lower()]}; known metrics: {', '.join(names())}."
     near = difflib.get_close_matches(name, _METRICS, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     return f"{name!r} is not a known metric{hint}; known metrics: {', '.join(names())}."
@@ -92,6 +95,6 @@ _METRICS: dict[str, tuple[tuple[str, ...], Callable[..., dict[str, float]]]] = {
     "captions": (_CAPTION_KEYS, lambda texts, refs, _: captions.caption_scores(texts, refs)),
     **{
         name: (_CAPTION_KEYS, _caption(getattr(captions, name), name))
-        for name in ("rouge_l", "cider_d", "meteor")
+        for name in ("rouge_l", "cider_d")
     },
 }

@@ -30,7 +30,7 @@ from mmflax.tasks.task import Batch, Outputs, Record, Task
 __all__ = ["GenerationModel", "SCORES", "build", "generate", "score_texts"]
 
 SCORES = ("exact_match", "bleu", "rouge_l", "cider_d")
-_MORE_SCORES = ("meteor", "vqa_accuracy")
+_MORE_SCORES = ("vqa_accuracy",)
 
 
 def build(
@@ -61,7 +61,7 @@ def build(
       label_smoothing: share of the target spread over the vocabulary (Szegedy et al. 2016).
       decode: `method` and its options in `predict`, as in `generate`; greedy by default. "sample"
         has a `seed` besides (0).
-      scores: what `score` computes: any of exact_match, bleu, rouge_l, cider_d, meteor, and
+      scores: what `score` computes: any of exact_match, bleu, rouge_l, cider_d, and
         vqa_accuracy for records with `answers`.
       caption_words: above 0 adds that share of `word_region_loss`, as in the VQA task.
 
@@ -83,8 +83,10 @@ def build(
     if table not in ("own", "text_encoder"):
         raise MmflaxError(f"task.table is {table!r}; expected one of own, text_encoder.")
     if unknown := [name for name in scores if name not in SCORES + _MORE_SCORES]:
+        reason = registry.NOT_OFFERED.get(unknown[0])
         raise MmflaxError(
-            f"task.scores names {unknown[0]!r}; known are {', '.join(SCORES + _MORE_SCORES)}."
+            f"task.scores names {unknown[0]!r}{f' ({reason})' if reason else ''}; known are "
+            f"{', '.join(SCORES + _MORE_SCORES)}."
         )
     ways = dict(decode or {})
     method = ways.pop("method", "greedy")

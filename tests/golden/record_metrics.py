@@ -11,8 +11,7 @@ OFFICIAL is a folder that holds, unchanged:
   nlvr/nlvr2/eval/metrics.py                           lil-lab/nlvr at e6a286a
   cap/pycocoevalcap/                                   the wheel pycocoevalcap 1.2, unpacked
 
-Needs numpy, scikit-learn, and a JDK: METEOR 1.5, the Snowball stemmer inside its jar, and
-Stanford's tokenizer 3.4.1 run as they are in that wheel.
+Needs numpy, scikit-learn, and a JDK: Stanford's tokenizer 3.4.1 runs as it is in that wheel.
 """
 
 import contextlib
@@ -175,26 +174,6 @@ WORDS = (
     "a the of on in and with man men woman dog dogs cat cats run runs running ride rides riding "
     "table tables sit sits sitting red large bus street plays playing played time timed times"
 ).split()
-VOCABULARY = """
-skis skies dying lying tying idly gently ugly early only singly sky news howe atlas cosmos bias
-andes inning outing canning herring earring proceed exceed succeed innings proceeds generate
-general generously communism community arsenal arsenic caresses flies dies mules denied died agreed
-owned humbled sized meeting stating siezing itemization traditional reference colonizer plotted
-hopping hoping hopped tanned falling hissing fizzed failing filing happy sky enjoy enjoyed say by
-relational conditional rational valency hesitancy digitizer conformably radically differently
-vilely analogously vietnamization predication operator feudalism decisiveness hopefulness
-callousness formality sensitivity sensibility triplicate formative formalize electricity electrical
-hopeful goodness revival allowance inference airliner gyroscopic adjustable defensible irritant
-replacement adjustment dependent adoption homologou communism activate angularity homologous
-effective bowdlerize probate rate cease controll roll youth yellow boyish toy toying saying flyer
-beautiful quickly surfing surfboard surfboards wave waves waving children child's dogs' men's ' 's
-o'clock knees kneed kneeling feed feeding bleeding agreedly hopping hop hopes using used user uses
-gas gaps this kiwis us bus buses geology biologically apology fully thankfully helplessly lonely
-friendly truly slowly wooly dully bed red shed shedding added adding egg egged eggs err erred abbot
-ability abilities bring bringing spring sprinting string ring sing singing being beings ties tie
-tied cried cries cry spied spies stationary nationally international professional relating related
-relative ative negative native
-""".split()
 
 
 def captions(official):
@@ -218,7 +197,7 @@ def captions(official):
     for _ in range(60):
         text = sentence(1, 14)
         cases.append((text, [near(text) for _ in range(draw.randint(1, 6))]))
-    for _ in range(15):  # few words, often repeated: the hard case of METEOR's search
+    for _ in range(15):  # few words, often repeated
         few = draw.sample(WORDS, 4)
         texts = [" ".join(draw.choice(few) for _ in range(draw.randint(8, 16))) for _ in range(3)]
         cases.append((texts[0], texts[1:]))
@@ -229,55 +208,9 @@ def captions(official):
         result["bleu"] = [float(x) for x in Bleu(4).compute_score(truth, hypotheses, verbose=0)[0]]
         result["rouge_l"] = float(Rouge().compute_score(truth, hypotheses)[0])
         result["cider_d"] = float(Cider().compute_score(truth, hypotheses)[0])
-    jar = official / "cap/pycocoevalcap/meteor/meteor-1.5.jar"
-    exact_and_stem = ["-m", "exact stem", "-w", "1.0 0.6"]
-    result["meteor"], result["meteor_each"] = run_meteor(jar, cases, exact_and_stem)
-    # For the size of what is left out: everything on, with coco-caption's own options.
-    result["meteor_with_synonyms_and_paraphrases"] = run_meteor(jar, cases, ["-norm"])[0]
     save(
         "captions", dict(candidates=[c for c, _ in cases], references=list(truth.values())) | result
     )
-    save("stems", run_stemmer(jar, sorted({*VOCABULARY, *WORDS})))
-
-
-def run_meteor(jar, cases, options):
-    """(corpus score, scores) in the way of pycocoevalcap/meteor/meteor.py."""
-    command = ["java", "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", *options]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-
-        def ask(line):
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            return process.stdout.readline().strip()
-
-        stats = [ask(" ||| ".join(["SCORE", *refs, text])) for text, refs in cases]
-        first = ask("EVAL" + "".join(f" ||| {s}" for s in stats))
-        rest = [process.stdout.readline().strip() for _ in range(len(cases))]
-        process.stdin.close()
-    numbers = [float(x) for x in (first, *rest)]
-    return numbers[-1], numbers[:-1]
-
-
-def run_stemmer(jar, words):
-    source = """
-    import org.tartarus.snowball.ext.englishStemmer;
-    public class Stems {
-      public static void main(String[] words) {
-        for (String word : words) {
-          englishStemmer s = new englishStemmer();
-          s.setCurrent(word); s.stem(); System.out.println(s.getCurrent());
-        }
-      }
-    }
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "Stems.java")
-        path.write_text(source)
-        command = ["java", "-cp", str(jar), str(path), *words]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return dict(zip(words, out.splitlines(), strict=True))
 
 
 SENTENCES = """

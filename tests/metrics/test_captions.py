@@ -1,4 +1,4 @@
-"""Caption measures against pycocoevalcap 1.2, METEOR 1.5 and Stanford's tokenizer 3.4.1.
+"""Caption measures against pycocoevalcap 1.2 and Stanford's tokenizer 3.4.1.
 
 The golden captions are tokens already, so that no tokenizer comes between the two programs.
 """
@@ -6,8 +6,7 @@ The golden captions are tokens already, so that no tokenizer comes between the t
 import pytest
 
 from mmflax.errors import MmflaxError
-from mmflax.metrics import captions, meteor
-from mmflax.metrics.stemmer import stem
+from mmflax.metrics import captions
 from mmflax.metrics.tokens import tokenize
 from tests.metrics import golden
 
@@ -15,23 +14,10 @@ OFFICIAL = golden.load("captions")
 CANDIDATES, REFERENCES = OFFICIAL["candidates"], OFFICIAL["references"]
 
 
-@pytest.mark.parametrize("name", ["bleu", "rouge_l", "cider_d", "meteor"])
+@pytest.mark.parametrize("name", ["bleu", "rouge_l", "cider_d"])
 def test_equals_the_official_code(name):
     found = getattr(captions, name)(CANDIDATES, REFERENCES, tokenized=True)
     assert found == pytest.approx(OFFICIAL[name], abs=1e-9)
-
-
-def test_every_sentence_scores_as_in_meteor():
-    """Among them sentences of few and repeated words, where the search for an alignment matters."""
-    _, each = meteor.corpus_score(
-        [c.split() for c in CANDIDATES], [[r.split() for r in refs] for refs in REFERENCES]
-    )
-    assert each == pytest.approx(OFFICIAL["meteor_each"], abs=1e-9)
-
-
-def test_stems_are_those_of_the_official_jar():
-    wrong = {w: s for w, s in golden.load("stems").items() if stem(w) != s}
-    assert wrong == {}
 
 
 def test_tokens_are_stanfords_on_captions():
@@ -42,20 +28,18 @@ def test_tokens_are_stanfords_on_captions():
 def test_raw_text_is_tokenised_first():
     raw = (["A man's dog, running!"], [["a man's dog is running."]])
     split = (["a man 's dog running"], [["a man 's dog is running"]])
-    for measure in (captions.bleu, captions.rouge_l, captions.cider_d, captions.meteor):
+    for measure in (captions.bleu, captions.rouge_l, captions.cider_d):
         assert measure(*raw) == pytest.approx(measure(*split, tokenized=True))
     found = captions.caption_scores(*raw)
-    assert list(found) == [
-        "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor",
-    ]  # fmt: skip
-    assert found["bleu_2"] == captions.bleu(*raw)[1] and found["meteor"] == captions.meteor(*raw)
+    assert list(found) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
+    assert found["bleu_2"] == captions.bleu(*raw)[1] and found["rouge_l"] == captions.rouge_l(*raw)
 
 
 def test_a_perfect_caption_has_the_highest_score():
     texts = ["a red bus on the street", "two dogs play in green grass"]
     refs = [[text] for text in texts]
     assert captions.bleu(texts, refs) == pytest.approx([1.0] * 4)
-    assert captions.rouge_l(texts, refs) == captions.meteor(texts, refs) == pytest.approx(1.0)
+    assert captions.rouge_l(texts, refs) == pytest.approx(1.0)
     assert captions.cider_d(texts, refs) == pytest.approx(10.0)
 
 
