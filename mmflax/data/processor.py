@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from scipy.special import softmax
 
 from mmflax.data.batch import Batch
 from mmflax.data.dataset import Dataset, Raw, text_of
@@ -327,8 +328,7 @@ class Processor:
             )
         if top < 1:
             raise MmflaxError(f"top is {top}; ask for at least 1 answer.")
-        odds = np.exp(scores - scores.max())
-        probabilities = odds / odds.sum()
+        probabilities = softmax(scores)
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.answers[index], float(probabilities[index])) for index in order]
 

@@ -9,17 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.tables import cell
 from mmflax.inference.attention_figure import save
 
-# Student's t, 97.5 % quantile, for 1, 2, … degrees of freedom (any statistics textbook).
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 _NOTES = (
     "seeds: mean +- t * s / sqrt(k) over the k seeds, 95 %: what other seeds would give on these "
     "examples.",
@@ -33,8 +28,8 @@ def seed_interval(values: Sequence[float]) -> list[float] | None:
     k = len(values)
     if k < 2:
         return None
-    t = _T[k - 2] if k - 2 < len(_T) else 1.96
-    mean, half = float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(k)
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, k - 1)) * deviation / math.sqrt(k)
     return [mean - half, mean + half]
 
 

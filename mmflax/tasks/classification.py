@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from scipy.special import softmax
 
 from mmflax.errors import MmflaxError
 from mmflax.metrics.classification import auroc, auroc_one_vs_rest, average_precision, macro_f1
@@ -76,7 +77,9 @@ def scorer(
         actual = [record["answer"] for record in known]
         found = {"macro_f1": macro_f1([record["predicted_answer"] for record in known], actual)}
         if answers and all("logits" in record for record in known):
-            shares = _softmax(np.stack([record["logits"] for record in known]))
+            shares = softmax(
+                np.stack([record["logits"] for record in known]).astype(np.float64), axis=1
+            )
             if positive is None:
                 found["auroc"] = auroc_one_vs_rest(shares, actual, answers)
             else:
@@ -87,9 +90,3 @@ def scorer(
         return {name: value for name, value in found.items() if not np.isnan(value)}
 
     return score
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
