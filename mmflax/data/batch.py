@@ -53,6 +53,27 @@ CONTRACT = {
 }
 
 
+def pad_rows(batch: Mapping[str, Any], rows: int) -> Batch:
+    """Arrays [b …] as arrays [rows …]: the last row is repeated, under a false ``mask`` if any.
+
+    Repeated rows are computed with and then ignored; zeros could divide into NaN, which no mask
+    removes.
+    """
+    arrays = {key: np.asarray(value) for key, value in batch.items()}
+    count = len(next(iter(arrays.values())))
+    if count > rows:
+        raise MmflaxError(f"The batch has {count} rows; expected at most {rows}.")
+    if count == rows:
+        return arrays
+    padded = {
+        key: np.concatenate([value, value[-1:].repeat(rows - count, axis=0)])
+        for key, value in arrays.items()
+    }
+    if "mask" in padded:
+        padded["mask"][count:] = False
+    return padded
+
+
 def check_batch(batch: Mapping[str, Any]) -> None:
     """Raises MmflaxError naming the first key that is missing, unknown or of another form."""
     missing = [

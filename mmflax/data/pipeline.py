@@ -22,7 +22,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from mmflax.data.batch import Batch, check_batch
+from mmflax.data.batch import Batch, check_batch, pad_rows
 from mmflax.data.dataset import Raw, Source
 from mmflax.data.image.bad_images import BadImages, OnBad, blanked, image_fault
 from mmflax.data.processor import Processor
@@ -259,9 +259,7 @@ def eval_batches(
                     bad.add(first + row, raw, fault)
                     raws[row], mask[row] = blanked(raw), False
             batch = processor.batch(raws)
-        fill = local - len(batch["mask"])
-        if fill:
-            batch = {key: np.concatenate([v, v[-1:].repeat(fill, 0)]) for key, v in batch.items()}
+        batch = pad_rows(batch, local)
         batch["mask"] = mask
         batch["id"] = np.where(mask, batch["id"], "")
         check_batch(batch)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mmflax.data.batch import pad_rows
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.tasks.task import Search
@@ -83,11 +84,7 @@ class CorpusEncoder:
             if any(raw[needed] is None for raw in chunk):
                 raise MmflaxError(f"An absent {kind} cannot be searched for; leave it out.")
             batch = self.processor.batch([{"id": kind, **raw} for raw in chunk])
-            fill = self.batch_size - len(chunk)
-            arrays = {
-                name: np.concatenate([batch[name], batch[name][-1:].repeat(fill, 0)])
-                for name in _KEYS[kind]
-            }
+            arrays = pad_rows({name: batch[name] for name in _KEYS[kind]}, self.batch_size)
             rows = jax.device_get(self._encoders[kind](self._params, arrays))
             for name, row in rows.items():
                 parts.setdefault(name, []).append(np.asarray(row)[: len(chunk)])

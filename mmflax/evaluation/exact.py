@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmflax.data.batch import pad_rows
 from mmflax.distributed.mesh import data_shard, on_mesh, put_batch
 from mmflax.errors import MmflaxError
 
@@ -37,7 +38,8 @@ def make_evaluate(
             arrays = {name: np.asarray(value) for name, value in batch.items() if name != "id"}
             count = len(next(iter(arrays.values())))
             rows = rows or -(-count // multiple) * multiple
-            waiting.append(step(params, put_batch(_pad(arrays, count, rows), mesh)))
+            arrays.setdefault("mask", np.ones(count, bool))
+            waiting.append(step(params, put_batch(pad_rows(arrays, rows), mesh)))
             if len(waiting) > 1:  # one late, so that the device always has work
                 _add(totals, waiting.pop(0))
         for sums in waiting:
@@ -57,18 +59,6 @@ def evaluate(
 ) -> dict[str, float]:
     """``make_evaluate`` for one use; compiles every time."""
     return make_evaluate(eval_step, mesh)(params, batches)
-
-
-def _pad(batch: dict[str, np.ndarray], count: int, rows: int) -> dict[str, np.ndarray]:
-    """Rows up to ``rows``, masked out. They repeat the first row: zeros may divide into NaN."""
-    if count > rows:
-        raise MmflaxError(f"evaluation batch of {count} rows after a first one of {rows}")
-    batch.setdefault("mask", np.ones(count, bool))
-    padded = {}
-    for name, value in batch.items():
-        filler = np.repeat(value[:1], rows - count, axis=0)
-        padded[name] = np.concatenate([value, np.zeros_like(filler) if name == "mask" else filler])
-    return padded
 
 
 def _add(totals: dict[str, np.ndarray], sums: dict) -> None:

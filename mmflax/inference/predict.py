@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmflax.data.batch import pad_rows
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.tasks.task import Task
@@ -151,11 +152,7 @@ class Predictor:
             ]
             batch = self.processor.batch(raws)
             batch.pop("id")
-            fill = self.batch_size - len(raws)
-            yield (
-                {k: np.concatenate([v, v[-1:].repeat(fill, 0)]) for k, v in batch.items()},
-                len(raws),
-            )
+            yield pad_rows(batch, self.batch_size), len(raws)
 
 
 def _shown(image: Any, prefix: str) -> dict[str, Any]:

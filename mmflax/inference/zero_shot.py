@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmflax.data.batch import pad_rows
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.corpus import parallel
 from mmflax.inference.predict import Prediction
@@ -91,8 +92,7 @@ class ZeroShot:
         for start in range(0, len(images), self.batch_size):
             batch = self._processor.images(list(images[start : start + self.batch_size]))
             embeds = self._all("image_embeds", batch)
-            fill = self.batch_size - len(embeds)
-            padded = np.concatenate([embeds, embeds[-1:].repeat(fill, 0)])
+            padded = pad_rows({"embeds": embeds}, self.batch_size)["embeds"]
             scores = self._scores(self._params, padded, self.text_embeds)
             found.append(np.asarray(jax.device_get(scores))[: len(embeds)])
         return np.concatenate(found)
@@ -109,12 +109,11 @@ class ZeroShot:
 
     def _all(self, name: str, arrays: Mapping[str, Any]) -> np.ndarray:
         """One output of all rows, computed in padded batches."""
-        arrays = {key: np.asarray(value) for key, value in arrays.items()}
         count = len(next(iter(arrays.values())))
         found = []
         for start in range(0, count, self.batch_size):
-            take = np.minimum(np.arange(start, start + self.batch_size), count - 1)
-            batch = {key: value[take] for key, value in arrays.items()}
+            part = slice(start, start + self.batch_size)
+            batch = pad_rows({key: value[part] for key, value in arrays.items()}, self.batch_size)
             rows = jax.device_get(self._embed(self._params, batch)[name])
             found.append(np.asarray(rows)[: count - start])
         return np.concatenate(found)

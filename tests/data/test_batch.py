@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmflax.data.batch import check_batch
+from mmflax.data.batch import check_batch, pad_rows
 from mmflax.errors import MmflaxError
 
 
@@ -62,3 +62,18 @@ def test_names_a_missing_key():
     del missing["mask"]
     with pytest.raises(MmflaxError, match=r"lacks \['mask'\]"):
         check_batch(missing)
+
+
+def test_padding_repeats_the_last_row_under_a_false_mask():
+    whole = {
+        "x": np.arange(6.0).reshape(3, 2),
+        "mask": np.ones(3, bool),
+        "id": np.array(list("abc")),
+    }
+    padded = pad_rows(whole, 5)
+    np.testing.assert_array_equal(padded["x"], whole["x"][[0, 1, 2, 2, 2]])
+    assert padded["mask"].tolist() == [True] * 3 + [False] * 2
+    assert padded["id"].tolist() == list("abccc")
+    assert whole["mask"].all() and pad_rows(whole, 3).keys() == whole.keys()
+    with pytest.raises(MmflaxError, match="has 3 rows; expected at most 2"):
+        pad_rows(whole, 2)
