@@ -35,7 +35,7 @@ def quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def one_device():
     """A mesh of the first device."""
     from mmflax.distributed.mesh import make_mesh

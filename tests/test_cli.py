@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, sentences, files."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests import tiny
 
 CONFIG = """
 import json
+import pathlib
 from ml_collections import ConfigDict
 def get_config(arg=None):
   return ConfigDict(json.loads({text!r}))
@@ -62,6 +64,11 @@ def test_usage_errors_exit_2(words, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+def width(path):
+    with Image.open(path) as image:
+        return image.size[0]
+
+
 def test_predict_answers_and_draws(trained, picture, tmp_path, capsys):
     out = tmp_path / "look.png"
     code, text, err = call(
@@ -71,7 +78,7 @@ def test_predict_answers_and_draws(trained, picture, tmp_path, capsys):
     assert (code, err) == (0, "")
     answer = json.loads(text)
     assert answer["top"][0] == [answer["answer"], answer["probability"]]
-    assert Image.open(out).size[0] > 400
+    assert width(out) > 400
 
 
 def test_evaluate_prints_a_table_or_json(trained, capsys):
@@ -86,7 +93,7 @@ def test_data_draws_what_the_model_sees(config_file, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     code, text, _ = call(capsys, "data", "--config", config_file, "--out", out, "--rows", 1)
     assert code == 0 and "answers" in text
-    assert Image.open(out).size[0] > 600
+    assert width(out) > 600
 
 
 def test_train_prints_progress_and_finishes(config_file, tmp_path, capsys):
@@ -97,7 +104,8 @@ def test_train_prints_progress_and_finishes(config_file, tmp_path, capsys):
     assert code == 0, err
     assert "total" in text and "done at step 3" in text
     assert "compiled the train step in" in err and "loss" in err
-    lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").open()]
+    file = tmp_path / "w" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert {line["step"] for line in lines} == {1, 2, 3}
 
 
@@ -135,7 +143,7 @@ def test_bad_questions_are_one_sentence(
     trained, image, text, message, picture, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.png").write_bytes(open(picture, "rb").read()[:60])
+    (tmp_path / "broken.png").write_bytes(pathlib.Path(picture).read_bytes()[:60])
     code, _, err = call(
         capsys, "predict", "--workdir", trained[0], "--image", image.replace("{picture}", picture),
         "--text", text,

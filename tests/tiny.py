@@ -1,6 +1,22 @@
-"""A config small enough for whole runs inside tests."""
+"""Shared by tests of several folders: a config for small whole runs, and equality of trees."""
 
 from typing import Any
+
+import jax
+import numpy as np
+
+
+def same(a: Any, b: Any) -> None:
+    """Assert that two trees of arrays have the same structure, dtypes and bits."""
+
+    def bits(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(bits(x), bits(y))
 
 
 def config(data_dir: Any, **train: Any) -> dict[str, Any]:

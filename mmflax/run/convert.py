@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmflax import registry
+from mmflax import paths, registry
 from mmflax.errors import MmflaxError
 from mmflax.pretrained import checkpoint
 from mmflax.pretrained.checkpoint import FAMILIES, Pretrained, from_pretrained

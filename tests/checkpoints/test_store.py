@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmflax.checkpoints.store import Store
 from mmflax.distributed.mesh import make_mesh
 from mmflax.errors import MmflaxError
+from tests.tiny import same
 
 
 def value(step):
@@ -29,18 +30,6 @@ def value(step):
         "step": jnp.int32(step),
         "ema": None,
     }
-
-
-def raw(leaf):
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(raw(x), raw(y))
 
 
 def saved(directory, steps, **fields):

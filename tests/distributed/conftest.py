@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax.distributed.mesh import make_mesh
 from mmflax.models.encoders import bert, vit
 from mmflax.models.fusion import co_attention
 from mmflax.models.heads import VQAHead
@@ -68,8 +67,3 @@ def reader(tiny):
     """Like ``tiny``, with a model that compiles in seconds."""
     made = tiny()
     return made._replace(task=made.task._replace(model=Reader()))
-
-
-@pytest.fixture(scope="session")
-def one_device_mesh():
-    return make_mesh(devices=jax.devices()[:1])

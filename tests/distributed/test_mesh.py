@@ -189,13 +189,13 @@ MESHES = [((8, 1, 1), 1), ((2, 4, 1), 1), ((2, 2, 2), 2)]
 
 
 @pytest.fixture(scope="module")
-def reader_alone(reader, one_device_mesh):
-    return one_step(reader, one_device_mesh)
+def reader_alone(reader, one_device):
+    return one_step(reader, one_device)
 
 
 @pytest.fixture(scope="module")
-def tiny_alone(tiny, one_device_mesh):
-    return one_step(tiny(), one_device_mesh)
+def tiny_alone(tiny, one_device):
+    return one_step(tiny(), one_device)
 
 
 def same_step(found, expected):

@@ -207,7 +207,8 @@ def test_the_table_says_what_its_columns_are(tmp_path):
     for words in ("over the k seeds", "bootstrap", "gated has no form", "within 2%", "50 examples"):
         assert words in text
     assert json.loads((tmp_path / "ablation.json").read_text()) == found
-    assert Image.open(tmp_path / "ablation.png").size[0] > 600
+    with Image.open(tmp_path / "ablation.png") as image:
+        assert image.size[0] > 600
 
 
 @pytest.mark.slow

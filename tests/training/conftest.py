@@ -118,18 +118,3 @@ def toy(one_device):
 @pytest.fixture
 def toy_batches():
     return ToyBatches
-
-
-@pytest.fixture
-def equal():
-    """Assert that two trees hold the same bits."""
-
-    def raw(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    def check(a, b):
-        assert jax.tree.structure(a) == jax.tree.structure(b)
-        jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
-
-    return check

@@ -13,6 +13,7 @@ from mmflax.distributed.mesh import make_mesh
 from mmflax.errors import MmflaxError
 from mmflax.training import loop
 from mmflax.training.observe import MetricsFile
+from tests.tiny import same
 
 
 class Recorder:
@@ -70,7 +71,7 @@ def adam(toy):
     )
 
 
-def test_the_step_is_traced_once_and_the_plain_loop_is_repeated(toy, toy_batches, equal):
+def test_the_step_is_traced_once_and_the_plain_loop_is_repeated(toy, toy_batches):
     made = toy()
     traces = []
     plain = made.train_step
@@ -84,7 +85,7 @@ def test_the_step_is_traced_once_and_the_plain_loop_is_repeated(toy, toy_batches
     batches = toy_batches(made)
     result, recorder = train(made, batches, 7)
     assert len(traces) == 1
-    equal(result.state, expected)
+    same(result.state, expected)
     assert batches.seen == list(range(7)) and batches.closed and recorder.closed
     assert [step for step, _ in recorder.records] == [2, 4, 6, 7]
     assert any("compiled the train step in" in text for text in recorder.messages)
@@ -104,9 +105,7 @@ def test_logged_values_are_means_over_their_window(toy, toy_batches):
     assert "mfu" not in values  # no peak is known for a CPU
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
-    adam, toy_batches, equal, tmp_path
-):
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(adam, toy_batches, tmp_path):
     expected, _ = train(adam, toy_batches(adam), 9)
     with pytest.raises(Killed):
         train(adam, toy_batches(adam, {5: kill}), 9, Store(tmp_path))
@@ -114,11 +113,11 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     result, recorder = train(adam, batches, 9, Store(tmp_path))
     assert recorder.began == (4, 9) and "resumed from step 4" in recorder.messages
     assert batches.seen == list(range(4, 9))
-    equal(result.state, expected.state)
+    same(result.state, expected.state)
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_steps(adam, toy_batches, equal, tmp_path):
+def test_killed_at_twenty_random_steps(adam, toy_batches, tmp_path):
     expected, _ = train(adam, toy_batches(adam), 12)
     draw = np.random.default_rng(0)
     for attempt in range(20):
@@ -128,7 +127,7 @@ def test_killed_at_twenty_random_steps(adam, toy_batches, equal, tmp_path):
             every = int(draw.integers(1, 6))
             train(adam, toy_batches(adam, spoil), 12, Store(directory), checkpoint_every=every)
         result, _ = train(adam, toy_batches(adam), 12, Store(directory))
-        equal(result.state, expected.state)
+        same(result.state, expected.state)
 
 
 def test_metrics_file_has_every_step_once_after_a_resume(toy, toy_batches, tmp_path):
@@ -195,7 +194,7 @@ def test_bad_batches_in_a_row_stop_the_run(toy, toy_batches, tmp_path):
     assert "\n" not in text
 
 
-def test_sigterm_saves_and_ends_without_an_error(toy, toy_batches, equal, tmp_path):
+def test_sigterm_saves_and_ends_without_an_error(toy, toy_batches, tmp_path):
     made = toy()
 
     def ask(batch):
@@ -211,7 +210,7 @@ def test_sigterm_saves_and_ends_without_an_error(toy, toy_batches, equal, tmp_pa
     assert recorder.messages[-1].startswith("asked to stop (SIGTERM) at step 4 of 9")
     resumed, _ = train(made, toy_batches(made), 9, Store(tmp_path))
     expected, _ = train(made, toy_batches(made), 9)
-    equal(resumed.state, expected.state)
+    same(resumed.state, expected.state)
 
 
 def test_data_that_ends_is_an_error(toy, toy_batches):
@@ -231,9 +230,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(toy, toy_batches, tm
         train(made, toy_batches(made), 4, Store(tmp_path / "file"))
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
-    toy, toy_batches, equal, tmp_path
-):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(toy, toy_batches, tmp_path):
     made = toy()
     train(made, toy_batches(made), 4, Store(tmp_path))
     (tmp_path / "4" / "data" / "metadata").write_bytes(b"{}")
@@ -241,5 +238,5 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     assert recorder.began == (2, 6)
     assert any("4 is damaged: data/metadata differs" in text for text in recorder.messages)
     expected, _ = train(made, toy_batches(made), 6)
-    equal(result.state, expected.state)
+    same(result.state, expected.state)
     assert Store(tmp_path).steps() == [2, 4, 6]

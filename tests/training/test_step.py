@@ -8,6 +8,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.training.state import create_sharded
 from mmflax.training.step import make_train_step
+from tests.tiny import same
 
 
 def close(a, b, **kinds):
@@ -45,7 +46,7 @@ def test_padding_rows_never_matter(toy):
     close(a.params, jax.tree.map(lambda p, g: p - 0.1 * g, start, gradient), rtol=1e-5, atol=1e-6)
 
 
-def test_non_finite_updates_are_skipped_bit_for_bit(toy, equal):
+def test_non_finite_updates_are_skipped_bit_for_bit(toy):
     fields = dict(
         optim=dict(name="adamw", schedule=dict(name="warmup_linear", peak=0.1, warmup_steps=3,
                                             total_steps=20)),
@@ -62,7 +63,7 @@ def test_non_finite_updates_are_skipped_bit_for_bit(toy, equal):
         state, _ = made.run(spoilt)
         expected, _ = made.run([batch for i, batch in enumerate(batches) if i not in bad])
         for part in ("params", "opt_state", "ema"):
-            equal(getattr(state, part), getattr(expected, part))
+            same(getattr(state, part), getattr(expected, part))
         assert int(state.skipped) == len(bad) and int(state.step) == 6
         assert int(state.skipped_in_row) == (5 in bad)
 
@@ -76,14 +77,14 @@ def test_skips_in_a_row_are_counted_and_add_nothing_to_the_metrics(toy):
     assert tuple(sums["loss"]) == (0, 0) and tuple(sums["grad_norm"]) == (0, 0)
 
 
-def test_frozen_parameters_stay_and_have_no_moments(toy, equal):
+def test_frozen_parameters_stay_and_have_no_moments(toy):
     made = toy(
         optim=dict(name="adamw", weight_decay=0.1, freeze=(r"^fc1/",)),
         step=dict(freeze=(r"^fc1/",)),
     )
     start = made.create()
     state, _ = made.run([made.batch(i) for i in range(3)])
-    equal(state.params["fc1"], start.params["fc1"])
+    same(state.params["fc1"], start.params["fc1"])
     assert not np.array_equal(state.params["fc2"]["kernel"], start.params["fc2"]["kernel"])
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -127,11 +128,11 @@ def test_each_step_draws_its_own_randomness(toy):
     assert set(keys) == expected
 
 
-def test_given_parameters_replace_the_initial_ones(toy, equal):
+def test_given_parameters_replace_the_initial_ones(toy):
     made = toy(optim=dict(name="adamw"))
     given = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), made.create().params)
     state = create_sharded(*made.parts(), params=given)
-    equal(state.params, jax.tree.map(jnp.asarray, given))
+    same(state.params, jax.tree.map(jnp.asarray, given))
     wrong = {**given, "fc1": {**given["fc1"], "kernel": np.zeros((8, 4), np.float32)}}
     with pytest.raises(MmflaxError, match=r"fc1/kernel is \[8, 4\], but the model needs \[8, 16\]"):
         create_sharded(*made.parts(), params=wrong)
