@@ -11,6 +11,7 @@ from mmflax.data import augment, pipeline
 from mmflax.data.dataset import in_memory
 from mmflax.data.datasets.shapes import scenes as shapes_scenes
 from mmflax.data.datasets.shapes import tasks as shapes_tasks
+from mmflax.data.datasets.shapes import things as shapes_things
 from mmflax.data.image import augment as augment_images
 from mmflax.data.processor import Processor
 from mmflax.data.text import augment as augment_words
@@ -44,7 +45,7 @@ def example(question="is it big?", **more):
 
 
 def scene_of(things, size=48):
-    return shapes_scenes.render(things, draws(0), size)
+    return shapes_things.render(things, draws(0), size)
 
 
 def mirrored(things):
@@ -75,7 +76,7 @@ def test_swapped_questions_keep_their_answers():
             things = mirrored(scene.things)
             assert test_shapes_scenes.solve(found["question"], kind, things) == found["answer"]
             assert found["answers"] == [found["answer"]] * 3
-            assert parts(found["caption"]) == parts(shapes_scenes.caption(things))
+            assert parts(found["caption"]) == parts(shapes_things.caption(things))
             changed += found["question"] != question
     assert changed > 20
 
@@ -160,8 +161,8 @@ def test_pairs_that_count_their_pictures_are_not_mirrored():
 
 
 def nearest_color(pixel):
-    names = list(shapes_scenes.COLORS)
-    palette = np.array([shapes_scenes.COLORS[name] for name in names], float)
+    names = list(shapes_things.COLORS)
+    palette = np.array([shapes_things.COLORS[name] for name in names], float)
     unit = palette / np.linalg.norm(palette, axis=1, keepdims=True)
     return names[int(np.argmax(unit @ (pixel / np.linalg.norm(pixel))))]
 
@@ -175,8 +176,8 @@ def test_named_colours_stay_what_they_are(fields):
     change = augment.build(**fields)
     kept = {True: 0, False: 0}
     total = 0
-    for color in shapes_scenes.COLORS:
-        thing = shapes_scenes.Thing("square", color, "large", 0.5, 0.5)
+    for color in shapes_things.COLORS:
+        thing = shapes_things.Thing("square", color, "large", 0.5, 0.5)
         image = scene_of((thing,))
         for seed in range(25):
             total += 1

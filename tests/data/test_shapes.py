@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 
 from mmflax.data import pipeline
-from mmflax.data.datasets.shapes import (
-    dataset as shapes,
-)
-from mmflax.data.datasets.shapes import layout
-from mmflax.data.datasets.shapes import (
-    scenes as shapes_scenes,
-)
-from mmflax.data.datasets.shapes import (
-    tasks as shapes_tasks,
-)
+from mmflax.data.datasets.shapes import dataset as shapes
+from mmflax.data.datasets.shapes import questions as shapes_questions
+from mmflax.data.datasets.shapes import scenes as shapes_scenes
+from mmflax.data.datasets.shapes import tasks as shapes_tasks
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
-# sha256 of the first scenes' pixels and texts. When it changes on purpose, raise layout.VERSION
+# sha256 of the first scenes' pixels and texts. When it changes on purpose, raise scenes.VERSION
 # and record the new one: earlier scores no longer compare.
 GOLDEN = "deead1d01a25b49929065a76a5ceca1437721e50ba8a89c461ecffe88def7fea"
 # ... of pixels, captions and questions, under which scores of version 1.0.0 were reported.
@@ -41,12 +35,12 @@ def data(folder):
 
 
 def test_content_is_recorded():
-    assert layout.fingerprint(64, 0) == GOLDEN
+    assert shapes_scenes.fingerprint(64, 0) == GOLDEN
 
 
 def test_pixels_and_questions_are_those_of_the_first_version():
     digest = hashlib.sha256(b"1.0.0")
-    for split in layout.SPLITS:
+    for split in shapes_scenes.SPLITS:
         for scene in shapes_scenes.generate(split, 4, 0, 64):
             digest.update(scene.image.tobytes())
             digest.update(repr((scene.id, scene.caption, scene.questions)).encode())
@@ -54,7 +48,7 @@ def test_pixels_and_questions_are_those_of_the_first_version():
 
 
 def test_serves_every_question_of_every_scene(data):
-    for split, size in layout.split_sizes(16).items():
+    for split, size in shapes_scenes.split_sizes(16).items():
         expected = [
             (scene, *asked)
             for scene in shapes_scenes.generate(split, size, 0, 32)
@@ -81,15 +75,17 @@ def test_ids_differ_and_splits_share_no_scene(data):
         pictures.append({np.asarray(raw["image"]).tobytes() for raw in raws})
     assert len(set(ids)) == len(ids)
     assert (
-        len(set.union(*pictures)) == sum(map(len, pictures)) == sum(layout.split_sizes(16).values())
+        len(set.union(*pictures))
+        == sum(map(len, pictures))
+        == sum(shapes_scenes.split_sizes(16).values())
     )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_shows_the_same_scenes(task, folder, data, capfd):
     tasks = shapes.build(task=task, data_dir=folder, num_scenes=40, image_size=32)
-    assert tasks.info["task"] == task and tasks.info["version"] == layout.VERSION
-    for split, size in layout.split_sizes(40).items():
+    assert tasks.info["task"] == task and tasks.info["version"] == shapes_scenes.VERSION
+    for split, size in shapes_scenes.split_sizes(40).items():
         source = tasks.source(split)
         scenes = {scene.id: scene for scene in shapes_scenes.generate(split, size, 0, 32)}
         raws = [source[index] for index in range(len(source))]
@@ -171,7 +167,7 @@ def test_drawing_on_an_image_leaves_the_kept_one_alone(data):
 
 def test_trains_through_the_pipeline(data):
     processor = Processor.learn(data, image_size=32)
-    assert processor.question_types == tuple(sorted(shapes_scenes.QUESTION_TYPES))
+    assert processor.question_types == tuple(sorted(shapes_questions.QUESTION_TYPES))
     with pipeline.train_iterator(data.source("train"), processor, batch_size=8, seed=0) as batches:
         batch = next(batches)
     assert batch["image"].shape == (8, 32, 32, 3) and (batch["label"] >= 0).all()
@@ -219,7 +215,7 @@ def test_processes_that_start_together_make_it_once(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MmflaxError, match="cannot be written to .*MMFLAX_DATA_DIR"):
+    with pytest.raises(MmflaxError, match="shapes cannot be prepared in .*MMFLAX_DATA_DIR"):
         shapes.build(data_dir=tmp_path / "file", num_scenes=8)
 
 

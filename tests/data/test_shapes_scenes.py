@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mmflax.data.datasets.shapes import scenes
+from mmflax.data.datasets.shapes import questions, scenes
+from mmflax.data.datasets.shapes import things as shapes_things
 from mmflax.evaluation.question_prior import question_prior
 
 SIZES = {"small": "small", "tiny": "small", "little": "small", "large": "large", "big": "large"}
@@ -27,7 +28,7 @@ def described(words: str, things):
     for word in words.split():
         if word in SIZES:
             fits = [t for t in fits if t.size == SIZES[word]]
-        elif word in scenes.COLORS:
+        elif word in shapes_things.COLORS:
             fits = [t for t in fits if t.color == word]
         elif word in SHAPES:
             fits = [t for t in fits if t.shape == SHAPES[word]]
@@ -100,7 +101,7 @@ def test_every_type_is_asked_and_no_answer_dominates(examples):
     for example in examples:
         for _, answer, kind in example.questions:
             answers[kind][answer] += 1
-    assert set(answers) == set(scenes.QUESTION_TYPES)
+    assert set(answers) == set(questions.QUESTION_TYPES)
     for kind, counts in answers.items():
         share = counts.most_common(1)[0][1] / counts.total()
         assert share < {2: 0.56, 3: 0.4, 4: 0.32, 6: 0.4, 8: 0.3}[len(counts)], (kind, counts)
@@ -131,7 +132,7 @@ def test_objects_number_one_to_five_and_some_overlap(examples):
     assert {len(e.things) for e in examples} == {1, 2, 3, 4, 5}
 
     def overlap(a, b):
-        reach = scenes.SIZES[a.size] + scenes.SIZES[b.size]
+        reach = shapes_things.SIZES[a.size] + shapes_things.SIZES[b.size]
         return max(abs(a.x - b.x), abs(a.y - b.y)) < reach
 
     some = [e for e in examples if any(overlap(a, b) for a in e.things for b in e.things if a != b)]

@@ -9,6 +9,7 @@ import pytest
 
 from mmflax.data.datasets.shapes import scenes as shapes_scenes
 from mmflax.data.datasets.shapes import tasks as shapes_tasks
+from mmflax.data.datasets.shapes import things as shapes_things
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.question_prior import question_prior
 
@@ -22,7 +23,7 @@ LABELS = {
     "nlvr2": {"true", "false"},
     "classification": {"positive", "negative"},
 }
-# sha256 over the examples of 240 test scenes. When one changes on purpose, raise layout.VERSION and
+# sha256 over the examples of 240 test scenes. When one changes on purpose, raise scenes.VERSION and
 # record the new one: earlier scores no longer compare.
 GOLDEN = {
     "captioning": "52f928e6d691235f",
@@ -65,9 +66,9 @@ def described(words, things):
         word = word.removesuffix("s")
         if word in ("small", "large"):
             fits = [t for t in fits if t.size == word]
-        elif word in shapes_scenes.COLORS:
+        elif word in shapes_things.COLORS:
             fits = [t for t in fits if t.color == word]
-        elif word in shapes_scenes.SHAPES:
+        elif word in shapes_things.SHAPES:
             fits = [t for t in fits if t.shape == word]
         else:
             assert word in ("a", "object", "thing"), word
@@ -230,8 +231,8 @@ def test_false_captions_are_nearly_true(found, scenes):
     near = 0
     for example in false:
         words, things = example.fields["question"].split(), scenes["test"][example.scene]
-        options = {**dict.fromkeys(shapes_scenes.COLORS, list(shapes_scenes.COLORS)),
-                   **dict.fromkeys(shapes_scenes.SHAPES, list(shapes_scenes.SHAPES)),
+        options = {**dict.fromkeys(shapes_things.COLORS, list(shapes_things.COLORS)),
+                   **dict.fromkeys(shapes_things.SHAPES, list(shapes_things.SHAPES)),
                    **dict.fromkeys(("small", "large"), ("small", "large")),
                    **dict.fromkeys(("left", "right"), ("left", "right")),
                    **dict.fromkeys(("above", "below"), ("above", "below"))}  # fmt: skip
@@ -304,7 +305,7 @@ def test_translations_say_what_the_picture_shows(found, scenes):
         things = scenes["train"][example.scene]
         source, target = example.fields["question"], example.fields["target"]
         assert example.fields["references"] == [target]
-        assert not set(source.split()) & set(shapes_scenes.SHAPES)
+        assert not set(source.split()) & set(shapes_things.SHAPES)
         article, subject, rest = re.fullmatch(r"(der|das) (.+) ist (.+)", target).groups()
         one = german(subject, things)
         assert article == GENDERS[subject.split()[1]]
@@ -333,9 +334,9 @@ def test_a_text_alone_cannot_be_translated(found):
 
 def test_annotators_err_plausibly_and_never_by_majority():
     kinds = {
-        "yes": {"no"}, "2": {"1", "3"}, "0": {"1"}, "red": set(shapes_scenes.COLORS),
+        "yes": {"no"}, "2": {"1", "3"}, "0": {"1"}, "red": set(shapes_things.COLORS),
         "left": {"right"}, "below": {"above"}, "top": {"bottom"},
-        "circle": set(shapes_scenes.SHAPES),
+        "circle": set(shapes_things.SHAPES),
     }  # fmt: skip
     disagreed = 0
     for answer, slips in kinds.items():

@@ -8,18 +8,27 @@ Captions: 414,113, 152,634, 25,010 and 25,010, which are all of COCO's 616,767.
 
 from __future__ import annotations
 
-import os
-
 from mmflax.data.dataset import Dataset
+from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public import karpathy
-from mmflax.data.datasets.public.prepare import Split, prepare
 from mmflax.data.datasets.public.published import File
+
+_TRAIN, _VAL = (
+    File((folder,), "https://cocodataset.org/#download", f"{folder}.zip")
+    for folder in ("train2014", "val2014")
+)
+_TABLE = (
+    ("train", "train", _TRAIN, 414_113),
+    ("restval", "restval", _VAL, 152_634),
+    ("validation", "val", _VAL, 25_010),
+    ("test", "test", _VAL, 25_010),
+)
 
 
 def build(
     *,
-    data_dir: str | os.PathLike[str] | None = None,
-    source_dir: str | os.PathLike[str] | None = None,
+    data_dir: Folder = None,
+    source_dir: Folder = None,
     task: str = "captioning",
     unit: str | None = None,
     restval: bool = True,
@@ -27,45 +36,11 @@ def build(
 ) -> Dataset:
     """Splits train, validation and test; also restval, where it is not joined to train.
 
-    Args:
-      data_dir: where prepared files go; by default ``MMFLAX_DATA_DIR``, else ``~/.cache/mmflax``.
-      source_dir: the downloaded files; by default ``data_dir/downloads/coco``. See docs/data.md.
-      task: ``captioning`` (a caption is the target) or ``retrieval`` (a caption is read).
-      unit: an example for each ``caption`` or each ``image``, in every split; None is what training
-        and the task's evaluation need.
-      restval: whether train has the remaining validation images too.
-      partial: accept fewer captions than published, and leave out those without an image.
-
-    Raises:
-      MmflaxError: see ``mmflax.data.datasets.public.prepare.prepare``.
+    ``restval`` says whether train has the remaining validation images too; other arguments and
+    errors are those of ``karpathy.open_captions``. Downloads are in ``coco``.
     """
-    karpathy.check(task, unit)
-    manifest = prepare(
-        "coco_captions",
-        _splits(),
-        data_dir=data_dir,
-        source_dir=source_dir,
-        downloads="coco",
-        partial=partial,
-    )
-    names = ("train", "validation", "test") if restval else tuple(manifest["splits"])
-    joined: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
-    if restval:
-        joined["train"] = ("train", "restval")
-    splits = {name: karpathy.source(manifest, parts, task, unit) for name, parts in joined.items()}
-    info = {"files": manifest["folder"], "left_out": manifest["left_out"]}
-    return Dataset("coco_captions", splits, info)
-
-
-def _splits() -> list[Split]:
-    train, val = (
-        File((folder,), "https://cocodataset.org/#download", f"{folder}.zip")
-        for folder in ("train2014", "val2014")
-    )
-    table = [
-        ("train", "train", train, 414_113),
-        ("restval", "restval", val, 152_634),
-        ("validation", "val", val, 25_010),
-        ("test", "test", val, 25_010),
-    ]
-    return karpathy.splits("dataset_coco.json", table)
+    joined = {"train": ("train", "restval")} if restval else {}
+    return karpathy.open_captions(
+        "coco_captions", "coco", "dataset_coco.json", _TABLE, data_dir, source_dir, partial,
+        task=task, unit=unit, joined=joined,
+    )  # fmt: skip

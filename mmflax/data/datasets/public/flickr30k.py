@@ -7,11 +7,9 @@ Fei-Fei 2015 as ``dataset_flickr30k.json`` has them: 29,000 images to train, 1,0
 
 from __future__ import annotations
 
-import os
-
 from mmflax.data.dataset import Dataset
+from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public import karpathy
-from mmflax.data.datasets.public.prepare import Split, prepare
 from mmflax.data.datasets.public.published import File
 
 IMAGES = File(
@@ -19,48 +17,26 @@ IMAGES = File(
     "the request form at https://shannon.cs.illinois.edu/DenotationGraph/",
     "flickr30k_images.zip",
 )
+_TABLE = (
+    ("train", "train", IMAGES, 145_000),
+    ("validation", "val", IMAGES, 5_070),
+    ("test", "test", IMAGES, 5_000),
+)
 
 
 def build(
     *,
-    data_dir: str | os.PathLike[str] | None = None,
-    source_dir: str | os.PathLike[str] | None = None,
+    data_dir: Folder = None,
+    source_dir: Folder = None,
     task: str = "captioning",
     unit: str | None = None,
     partial: bool = False,
 ) -> Dataset:
     """Splits train, validation and test.
 
-    Args:
-      data_dir: where prepared files go; by default ``MMFLAX_DATA_DIR``, else ``~/.cache/mmflax``.
-      source_dir: the downloaded files; by default ``data_dir/downloads/flickr30k``. See
-        docs/data.md.
-      task: ``captioning`` (a caption is the target) or ``retrieval`` (a caption is read).
-      unit: an example for each ``caption`` or each ``image``, in every split; None is what training
-        and the task's evaluation need.
-      partial: accept fewer captions than published, and leave out those without an image.
-
-    Raises:
-      MmflaxError: see ``mmflax.data.datasets.public.prepare.prepare``.
+    Arguments and errors are those of ``karpathy.open_captions``; downloads are in ``flickr30k``.
     """
-    karpathy.check(task, unit)
-    manifest = prepare(
-        "flickr30k",
-        _splits(),
-        data_dir=data_dir,
-        source_dir=source_dir,
-        downloads="flickr30k",
-        partial=partial,
-    )
-    splits = {name: karpathy.source(manifest, (name,), task, unit) for name in manifest["splits"]}
-    info = {"files": manifest["folder"], "left_out": manifest["left_out"]}
-    return Dataset("flickr30k", splits, info)
-
-
-def _splits() -> list[Split]:
-    table = [
-        ("train", "train", IMAGES, 145_000),
-        ("validation", "val", IMAGES, 5_070),
-        ("test", "test", IMAGES, 5_000),
-    ]
-    return karpathy.splits("dataset_flickr30k.json", table)
+    return karpathy.open_captions(
+        "flickr30k", "flickr30k", "dataset_flickr30k.json", _TABLE, data_dir, source_dir, partial,
+        task=task, unit=unit,
+    )  # fmt: skip

@@ -8,11 +8,13 @@ and ``sentences`` (``raw``, ``sentid``).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from mmflax.data.dataset import Raw
-from mmflax.data.datasets.public.prepare import Split
+from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.datasets.cache import Folder
+from mmflax.data.datasets.public.prepare import Split, info, prepare
 from mmflax.data.datasets.public.prepared import PreparedSource
 from mmflax.data.datasets.public.published import File, Found, Record, field, record
 from mmflax.errors import MmflaxError
@@ -23,49 +25,61 @@ TASKS = ("captioning", "retrieval")
 UNITS = ("image", "caption")
 
 
-def splits(file: str, table: Sequence[tuple[str, str, File, int]]) -> list[Split]:
-    """Splits of a JSON file, from (name, what the file calls it, its images, its captions)."""
+def open_captions(
+    name: str,
+    downloads: str,
+    file: str,
+    table: Sequence[tuple[str, str, File, int]],
+    data_dir: Folder,
+    source_dir: Folder,
+    partial: bool,
+    *,
+    task: str,
+    unit: str | None,
+    joined: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Dataset:
+    """A data set of captions; other arguments and errors are those of ``prepare.open_dataset``.
+
+    Args:
+      file: the JSON file in ``caption_datasets.zip``.
+      table: (split, its name in the file, its images, its captions).
+      task: ``captioning`` (a caption is the ``target``, there is no question) or ``retrieval`` (a
+        caption is the ``question``). ``references`` are always all captions of the image.
+      unit: an example for each ``caption``, or one for each ``image``; None is the first in train
+        and for retrieval, else the second.
+      joined: splits that consist of several, which then have no split of their own.
+    """
+    if task not in TASKS:
+        raise MmflaxError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
+    if unit is not None and unit not in UNITS:
+        raise MmflaxError(f"unit is {unit!r}; choose one of {', '.join(UNITS)}, or None.")
     annotations = File((file, f"karpathy/{file}"), SITE, ARCHIVE)
     # Parsed once for all splits, and forgotten with them: COCO's takes a gigabyte.
     parse = functools.lru_cache(maxsize=1)(_images)
-    return [
+    splits = [
         Split(
-            name,
+            split,
             (annotations,),
             (images,),
             functools.partial(_read, split=published, parse=parse),
             captions,
         )
-        for name, published, images, captions in table
+        for split, published, images, captions in table
     ]
-
-
-def check(task: str, unit: str | None) -> None:
-    """Raises for a task or unit that there is not."""
-    if task not in TASKS:
-        raise MmflaxError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
-    if unit is not None and unit not in UNITS:
-        raise MmflaxError(f"unit is {unit!r}; choose one of {', '.join(UNITS)}, or None.")
-
-
-def source(
-    manifest: dict[str, Any], names: Sequence[str], task: str, unit: str | None
-) -> PreparedSource:
-    """The splits ``names`` joined, for a task.
-
-    ``captioning`` gives ``target`` (the caption to be generated) and no question; ``retrieval`` the
-    caption as the ``question`` that is read. ``references`` are always all captions of the image.
-    ``unit``: an example for each ``caption``, or one for each ``image``; None is the first in train
-    and for retrieval, else the second.
-    """
-    if unit is None:
-        unit = "caption" if task == "retrieval" or "train" in names else "image"
-    return PreparedSource(
-        manifest["folder"],
-        [manifest["splits"][name] for name in names],
-        view=functools.partial(_view, task=task, unit=unit),
-        one_each=unit == "image",
-    )
+    manifest = prepare(name, downloads, splits, data_dir, source_dir, partial)
+    taken = {part for parts in joined.values() for part in parts}
+    sources = {}
+    for split in manifest["splits"]:
+        if split in joined or split not in taken:
+            parts = joined.get(split, (split,))
+            each = unit or ("caption" if task == "retrieval" or "train" in parts else "image")
+            sources[split] = PreparedSource(
+                manifest["folder"],
+                [manifest["splits"][part] for part in parts],
+                view=functools.partial(_view, task=task, unit=each),
+                one_each=each == "image",
+            )
+    return Dataset(name, sources, info(manifest))
 
 
 def _view(stored: list[Raw], task: str, unit: str) -> list[Raw]:

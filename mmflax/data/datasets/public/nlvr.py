@@ -12,13 +12,12 @@ all its pictures are right.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 
 from mmflax.data.dataset import Dataset
+from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.nlvr2 import true_or_false
-from mmflax.data.datasets.public.prepare import Split, prepare
-from mmflax.data.datasets.public.prepared import PreparedSource
+from mmflax.data.datasets.public.prepare import Split, open_dataset
 from mmflax.data.datasets.public.published import File, Found, Record, field, record
 from mmflax.errors import MmflaxError
 
@@ -26,36 +25,12 @@ ORDERS = 6
 _SITE = "https://github.com/lil-lab/nlvr (nlvr)"
 
 
-def build(
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    source_dir: str | os.PathLike[str] | None = None,
-    partial: bool = False,
-) -> Dataset:
+def build(*, data_dir: Folder = None, source_dir: Folder = None, partial: bool = False) -> Dataset:
     """Splits train and validation; test if its file is there. One example for each picture.
 
-    Args:
-      data_dir: where prepared files go; by default ``MMFLAX_DATA_DIR``, else ``~/.cache/mmflax``.
-      source_dir: the downloaded files; by default ``data_dir/downloads/nlvr``. See docs/data.md.
-      partial: accept fewer examples than published, and leave out those without a picture.
-
-    Raises:
-      MmflaxError: see ``mmflax.data.datasets.public.prepare.prepare``.
+    Arguments and errors are those of ``prepare.open_dataset``; downloads are in ``nlvr``.
     """
-    manifest = prepare(
-        "nlvr",
-        _splits(),
-        data_dir=data_dir,
-        source_dir=source_dir,
-        downloads="nlvr",
-        partial=partial,
-    )
-    splits = {
-        name: PreparedSource(manifest["folder"], [entry])
-        for name, entry in manifest["splits"].items()
-    }
-    info = {"files": manifest["folder"], "left_out": manifest["left_out"]}
-    return Dataset("nlvr", splits, info)
+    return open_dataset("nlvr", "nlvr", _splits(), data_dir, source_dir, partial)
 
 
 def _splits() -> list[Split]:
@@ -67,10 +42,10 @@ def _splits() -> list[Split]:
 
 
 def _split(name: str, published: str, count: int, optional: bool = False) -> Split:
-    annotations = File(
-        (f"nlvr/{published}/{published}.json", f"{published}/{published}.json"), _SITE
+    annotations, images = (
+        File((f"nlvr/{published}/{file}", f"{published}/{file}"), _SITE)
+        for file in (f"{published}.json", "images")
     )
-    images = File((f"nlvr/{published}/images", f"{published}/images"), _SITE)
     read = functools.partial(_read, split=published)
     return Split(name, (annotations,), (images,), read, count, optional)
 

@@ -11,12 +11,11 @@ the official ``eval/metrics.py`` counts a statement as consistent when all its p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from mmflax.data.dataset import Dataset, Raw
-from mmflax.data.datasets.public.prepare import Split, of_regions, prepare
-from mmflax.data.datasets.public.prepared import PreparedSource
+from mmflax.data.datasets.cache import Folder
+from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
 from mmflax.data.datasets.public.published import File, Found, Record, field, record
 from mmflax.errors import MmflaxError
 
@@ -29,43 +28,21 @@ _REGION_STEMS = {"images/train": "train", "images/dev": "valid", "images/test1":
 
 def build(
     *,
-    data_dir: str | os.PathLike[str] | None = None,
-    source_dir: str | os.PathLike[str] | None = None,
+    data_dir: Folder = None,
+    source_dir: Folder = None,
     partial: bool = False,
     regions: int = 0,
 ) -> Dataset:
     """Splits train and validation; test and test_unseen if their files are there.
 
-    Args:
-      data_dir: where prepared files go; by default ``MMFLAX_DATA_DIR``, else ``~/.cache/mmflax``.
-      source_dir: the downloaded files; by default ``data_dir/downloads/nlvr2``. See docs/data.md.
-      partial: accept fewer examples than published, and leave out those without their images: the
-        addresses that the authors list are partly dead by now.
-      regions: boxes of a detector (36 as LXMERT's authors publish them, but for test_unseen, which
-        is left out) in place of the images, which are not needed then; 0 = the images.
-
-    Raises:
-      MmflaxError: see ``mmflax.data.datasets.public.prepare.prepare``.
+    Arguments and errors are those of ``prepare.open_dataset``; downloads are in ``nlvr2``. Some
+    addresses that the authors list are dead by now, so ``partial`` is likely to be needed. There
+    are no published regions of test_unseen, which is left out with ``regions``.
     """
-    splits_ = _splits()
+    splits = _splits()
     if regions:
-        published = [split for split in splits_ if split.name != "test_unseen"]
-        splits_ = of_regions(published, regions, "nlvr2_imgfeat", _REGION_STEMS)
-    manifest = prepare(
-        f"nlvr2_obj{regions}" if regions else "nlvr2",
-        splits_,
-        data_dir=data_dir,
-        source_dir=source_dir,
-        downloads="nlvr2",
-        partial=partial,
-        regions=regions,
-    )
-    splits = {
-        name: PreparedSource(manifest["folder"], [entry])
-        for name, entry in manifest["splits"].items()
-    }
-    info = {"files": manifest["folder"], "left_out": manifest["left_out"]}
-    return Dataset("nlvr2", splits, info)
+        splits = of_regions(splits[:3], regions, "nlvr2_imgfeat", _REGION_STEMS)
+    return open_dataset("nlvr2", "nlvr2", splits, data_dir, source_dir, partial, regions)
 
 
 def _splits() -> list[Split]:

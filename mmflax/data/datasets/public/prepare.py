@@ -7,15 +7,14 @@ a manifest is, and from then on the published files are not needed any more.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmflax.data.datasets.public.prepare_parts import Part
-from mmflax.data.datasets.public.progress import progress, quiet
+from mmflax.data.dataset import Dataset, Source, Subset
+from mmflax.data.datasets.cache import Folder, data_root, locked, progress, quiet
+from mmflax.data.datasets.public.prepared import PreparedSource, View
 from mmflax.data.datasets.public.published import File, Found, Images, Record, check_present
 from mmflax.data.datasets.public.published_regions import Pictures, RegionFiles, region_file
 from mmflax.errors import MmflaxError
@@ -70,59 +69,68 @@ def of_regions(
     return [split._replace(images=tuple(map(file, split.images))) for split in splits]
 
 
-def data_root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """``data_dir``, else ``MMFLAX_DATA_DIR`` from the environment, else ``~/.cache/mmflax``."""
-    return pathlib.Path(
-        data_dir or os.environ.get("MMFLAX_DATA_DIR") or "~/.cache/mmflax"
-    ).expanduser()
-
-
-def prepare(
+def open_dataset(
     name: str,
-    splits: Sequence[Split],
-    *,
-    data_dir: str | os.PathLike[str] | None,
-    source_dir: str | os.PathLike[str] | None,
     downloads: str,
-    partial: bool,
+    splits: Sequence[Split],
+    data_dir: Folder = None,
+    source_dir: Folder = None,
+    partial: bool = False,
     regions: int = 0,
-) -> dict[str, Any]:
-    """The manifest of ``name``, prepared by this process or by another one before.
+    *,
+    view: View | None = None,
+) -> Dataset:
+    """The data set of these published splits, which are prepared on the first use.
 
     Args:
-      name: of the dataset; its files go to ``data_dir/name``.
+      name: of the data set.
+      downloads: the folder of its published files; data sets that share images share it.
       splits: what is published.
-      data_dir: see ``data_root``.
-      source_dir: where the published files are; by default ``data_dir/downloads/<downloads>``.
-      downloads: the folder name of that default; datasets that share images share it.
-      partial: take what is there: fewer examples than published, and images may be absent, whose
-        examples are left out.
-      regions: boxes of each image at most, where the splits name files of regions (``of_regions``);
-        0 = folders of images.
+      data_dir: where prepared files go; by default ``MMFLAX_DATA_DIR``, else ``~/.cache/mmflax``.
+      source_dir: the published files; by default ``data_dir/downloads/<downloads>``, see
+        docs/data.md.
+      partial: accept fewer examples than published, and leave out those without their images.
+      regions: boxes a detector found in each image (36 as LXMERT's authors publish them), which
+        stand in place of the image (``of_regions``); 0 = the images.
+      view: from the stored examples of an image to raw ones; by default they are the same.
 
     Raises:
       MmflaxError: a file that is missing, damaged or not the published one, an image that is
         missing, an id that occurs twice, an image in two splits, or a folder that cannot be
         written.
     """
+    manifest = prepare(name, downloads, splits, data_dir, source_dir, partial, regions)
+    sources: dict[str, Source] = {}
+    for split, entry in manifest["splits"].items():
+        sources[split] = PreparedSource(manifest["folder"], [entry], view=view)
+        for marked, places in entry["marked"].items():
+            sources[marked] = Subset(sources[split], places)
+    return Dataset(name, sources, info(manifest))
+
+
+def info(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` says of prepared data."""
+    return {"files": manifest["folder"], "left_out": manifest["left_out"]}
+
+
+def prepare(
+    name: str,
+    downloads: str,
+    splits: Sequence[Split],
+    data_dir: Folder,
+    source_dir: Folder,
+    partial: bool,
+    regions: int = 0,
+) -> dict[str, Any]:
+    """The manifest, prepared by this process or another one before; see ``open_dataset``."""
     root = data_root(data_dir)
     source = pathlib.Path(source_dir or root / "downloads" / downloads).expanduser()
-    folder = root / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The lock is released by the system even when its holder is killed.
-        with open(folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            manifest = _load(folder)
-            if manifest is None or not _fits(manifest, splits, source, partial):
-                with quiet():
-                    manifest = _prepare(name, splits, source, folder, partial, regions)
-    except OSError as error:
-        raise MmflaxError(
-            f"{name} cannot be prepared in {folder}: {error.strerror or error} "
-            f"({error.filename or folder}); free some space, or set MMFLAX_DATA_DIR to a folder "
-            "that can be written."
-        ) from error
+    folder = root / (f"{name}_obj{regions}" if regions else name)
+    with locked(folder.name, folder):
+        manifest = _load(folder)
+        if manifest is None or not _fits(manifest, splits, source, partial):
+            with quiet():
+                manifest = _prepare(folder.name, splits, source, folder, partial, regions)
     return manifest | {"folder": str(folder)}
 
 
@@ -165,6 +173,8 @@ def _prepare(
     partial: bool,
     regions: int,
 ) -> dict[str, Any]:
+    from mmflax.data.datasets.public.parts import Part
+
     taken = [s for s in splits if not s.optional or s.annotations[0].find(source) is not None]
     check_present(name, source, (file for s in taken for file in (*s.annotations, *s.images)))
     places = [_found(file, source).path for split in taken for file in split.images]
@@ -173,9 +183,9 @@ def _prepare(
         read = [(split, _read(name, split, source, images, partial)) for split in taken]
         _check_disjoint(name, [(split.name, records) for split, (records, _) in read])
         parts = [
-            Part(split.name, index, chunk, images)
+            Part(split.name, index, records[start : start + RECORDS_PER_PART], images)
             for split, (records, _) in read
-            for index, chunk in enumerate(_chunks(records))
+            for index, start in enumerate(range(0, len(records), RECORDS_PER_PART))
         ]
         total = sum(len(part.names) for part in parts if not part.written(folder))
         with progress(name, "preparing {} images", "prepared {} images", total) as advance:
@@ -258,11 +268,6 @@ def _check_disjoint(name: str, splits: Sequence[tuple[str, list[Record]]]) -> No
                         f"{name}: the image {image} is in {owner[image]} and in {split}, which the "
                         "published splits never share; download the annotations again."
                     )
-
-
-def _chunks(records: list[Record]) -> Iterator[list[Record]]:
-    for start in range(0, len(records), RECORDS_PER_PART):
-        yield records[start : start + RECORDS_PER_PART]
 
 
 def _marked(records: Iterable[Record]) -> dict[str, list[int]]:

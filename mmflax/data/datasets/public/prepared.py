@@ -105,7 +105,7 @@ class PreparedSource:
         if (part, kind) not in self._opened:
             import tensorflow_datasets as tfds
 
-            from mmflax.data.datasets.public.prepare_builder import SPLIT, VERSION
+            from mmflax.data.datasets.public.parts import SPLIT, VERSION
 
             path = self._folder / f"prepared_{kind}" / self._parts[part][kind] / VERSION
             with self._lock:

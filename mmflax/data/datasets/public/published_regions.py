@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from mmflax.data.datasets.public.progress import progress
+from mmflax.data.datasets.cache import progress
 from mmflax.data.datasets.public.published import File, Images
 from mmflax.errors import MmflaxError
 

@@ -8,13 +8,12 @@ hypothesis; the premise's caption, ``sentence1``, is not part of the task.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.flickr30k import IMAGES
-from mmflax.data.datasets.public.prepare import Split, prepare
-from mmflax.data.datasets.public.prepared import PreparedSource
+from mmflax.data.datasets.public.prepare import Split, open_dataset
 from mmflax.data.datasets.public.published import File, Found, Record, field, record
 from mmflax.errors import MmflaxError
 
@@ -22,50 +21,20 @@ LABELS = ("entailment", "neutral", "contradiction")
 _SITE = "https://github.com/necla-ml/SNLI-VE"
 
 
-def build(
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    source_dir: str | os.PathLike[str] | None = None,
-    partial: bool = False,
-) -> Dataset:
+def build(*, data_dir: Folder = None, source_dir: Folder = None, partial: bool = False) -> Dataset:
     """Splits train and validation; test if its file is there.
 
-    Args:
-      data_dir: where prepared files go; by default ``MMFLAX_DATA_DIR``, else ``~/.cache/mmflax``.
-      source_dir: the downloaded files; by default ``data_dir/downloads/flickr30k``. See
-        docs/data.md.
-      partial: accept fewer pairs than published, and leave out those without an image.
-
-    Raises:
-      MmflaxError: see ``mmflax.data.datasets.public.prepare.prepare``.
+    Arguments and errors are those of ``prepare.open_dataset``; downloads are in ``flickr30k``.
     """
-    manifest = prepare(
-        "snli_ve",
-        _splits(),
-        data_dir=data_dir,
-        source_dir=source_dir,
-        downloads="flickr30k",
-        partial=partial,
-    )
-    splits = {
-        name: PreparedSource(manifest["folder"], [entry])
-        for name, entry in manifest["splits"].items()
-    }
-    info = {"files": manifest["folder"], "left_out": manifest["left_out"]}
-    return Dataset("snli_ve", splits, info)
-
-
-def _splits() -> list[Split]:
-    return [
-        _split("train", "train", 529_527),
-        _split("validation", "dev", 17_858),
-        _split("test", "test", 17_901, optional=True),
+    splits = [
+        Split(name, (File((file,), _SITE),), (IMAGES,), _read, count, optional=name == "test")
+        for name, file, count in (
+            ("train", "snli_ve_train.jsonl", 529_527),
+            ("validation", "snli_ve_dev.jsonl", 17_858),
+            ("test", "snli_ve_test.jsonl", 17_901),
+        )
     ]
-
-
-def _split(name: str, published: str, count: int, optional: bool = False) -> Split:
-    annotations = File((f"snli_ve_{published}.jsonl",), _SITE)
-    return Split(name, (annotations,), (IMAGES,), _read, count, optional)
+    return open_dataset("snli_ve", "flickr30k", splits, data_dir, source_dir, partial)
 
 
 def _read(files: Sequence[Found]) -> Iterator[Record]:

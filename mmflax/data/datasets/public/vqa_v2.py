@@ -8,14 +8,13 @@ of the test splits are not public. ``answer`` is the published ``multiple_choice
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmflax.data.dataset import Dataset, Raw, Subset
-from mmflax.data.datasets.public.prepare import Split, of_regions, prepare
-from mmflax.data.datasets.public.prepared import PreparedSource
+from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.datasets.cache import Folder
+from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
 from mmflax.data.datasets.public.published import File, Found, Record, field, record
 from mmflax.errors import MmflaxError
 
@@ -25,25 +24,19 @@ QUESTION_TYPES = ("answer_type", "question_type", "none")
 
 def build(
     *,
-    data_dir: str | os.PathLike[str] | None = None,
-    source_dir: str | os.PathLike[str] | None = None,
+    data_dir: Folder = None,
+    source_dir: Folder = None,
     question_type: str = "answer_type",
     partial: bool = False,
     regions: int = 0,
 ) -> Dataset:
     """Splits train and validation; test and test_dev if their questions are there.
 
-    Args:
-      data_dir: where prepared files go; by default ``MMFLAX_DATA_DIR``, else ``~/.cache/mmflax``.
-      source_dir: the downloaded files; by default ``data_dir/downloads/coco``. See docs/data.md.
-      question_type: by what accuracy is also reported: ``answer_type`` ("yes/no", "number",
-        "other"), ``question_type`` (first words, such as "how many"), or ``none``.
-      partial: accept fewer questions than published, and leave out those without an image.
-      regions: boxes of a detector (36 as LXMERT's authors publish them) in place of each image,
-        which is not needed then; 0 = the images.
+    Other arguments and errors are those of ``prepare.open_dataset``; downloads are in ``coco``.
 
-    Raises:
-      MmflaxError: see ``mmflax.data.datasets.public.prepare.prepare``.
+    Args:
+      question_type: what else accuracy is reported by: ``answer_type`` ("yes/no", "number",
+        "other"), ``question_type`` (first words, such as "how many"), or ``none``.
     """
     if question_type not in QUESTION_TYPES:
         raise MmflaxError(
@@ -53,23 +46,8 @@ def build(
     def view(examples: list[Raw]) -> list[Raw]:
         return [_view(example, question_type) for example in examples]
 
-    manifest = prepare(
-        f"vqa_v2_obj{regions}" if regions else "vqa_v2",
-        of_regions(_splits(), regions, "mscoco_imgfeat") if regions else _splits(),
-        data_dir=data_dir,
-        source_dir=source_dir,
-        downloads="coco",
-        partial=partial,
-        regions=regions,
-    )
-    splits: dict[str, Any] = {}
-    for name, entry in manifest["splits"].items():
-        splits[name] = PreparedSource(manifest["folder"], [entry], view=view)
-        for marked, places in entry["marked"].items():
-            splits[marked] = Subset(splits[name], places)
-    return Dataset(
-        "vqa_v2", splits, {"files": manifest["folder"], "left_out": manifest["left_out"]}
-    )
+    splits = of_regions(_splits(), regions, "mscoco_imgfeat") if regions else _splits()
+    return open_dataset("vqa_v2", "coco", splits, data_dir, source_dir, partial, regions, view=view)
 
 
 def _view(example: Raw, question_type: str) -> Raw:
@@ -78,42 +56,24 @@ def _view(example: Raw, question_type: str) -> Raw:
 
 
 def _splits() -> list[Split]:
+    def split(name: str, images: str, archive: str, published: int) -> Split:
+        answers = f"v2_mscoco_{images}_annotations.json"
+        annotations = File((answers,), _SITE, f"v2_Annotations_{archive}_mscoco.zip")
+        read = functools.partial(_read, folder=images)
+        files = (_questions(images, archive), annotations)
+        return Split(name, files, (_images(images),), read, published)
+
+    tests = (_questions("test2015", "Test"), _questions("test-dev2015", "Test"))
     return [
-        _split("train", "train2014", "Train", 443_757),
-        _split("validation", "val2014", "Val", 214_354),
-        Split(
-            "test",
-            (
-                _questions("test2015", "Test"),
-                _questions("test-dev2015", "Test"),
-            ),
-            (_images("test2015"),),
-            _read_test,
-            published=447_793,
-            optional=True,
-        ),
+        split("train", "train2014", "Train", 443_757),
+        split("validation", "val2014", "Val", 214_354),
+        Split("test", tests, (_images("test2015"),), _read_test, 447_793, optional=True),
     ]
 
 
-def _split(name: str, images: str, archive: str, published: int) -> Split:
-    annotations = File(
-        (f"v2_mscoco_{images}_annotations.json",), _SITE, f"v2_Annotations_{archive}_mscoco.zip"
-    )
-    return Split(
-        name,
-        (_questions(images, archive), annotations),
-        (_images(images),),
-        functools.partial(_read, folder=images),
-        published,
-    )
-
-
 def _questions(images: str, archive: str) -> File:
-    return File(
-        (f"v2_OpenEnded_mscoco_{images}_questions.json",),
-        _SITE,
-        f"v2_Questions_{archive}_mscoco.zip",
-    )
+    name = f"v2_OpenEnded_mscoco_{images}_questions.json"
+    return File((name,), _SITE, f"v2_Questions_{archive}_mscoco.zip")
 
 
 def _images(folder: str) -> File:

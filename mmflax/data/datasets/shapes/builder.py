@@ -14,8 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mmflax.data.datasets.shapes import layout
-from mmflax.data.datasets.shapes import scenes as shapes_scenes
+from mmflax.data.datasets.shapes import scenes
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,7 +30,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """One record a scene, with its questions, so that an image is stored and decoded once."""
 
-    VERSION = tfds.core.Version(layout.VERSION)
+    VERSION = tfds.core.Version(scenes.VERSION)
     builder_config: ShapesConfig
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -57,14 +56,14 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, download_manager: Any) -> dict[str, Any]:
         del download_manager
-        sizes = layout.split_sizes(self.builder_config.num_scenes)
+        sizes = scenes.split_sizes(self.builder_config.num_scenes)
         return {split: self._generate_examples(split, size) for split, size in sizes.items()}
 
     def _generate_examples(self, split: str, num_scenes: int) -> Iterator[tuple[int, Any]]:
         config = self.builder_config
         counts, things = [], []
-        scenes = shapes_scenes.generate(split, num_scenes, config.seed, config.image_size)
-        for index, scene in enumerate(scenes):
+        examples = scenes.generate(split, num_scenes, config.seed, config.image_size)
+        for index, scene in enumerate(examples):
             buffer = io.BytesIO()
             Image.fromarray(scene.image).save(buffer, "PNG", compress_level=1)
             questions = [
@@ -84,5 +83,5 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             things.append([list(thing) for thing in scene.things])
             config.on_scene(1)
         # Lets a question be found, and a task's examples be chosen, without reading the scenes.
-        self.info.metadata[layout.counts_key(split)] = counts
-        self.info.metadata[layout.things_key(split)] = things
+        self.info.metadata[scenes.counts_key(split)] = counts
+        self.info.metadata[scenes.things_key(split)] = things

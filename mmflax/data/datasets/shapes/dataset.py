@@ -7,10 +7,7 @@ scenes on disk, once for all tasks, and serves raw examples by index.
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pathlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,17 +16,10 @@ import numpy as np
 from PIL import Image
 
 from mmflax.data.dataset import Dataset, Raw
-from mmflax.data.datasets.public.progress import progress, quiet
+from mmflax.data.datasets.cache import Folder, data_root, locked, progress, quiet
+from mmflax.data.datasets.shapes import scenes as drawn
 from mmflax.data.datasets.shapes import tasks
-from mmflax.data.datasets.shapes.layout import (
-    SPLITS,
-    VERSION,
-    counts_key,
-    fingerprint,
-    split_sizes,
-    things_key,
-)
-from mmflax.data.datasets.shapes.scenes import Thing
+from mmflax.data.datasets.shapes.things import Thing
 from mmflax.errors import MmflaxError
 
 _KEEP_SCENES = 20_000  # decoded scenes held in memory: 250 MB at 64 x 64
@@ -39,7 +29,7 @@ def build(
     *,
     task: str = "vqa",
     annotators: int = 0,
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: Folder = None,
     num_scenes: int = 4000,
     image_size: int = 64,
     seed: int = 0,
@@ -75,15 +65,12 @@ def build(
             f"annotators is {annotators}, but the examples of {task} have no answers of people; "
             f"it goes with {' and '.join(tasks.QUESTIONS)}."
         )
-    root = pathlib.Path(
-        data_dir or os.environ.get("MMFLAX_DATA_DIR") or "~/.cache/mmflax"
-    ).expanduser()
-    digest = fingerprint(image_size, seed)
-    name = f"scenes{num_scenes}_size{image_size}_seed{seed}_{digest[:12]}"
+    digest = drawn.fingerprint(image_size, seed)
+    fields = {"num_scenes": num_scenes, "image_size": image_size, "seed": seed}
     with quiet():
-        builder = _prepared(root, name, num_scenes, image_size, seed)
-        splits = {split: _open(builder, split, task, annotators) for split in SPLITS}
-    info = {"task": task, "version": VERSION, "fingerprint": digest}
+        builder = _prepared(data_dir, digest, **fields)
+        splits = {split: _open(builder, split, task, annotators) for split in drawn.SPLITS}
+    info = {"task": task, "version": drawn.VERSION, "fingerprint": digest}
     return Dataset(name="shapes", splits=splits, info=info | {"files": str(builder.data_path)})
 
 
@@ -176,7 +163,7 @@ def _open(builder: Any, split: str, task: str, annotators: int) -> QuestionSourc
     scenes = _Scenes(records)
     metadata, seed = builder.info.metadata, builder.builder_config.seed
     if task not in tasks.QUESTIONS:
-        things = [[Thing(*thing) for thing in scene] for scene in metadata[things_key(split)]]
+        things = [[Thing(*thing) for thing in scene] for scene in metadata[drawn.things_key(split)]]
         return ExampleSource(scenes, tasks.examples(task, split, seed, things))
 
     def change(raw: Raw, scene: int, which: int) -> Raw:
@@ -187,35 +174,25 @@ def _open(builder: Any, split: str, task: str, annotators: int) -> QuestionSourc
             raw |= {"target": answer, "references": [answer]}
         return raw
 
-    return QuestionSource(scenes, metadata[counts_key(split)], change)
+    return QuestionSource(scenes, metadata[drawn.counts_key(split)], change)
 
 
-def _prepared(root: pathlib.Path, name: str, num_scenes: int, image_size: int, seed: int) -> Any:
+def _prepared(data_dir: Folder, digest: str, **fields: int) -> Any:
     """The builder with its files made, by this process or by another that was first."""
-    folder = root / "shapes"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        from mmflax.data.datasets.shapes.builder import Shapes, ShapesConfig
+    from mmflax.data.datasets.shapes.builder import Shapes, ShapesConfig
 
-        total = sum(split_sizes(num_scenes).values())
-        with progress("shapes", "drawing {} scenes", "drew {} scenes", total) as on_scene:
-            config = ShapesConfig(
-                name=name,
-                num_scenes=num_scenes,
-                image_size=image_size,
-                seed=seed,
-                on_scene=on_scene,
-            )
-            # The lock is released by the system even when its holder is killed.
-            with open(folder / f".{name}.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                builder = Shapes(data_dir=str(root), config=config, file_format="array_record")
-                if not builder.is_prepared():
-                    # Nothing is downloaded, but the folder for it is made all the same.
-                    builder.download_and_prepare(download_dir=str(folder / ".downloads"))
-            return builder
-    except OSError as error:
-        raise MmflaxError(
-            f"The shapes dataset cannot be written to {folder}: {error.strerror or error}; free "
-            "some space, or set MMFLAX_DATA_DIR to a folder that can be written."
-        ) from error
+    root = data_root(data_dir)
+    numbers = "scenes{num_scenes}_size{image_size}_seed{seed}".format(**fields)
+    name = f"{numbers}_{digest[:12]}"
+    total = sum(drawn.split_sizes(fields["num_scenes"]).values())
+    with (
+        locked("shapes", root / "shapes", f".{name}.lock"),
+        progress("shapes", "drawing {} scenes", "drew {} scenes", total) as on_scene,
+    ):
+        config = ShapesConfig(name=name, on_scene=on_scene, **fields)
+        builder = Shapes(data_dir=str(root), config=config, file_format="array_record")
+        if not builder.is_prepared():
+            # Nothing is downloaded, but the folder for it is made all the same.
+            downloads = str(root / "shapes" / ".downloads")
+            builder.download_and_prepare(download_dir=downloads)
+        return builder

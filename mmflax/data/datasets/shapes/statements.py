@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmflax.data.datasets.shapes.scenes import COLORS, SHAPES, SIZES, Thing
+from mmflax.data.datasets.shapes.things import COLORS, SHAPES, SIZES, Thing
 
 Test = tuple[str | None, str | None, str | None]  # size, colour, shape; None matches anything
 

@@ -1,7 +1,7 @@
 """The scenes of ``shapes`` as examples of every task.
 
 ==================  ===============================================================================
-vqa                 questions with one answer (``shapes_scenes``)
+vqa                 questions with one answer (``shapes.questions``)
 generative_vqa      the same, answered in text
 captioning          names every object, column by column from the left
 matching            does this part of a caption hold?
@@ -15,7 +15,7 @@ translation         English that names objects by colour, into German that must 
 Examples are derived from the objects alone: pixels and questions are the same under every task. An
 example that stands alone is drawn with a generator keyed by (seed, split, scene, task). Where a
 sentence must not give its label away, the examples of a whole split are chosen together
-(``shapes_groups``), keyed by (seed, split, task), and so depend on the number of scenes too.
+(``shapes.groups``), keyed by (seed, split, task), and so depend on the number of scenes too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 
 from mmflax.data.datasets.shapes import statements
 from mmflax.data.datasets.shapes.groups import Group, balanced
-from mmflax.data.datasets.shapes.scenes import COLORS, SHAPES, Thing, caption, describe
+from mmflax.data.datasets.shapes.things import COLORS, SHAPES, Thing, caption, describe
 from mmflax.errors import MmflaxError
 
 Scenes = Sequence[Sequence[Thing]]

@@ -1,23 +1,56 @@
-"""How long-running preparation shows itself: on stderr, because stdout may be a program's."""
+"""Data sets prepared on disk: where they go, one process at a time, with progress on stderr."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import logging
+import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+
+from mmflax.errors import MmflaxError
+
+Folder = str | os.PathLike[str] | None
+
+
+def data_root(data_dir: Folder) -> pathlib.Path:
+    """``data_dir``, else ``MMFLAX_DATA_DIR`` from the environment, else ``~/.cache/mmflax``."""
+    root = data_dir or os.environ.get("MMFLAX_DATA_DIR") or "~/.cache/mmflax"
+    return pathlib.Path(root).expanduser()
+
+
+@contextlib.contextmanager
+def locked(name: str, folder: pathlib.Path, lock: str = ".lock") -> Iterator[None]:
+    """Makes ``folder`` and holds its lock; the system releases it even when the holder is killed.
+
+    Raises:
+      MmflaxError: the folder cannot be written, now or while the lock is held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise MmflaxError(
+            f"{name} cannot be prepared in {folder}: {error.strerror or error} "
+            f"({error.filename or folder}); free some space, or set MMFLAX_DATA_DIR to a folder "
+            "that can be written."
+        ) from error
 
 
 @contextlib.contextmanager
 def progress(name: str, doing: str, done: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields ``advance(count)``: a bar on a terminal, else a line at the start; a line at the end.
 
-    Nothing is shown when it is never called.
+    All on stderr, because stdout may be a program's. Nothing is shown if it is never called.
 
     Args:
-      name: of the dataset.
+      name: of the data set.
       doing: such as ``"drawing {} scenes"``.
       done: such as ``"drew {} scenes"``.
       total: to go.
@@ -46,7 +79,7 @@ def progress(name: str, doing: str, done: str, total: int) -> Iterator[Callable[
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps tensorflow-datasets' bars and notes away; its errors still arrive as exceptions."""
+    """Hides the bars and notes of tensorflow-datasets; its errors still arrive as exceptions."""
     import tensorflow_datasets as tfds
 
     logger = logging.getLogger("absl")
@@ -54,8 +87,7 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     tfds.disable_progress_bar()
     try:
-        # It prints to stdout, which belongs to --json.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints to stdout
             yield
     finally:
         logger.setLevel(level)
