@@ -68,8 +68,8 @@ def balanced(
                     break
             else:
                 size = min(map(len, drawn))
-                for label, found in enumerate(drawn):
-                    for unit in found[:size]:
+                for label, chosen in enumerate(drawn):
+                    for unit in chosen[:size]:
                         used[label][owner[unit]] += 1
                         group.append((unit, label))
                 groups.append((statement, group))
@@ -83,13 +83,13 @@ def _take(
     units: Iterator[int], owner: list[int], used: list[int], wanted: int, quota: int
 ) -> list[int]:
     """The next units whose scenes may still serve; what is skipped can never serve again."""
-    found: list[int] = []
+    taken: list[int] = []
     scenes: set[int] = set()
     for unit in units:
         scene = owner[unit]
         if used[scene] < quota and scene not in scenes:
-            found.append(int(unit))
+            taken.append(int(unit))
             scenes.add(scene)
-            if len(found) == wanted:
+            if len(taken) == wanted:
                 break
-    return found
+    return taken

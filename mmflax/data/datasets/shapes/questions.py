@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from mmflax.data.datasets.shapes.things import COLORS, SHAPES, SIZES, Thing, pick
 
@@ -17,7 +18,6 @@ QUESTION_TYPES = ("exists", "count", "color", "shape", "relation", "compare")
 
 _WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big")}
 _ANYTHING = ("object", "thing", "shape")
-_PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 _RELATIONS = {
     "left of": (0, -1),
     "right of": (0, 1),
@@ -31,7 +31,7 @@ Asked = tuple[str, str] | None
 Test = tuple[str | None, str | None, str | None]  # size, colour, shape; None matches anything
 
 
-def ask(things: Sequence[Thing], rng: np.random.Generator) -> list[tuple[str, str, str]]:
+def ask(things: Sequence[Thing], rng: Generator) -> list[tuple[str, str, str]]:
     """(question, answer, question type) of each type that the scene allows."""
     questions = []
     for kind in QUESTION_TYPES:
@@ -52,7 +52,7 @@ def _matches(things: Sequence[Thing], test: Test) -> list[Thing]:
 
 def _phrase(test: Test, plural: bool = False) -> str:
     size, color, shape = test
-    noun = (_PLURALS[shape] if plural else shape) if shape else ("OBJECTS" if plural else "OBJECT")
+    noun = f"{shape}s" if shape and plural else shape or ("OBJECTS" if plural else "OBJECT")
     return " ".join(word for word in (size and size.upper(), color, noun) if word)
 
 
@@ -60,7 +60,7 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _random_test(rng: np.random.Generator) -> Test:
+def _random_test(rng: Generator) -> Test:
     """A description with a colour, a shape or both, and now and then a size."""
     size = pick(rng, list(SIZES)) if rng.random() < 0.2 else None
     color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
@@ -68,7 +68,7 @@ def _random_test(rng: np.random.Generator) -> Test:
     return (size, color if draw < 0.75 else None, shape if draw > 0.25 else None)
 
 
-def _exists(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
+def _exists(things: Sequence[Thing], rng: Generator) -> Asked:
     wanted = rng.random() < 0.5
     for _ in range(60):
         test = _random_test(rng)
@@ -82,7 +82,7 @@ def _exists(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
     return None
 
 
-def _count(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
+def _count(things: Sequence[Thing], rng: Generator) -> Asked:
     wanted = int(np.searchsorted([0.2, 0.42, 0.66, 0.85, 0.95], rng.random()))
     for _ in range(60):
         test = _random_test(rng)
@@ -104,7 +104,7 @@ def _count(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
 
 
 def _unique(
-    things: Sequence[Thing], rng: np.random.Generator, hide: str | None = None
+    things: Sequence[Thing], rng: Generator, hide: str | None = None
 ) -> tuple[Thing, Test] | None:
     """An object and a description that fits it alone, saying nothing of the attribute ``hide``."""
     order = rng.permutation(len(things))
@@ -122,27 +122,20 @@ def _unique(
     return None
 
 
-def _color(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
-    found = _unique(things, rng, hide="color")
-    if found is None:
-        return None
-    template = pick(
-        rng, ("what color is the {}", "the {} has which color", "what is the color of the {}")
-    )
-    return template.format(_phrase(found[1])) + "?", found[0].color
+def _attribute(name: str, *templates: str) -> Callable[[Sequence[Thing], Generator], Asked]:
+    """Asks for an attribute that the description leaves out."""
+
+    def asked(things: Sequence[Thing], rng: Generator) -> Asked:
+        unique = _unique(things, rng, hide=name)
+        if unique is None:
+            return None
+        thing, test = unique
+        return pick(rng, templates).format(_phrase(test)) + "?", getattr(thing, name)
+
+    return asked
 
 
-def _shape(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
-    found = _unique(things, rng, hide="shape")
-    if found is None:
-        return None
-    template = pick(
-        rng, ("what shape is the {}", "the {} has which shape", "what is the form of the {}")
-    )
-    return template.format(_phrase(found[1])) + "?", found[0].shape
-
-
-def _relation(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
+def _relation(things: Sequence[Thing], rng: Generator) -> Asked:
     """Where an object is in the picture, or how it lies to another one: a choice, or yes or no."""
     draw = rng.random()
     if len(things) == 1 or draw < 0.25:
@@ -169,12 +162,12 @@ def _relation(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
     return None
 
 
-def _position(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
+def _position(things: Sequence[Thing], rng: Generator) -> Asked:
     """Which half of the picture an object is in."""
-    found = _unique(things, rng)
-    if found is None:
+    unique = _unique(things, rng)
+    if unique is None:
         return None
-    thing, test = found
+    thing, test = unique
     halves = [("left", "right", thing.x - 0.5), ("top", "bottom", thing.y - 0.5)]
     clear = [half for half in halves if abs(half[2]) > _MARGIN]
     if not clear:
@@ -184,7 +177,7 @@ def _position(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
     return f"is the {_phrase(test)} on the {a} or on the {b}?", high if offset > 0 else low
 
 
-def _compare(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
+def _compare(things: Sequence[Thing], rng: Generator) -> Asked:
     """More of one kind than of another, or one object larger than another."""
     wanted = rng.random() < 0.5
     by_size = rng.random() < 0.4
@@ -217,17 +210,21 @@ def _compare(things: Sequence[Thing], rng: np.random.Generator) -> Asked:
     return None
 
 
-_ASK: dict[str, Callable[[Sequence[Thing], np.random.Generator], Asked]] = {
+_ASK: dict[str, Callable[[Sequence[Thing], Generator], Asked]] = {
     "exists": _exists,
     "count": _count,
-    "color": _color,
-    "shape": _shape,
+    "color": _attribute(
+        "color", "what color is the {}", "the {} has which color", "what is the color of the {}"
+    ),
+    "shape": _attribute(
+        "shape", "what shape is the {}", "the {} has which shape", "what is the form of the {}"
+    ),
     "relation": _relation,
     "compare": _compare,
 }
 
 
-def _vary(text: str, rng: np.random.Generator) -> str:
+def _vary(text: str, rng: Generator) -> str:
     """Fills the upper-case slots with one of their words."""
     for slot, words in (("SMALL", _WORDS["small"]), ("LARGE", _WORDS["large"])):
         text = text.replace(slot, pick(rng, words))

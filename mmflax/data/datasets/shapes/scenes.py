@@ -13,12 +13,20 @@ from typing import NamedTuple
 import numpy as np
 
 from mmflax.data.datasets.shapes.questions import ask
-from mmflax.data.datasets.shapes.things import COLORS, SHAPES, SIZES, Thing, caption, pick, render
+from mmflax.data.datasets.shapes.things import (
+    CELLS,
+    COLORS,
+    SHAPES,
+    SIZES,
+    Thing,
+    caption,
+    pick,
+    render,
+)
 
 VERSION = "1.1.0"
 SPLITS = ("train", "validation", "test")
-_CELLS = 3  # objects stand near the middles of a grid of so many cells a side
-_JITTER = 0.04  # ... up to this far from it, in image sides
+_JITTER = 0.04  # how far an object is from the middle of its cell, in image sides
 
 
 class SceneExample(NamedTuple):
@@ -55,11 +63,11 @@ def scene(split: str, index: int, seed: int, image_size: int) -> SceneExample:
 def _place(rng: np.random.Generator) -> tuple[Thing, ...]:
     """1 to 5 objects near the middles of different cells; neighbours may overlap in part."""
     wanted = 1 + int(np.searchsorted([0.20, 0.45, 0.70, 0.86], rng.random()))
-    cells = rng.permutation(_CELLS * _CELLS)[:wanted]
+    cells = rng.permutation(CELLS * CELLS)[:wanted]
     things: list[Thing] = []
     for cell in cells:
-        row, column = divmod(int(cell), _CELLS)
-        x, y = (np.array([column, row]) + 0.5) / _CELLS + rng.uniform(-_JITTER, _JITTER, 2)
+        row, column = divmod(int(cell), CELLS)
+        x, y = (np.array([column, row]) + 0.5) / CELLS + rng.uniform(-_JITTER, _JITTER, 2)
         # Repeating a colour or a shape already there makes counts and distractors non-trivial.
         shape = pick(rng, SHAPES)
         color = pick(rng, list(COLORS))

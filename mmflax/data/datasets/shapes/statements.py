@@ -7,17 +7,16 @@ every relation: two objects are left and right of each other exactly if their co
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmflax.data.datasets.shapes.things import COLORS, SHAPES, SIZES, Thing
+from mmflax.data.datasets.shapes.things import CELLS, COLORS, SHAPES, SIZES, Thing, cell, place
 
 Test = tuple[str | None, str | None, str | None]  # size, colour, shape; None matches anything
 
-CELLS = 3
-ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
+_NAMES = (list(SHAPES), list(COLORS), list(SIZES))
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 UNDEFINED = -1  # the label of a scene that a sentence does not speak of
 
@@ -40,15 +39,11 @@ class Objects:
     def __init__(self, scenes: Sequence[Sequence[Thing]]):
         widest = max((len(things) for things in scenes), default=0)
         table = np.full((5, len(scenes), widest), -1, np.int8)
-        names = (list(SHAPES), list(COLORS), list(SIZES))
         for row, things in enumerate(scenes):
             for column, thing in enumerate(things):
-                table[:, row, column] = (
-                    names[0].index(thing.shape),
-                    names[1].index(thing.color),
-                    names[2].index(thing.size),
-                    *cell(thing),
-                )
+                values = zip((thing.shape, thing.color, thing.size), _NAMES, strict=True)
+                codes = [names.index(value) for value, names in values]
+                table[:, row, column] = (*codes, *cell(thing))
         self.shape, self.color, self.size, self.row, self.column = table
 
     def __len__(self) -> int:
@@ -57,15 +52,12 @@ class Objects:
     def fit(self, test: Test) -> np.ndarray:
         """Which objects a description fits: bool [n k]."""
         size, color, shape = test
-        found = self.shape >= 0
-        for value, names, column in (
-            (size, list(SIZES), self.size),
-            (color, list(COLORS), self.color),
-            (shape, list(SHAPES), self.shape),
-        ):
+        fits = self.shape >= 0
+        columns = (self.shape, self.color, self.size)
+        for value, names, column in zip((shape, color, size), _NAMES, columns, strict=True):
             if value is not None:
-                found = found & (column == names.index(value))
-        return found
+                fits = fits & (column == names.index(value))
+        return fits
 
     def count(self, test: Test) -> np.ndarray:
         """How many objects a description fits: int [n]."""
@@ -80,16 +72,6 @@ class Objects:
         nearest = np.where(self.fit(first), axis, CELLS).min(1, initial=CELLS)
         farthest = np.where(self.fit(second), axis, -1).max(1, initial=-1)
         return nearest < farthest
-
-
-def cell(thing: Thing) -> tuple[int, int]:
-    """Row and column of the grid that an object stands in."""
-    return int(thing.y * CELLS), int(thing.x * CELLS)
-
-
-def place(row: int, column: int) -> str:
-    """ "top left", "right", "middle" and so on."""
-    return " ".join(word for word in (ROWS[row], COLUMNS[column]) if word) or "middle"
 
 
 def phrase(test: Test, plural: bool = False) -> str:
@@ -148,7 +130,7 @@ def captions(objects: Objects) -> Iterator[Statement]:
         true = present[color, shape] & present[color2, shape2]
         swapped = present[color2, shape] & present[color, shape2]
         text = f"a {color} {shape} and a {color2} {shape2}"
-        yield Statement(text, "binding", np.where(true, 0, 1).astype(np.int8), ~true & swapped)
+        yield _truth(text, "binding", true, ~true & swapped)
 
 
 def _altered(
@@ -168,7 +150,7 @@ def _altered(
             for other in domain:
                 if other != values[position]:
                     near |= truth[(*values[:position], other, *values[position + 1 :])]
-        yield Statement(sentence, kind, np.where(true, 0, 1).astype(np.int8), near & ~true)
+        yield _truth(sentence, kind, true, near & ~true)
 
 
 # True or false of one picture ---------------------------------------------------------------------
@@ -292,18 +274,14 @@ def feelings(objects: Objects) -> Iterator[Statement]:
         for templates, positive in ((_LIKES, there), (_DISLIKES, ~there)):
             for template in templates:
                 text = template.format(phrase(test, plural=True))
-                labels = np.where(positive, 0, 1).astype(np.int8)
                 kind = "loved" if templates is _LIKES else "hated"
-                yield Statement(text, kind, labels, near & ~there)
+                yield _truth(text, kind, positive, near & ~there)
 
 
 # Parts --------------------------------------------------------------------------------------------
 
 _ANYTHING: Test = (None, None, None)
-_SIDES: Mapping[str, tuple[str, int]] = {
-    "on the left": ("column", 0),
-    "on the right": ("column", 2),
-}
+_SIDES = {"on the left": 0, "on the right": 2}  # the column of each
 _KINDS = {"small": "size", "large": "size"} | dict.fromkeys(_SIDES, "place")
 
 
@@ -322,12 +300,9 @@ def _rivals() -> Iterable[tuple[Test, Test]]:
 
 
 def _truth(
-    text: str,
-    kind: str,
-    true: np.ndarray,
-    near: np.ndarray,
-    defined: np.ndarray | None = None,
+    text: str, kind: str, true: np.ndarray, near: np.ndarray, defined: np.ndarray | None = None
 ) -> Statement:
+    """Label 0 = true, 1 = false, ``UNDEFINED`` where it is not defined."""
     labels = np.where(true, 0, 1).astype(np.int8)
     if defined is not None:
         labels[~defined] = UNDEFINED
@@ -349,6 +324,6 @@ def _properties(
         if "size" in about:
             said += [(size, objects.fit((size, None, None))) for size in SIZES]
         if "place" in about:
-            said += [(words, objects.column == column) for words, (_, column) in _SIDES.items()]
+            said += [(words, objects.column == column) for words, column in _SIDES.items()]
         for adjective, fits in said:
             yield noun, adjective, objects.fit(test), fits

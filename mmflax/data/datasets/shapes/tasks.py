@@ -22,14 +22,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmflax.data.datasets.shapes import statements
 from mmflax.data.datasets.shapes.groups import Group, balanced
-from mmflax.data.datasets.shapes.things import COLORS, SHAPES, Thing, caption, describe
+from mmflax.data.datasets.shapes.things import (
+    COLORS,
+    SHAPES,
+    Thing,
+    caption,
+    cell,
+    describe,
+    listed,
+    place,
+)  # fmt: skip
 from mmflax.errors import MmflaxError
 
 Scenes = Sequence[Sequence[Thing]]
@@ -53,13 +62,13 @@ def examples(task: str, split: str, seed: int, scenes: Scenes) -> list[Example]:
     Raises:
       MmflaxError: there are too few scenes for the labels to balance.
     """
-    found = _TASKS[task](scenes, split, seed)
-    if not found:
+    made = _TASKS[task](scenes, split, seed)
+    if not made:
         raise MmflaxError(
             f"The {len(scenes)} scenes of the split {split!r} give no example of {task} with "
             "balanced labels; raise num_scenes."
         )
-    return sorted(found, key=lambda example: example.scene)
+    return sorted(made, key=lambda example: example.scene)
 
 
 def names() -> tuple[str, ...]:
@@ -102,11 +111,11 @@ def _slips(answer: str) -> list[str]:
 
 def _captioning(scenes: Scenes, split: str, seed: int) -> list[Example]:
     """Colour and shape of every object; sizes and places would make captions hard to learn."""
-    found = []
+    made = []
     for index, things in enumerate(scenes):
         rng = _generator(seed, split, index, "captioning")
-        by_column = _listed(sorted(things, key=lambda t: statements.cell(t)[::-1]))
-        by_row = _listed(sorted(things, key=statements.cell))
+        by_column = _listed(sorted(things, key=lambda t: cell(t)[::-1]))
+        by_row = _listed(sorted(things, key=cell))
         opening = ("there is {}", "the picture shows {}", "i see {}")[int(rng.random() * 3)]
         references = [by_column, opening.format(by_column), f"from left to right {by_column}"]
         if by_row != by_column:
@@ -117,19 +126,18 @@ def _captioning(scenes: Scenes, split: str, seed: int) -> list[Example]:
             "references": references,
             "question_type": "one" if len(things) == 1 else "several",
         }
-        found.append(Example(index, fields))
-    return found
+        made.append(Example(index, fields))
+    return made
 
 
 def _listed(things: Sequence[Thing]) -> str:
-    parts = [f"a {thing.color} {thing.shape}" for thing in things]
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return listed([f"a {thing.color} {thing.shape}" for thing in things])
 
 
 def _retrieval(scenes: Scenes, split: str, seed: int) -> list[Example]:
     """Full captions. A scene that only the order of the words tells from an earlier one is left
     out: no reader could tell which of the two a caption belongs to."""
-    found = []
+    made = []
     seen: set[tuple[str, ...]] = set()
     for index, things in enumerate(scenes):
         content = tuple(sorted(describe(thing) for thing in things))
@@ -140,8 +148,8 @@ def _retrieval(scenes: Scenes, split: str, seed: int) -> list[Example]:
                 "image_id": f"{split}-{index:06d}",
                 "question_type": "one" if len(things) == 1 else "several",
             }
-            found.append(Example(index, fields))
-    return found
+            made.append(Example(index, fields))
+    return made
 
 
 _NOUNS = {"circle": ("der", "Kreis"), "square": ("das", "Quadrat"), "triangle": ("das", "Dreieck")}
@@ -158,7 +166,7 @@ _RELATIONS = {
 
 def _translation(scenes: Scenes, split: str, seed: int) -> list[Example]:
     """English speaks of things, German of circles, squares and triangles, with their genders."""
-    found = []
+    made = []
     for index, things in enumerate(scenes):
         rng = _generator(seed, split, index, "translation")
         order = [things[int(i)] for i in np.argsort(rng.random(len(things)), kind="stable")]
@@ -167,7 +175,7 @@ def _translation(scenes: Scenes, split: str, seed: int) -> list[Example]:
         english, german = _definite(one, things, "nominative")
         others = [t for t in order[1:] if t.color != one.color]
         if others and draw < 0.6:
-            (row, column), (row2, column2) = statements.cell(one), statements.cell(others[0])
+            (row, column), (row2, column2) = cell(one), cell(others[0])
             ways = [("left of", "right of")] * (column != column2) + [("above", "below")] * (
                 row != row2
             )
@@ -182,14 +190,9 @@ def _translation(scenes: Scenes, split: str, seed: int) -> list[Example]:
             source = f"the {english} is {one.size}"
             target = f"{_NOUNS[one.shape][0]} {german} ist {_SIZES[one.size]}"
             kind = "size"
-        fields = {
-            "question": source,
-            "target": target,
-            "references": [target],
-            "question_type": kind,
-        }
-        found.append(Example(index, fields))
-    return found
+        fields = {"question": source, "target": target, "references": [target]}
+        made.append(Example(index, fields | {"question_type": kind}))
+    return made
 
 
 def _definite(thing: Thing, things: Sequence[Thing], case: str) -> tuple[str, str]:
@@ -199,8 +202,8 @@ def _definite(thing: Thing, things: Sequence[Thing], case: str) -> tuple[str, st
     english = f"{thing.color} thing"
     german = f"{_COLORS[thing.color]}{ending} {_NOUNS[thing.shape][1]}"
     if sum(other.color == thing.color for other in things) > 1:
-        row, column = statements.cell(thing)
-        english += f" at the {statements.place(row, column)}"
+        row, column = cell(thing)
+        english += f" at the {place(row, column)}"
         there = " ".join(word for word in (_ROWS[row], _COLUMNS[column]) if word)
         german += f" {there or 'in der Mitte'}"
     return english, german
@@ -209,16 +212,28 @@ def _definite(thing: Thing, things: Sequence[Thing], case: str) -> tuple[str, st
 # Examples chosen together -------------------------------------------------------------------------
 
 
-def _matching(scenes: Scenes, split: str, seed: int) -> list[Example]:
-    table = statements.captions(statements.Objects(scenes))
-    groups = _one_picture(table, len(scenes), split, seed, "matching", quota=2)
-    return [*_labelled(groups, ("yes", "no"))]
+def _balanced(
+    table: Callable[[statements.Objects], Iterable[statements.Statement]],
+    answers: Sequence[str],
+    task: str,
+    *,
+    per_label: int = 1,
+    grouped: bool = False,
+) -> Callable[[Scenes, str, int], list[Example]]:
+    """Examples of statements that have two labels in the scenes."""
 
+    def made(scenes: Scenes, split: str, seed: int) -> list[Example]:
+        groups = balanced(
+            table(statements.Objects(scenes)),
+            np.arange(len(scenes)),
+            _bits(f"{seed}/{split}/{task}"),
+            num_labels=2,
+            per_label=per_label,
+            quota=2,
+        )
+        return [*_labelled(groups, answers, split if grouped else None)]
 
-def _classification(scenes: Scenes, split: str, seed: int) -> list[Example]:
-    table = statements.feelings(statements.Objects(scenes))
-    groups = _one_picture(table, len(scenes), split, seed, "classification", quota=2)
-    return [*_labelled(groups, ("positive", "negative"))]
+    return made
 
 
 def _entailment(scenes: Scenes, split: str, seed: int) -> list[Example]:
@@ -230,16 +245,12 @@ def _entailment(scenes: Scenes, split: str, seed: int) -> list[Example]:
         statement._replace(labels=np.where(open_, statement.labels, statements.UNDEFINED))
         for statement in table
     ]
-    groups = _one_picture(chosen, len(scenes), split, seed, "entailment", num_labels=3)
-    if not groups:
-        groups = _one_picture(table, len(scenes), split, seed, "entailment", num_labels=3)
+    for candidates in (chosen, table):
+        bits = _bits(f"{seed}/{split}/entailment")
+        groups = balanced(candidates, np.arange(len(scenes)), bits, num_labels=3)
+        if groups:
+            break
     return [*_labelled(groups, ("entailment", "neutral", "contradiction"))]
-
-
-def _nlvr(scenes: Scenes, split: str, seed: int) -> list[Example]:
-    table = statements.sentences(statements.Objects(scenes))
-    groups = _one_picture(table, len(scenes), split, seed, "nlvr", per_label=2, quota=2)
-    return [*_labelled(groups, ("true", "false"), split)]
 
 
 def _nlvr2(scenes: Scenes, split: str, seed: int) -> list[Example]:
@@ -258,24 +269,14 @@ def _nlvr2(scenes: Scenes, split: str, seed: int) -> list[Example]:
     ]
 
 
-def _one_picture(
-    table: Any, scenes: int, split: str, seed: int, task: str, **fields: int
-) -> list[Group]:
-    bits = _bits(f"{seed}/{split}/{task}")
-    return balanced(table, np.arange(scenes), bits, **{"num_labels": 2, **fields})
-
-
 def _labelled(
     groups: Sequence[Group], answers: Sequence[str], split: str | None = None
 ) -> Iterator[Example]:
     """One example a unit; with ``split``, the groups are named, to be judged together."""
     for number, (statement, members) in enumerate(groups):
         for unit, label in members:
-            fields = {
-                "question": statement.text,
-                "answer": answers[label],
-                "question_type": statement.kind,
-            }
+            fields = {"question": statement.text, "answer": answers[label]}
+            fields["question_type"] = statement.kind
             if split is not None:
                 fields["group"] = f"{split}-{number:06d}"
             yield Example(unit, fields)
@@ -295,11 +296,11 @@ def _generator(seed: int, split: str, scene: int, task: str) -> np.random.Genera
 
 _TASKS: dict[str, Callable[[Scenes, str, int], list[Example]]] = {
     "captioning": _captioning,
-    "matching": _matching,
+    "matching": _balanced(statements.captions, ("yes", "no"), "matching"),
     "retrieval": _retrieval,
     "entailment": _entailment,
-    "nlvr": _nlvr,
+    "nlvr": _balanced(statements.sentences, ("true", "false"), "nlvr", per_label=2, grouped=True),
     "nlvr2": _nlvr2,
-    "classification": _classification,
+    "classification": _balanced(statements.feelings, ("positive", "negative"), "classification"),
     "translation": _translation,
 }

@@ -20,6 +20,8 @@ COLORS = {
     "blue": (45, 85, 220),
     "yellow": (235, 210, 50),
 }
+CELLS = 3  # objects stand near the middles of a grid of so many cells a side
+ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 SIZES = {"small": 0.085, "large": 0.145}  # half-extent as a fraction of the image side
 
 
@@ -74,37 +76,39 @@ def _triangle(dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:
     return np.maximum(slanted, dy - r * np.float32(0.9))
 
 
-def _cross(dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:
-    ax, ay = np.abs(dx), np.abs(dy)
-    thin = r * np.float32(0.36)
-    return np.minimum(np.maximum(ax - r, ay - thin), np.maximum(ax - thin, ay - r))
-
-
+# Signed distance from the outline, negative inside.
 _DISTANCE: dict[str, Callable[..., np.ndarray]] = {
     "circle": _circle,
     "square": _square,
     "triangle": _triangle,
-    "cross": _cross,
 }
 
 
 def caption(things: Sequence[Thing]) -> str:
-    """What is there and where, from left to right."""
-    parts = [describe(thing) for thing in sorted(things, key=lambda t: t.x)]
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    """Every object and its place, from left to right."""
+    return listed([describe(thing) for thing in sorted(things, key=lambda t: t.x)])
 
 
 def describe(thing: Thing) -> str:
     """ "a small red circle at the top left"."""
-    return f"a {thing.size} {thing.color} {thing.shape} {_place_words(thing)}"
+    return f"a {thing.size} {thing.color} {thing.shape} at the {place(*cell(thing))}"
 
 
-def _place_words(thing: Thing) -> str:
-    """Which third of the picture, down and across; the middle one goes unsaid."""
-    rows, columns = ("top", "", "bottom"), ("left", "", "right")
-    words = [rows[min(int(thing.y * 3), 2)], columns[min(int(thing.x * 3), 2)]]
-    return "at the " + (" ".join(word for word in words if word) or "middle")
+def cell(thing: Thing) -> tuple[int, int]:
+    """Row and column of the grid that an object stands in."""
+    return int(thing.y * CELLS), int(thing.x * CELLS)
+
+
+def place(row: int, column: int) -> str:
+    """ "top left", "right", "middle" and so on."""
+    return " ".join(word for word in (ROWS[row], COLUMNS[column]) if word) or "middle"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of the options, drawn evenly."""
     return options[int(rng.random() * len(options))]
