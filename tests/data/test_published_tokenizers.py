@@ -1,11 +1,12 @@
 """Texts of a published tokenizer: ids as recorded, and as transformers gives them."""
 
+import io
 import json
 import random
 
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers import models, normalizers
 
 from mmflax.data.text import sentencepiece, special_tokens
 from mmflax.data.text.tokenizer import Tokenizer
@@ -138,23 +139,46 @@ def test_the_file_of_sentencepiece_is_read():
     assert model.unk_id == 1 and model.pieces[1].kind == sentencepiece.UNKNOWN
     own = [piece.text for piece in model.pieces if piece.kind == sentencepiece.USER_DEFINED]
     assert own == ["(", ")", "[MASK]", "-"]
-    encoder = sentencepiece.Encoder([("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0)], b"", 0, {0})
-    assert encoder.normalise("  a \t  b ") == "▁a▁\t▁b" and encoder.ids("ab a") == [1, 2, 1]
-    assert encoder.ids("") == encoder.ids("   ") == []
+
+
+def siglip_text(vocabulary, charsmap=b"", hidden=(), unk_id=0, byte_fallback=False):
+    backend = Backend(models.Unigram(vocabulary, unk_id, byte_fallback))
+    if charsmap:
+        backend.normalizer = normalizers.Precompiled(charsmap)
+    specials = {f"<special {index}>": index for index in hidden}
+    return sentencepiece.SiglipText(json.loads(backend.to_str()), specials, unk_id, True)
+
+
+def test_spaces_are_those_of_sentencepiece():
+    text = siglip_text([("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0)])
+    assert text.normalize("  a \t  b ") == "▁a▁\t▁b" and text.encode("ab a") == [1, 2, 1]
+    assert text.encode("") == text.encode("   ") == text.encode("▁ ▁") == []
 
 
 @pytest.mark.parity
-def test_normalisation_is_that_of_sentencepiece():
+@pytest.mark.parametrize("kind", ["recorded", "identity", "byte_fallback"])
+def test_normalization_and_ids_are_those_of_sentencepiece(kind):
+    """Also of unknown characters, bytes that stand for them, and control tokens in a text."""
     library = pytest.importorskip("sentencepiece")
     data = (odd.GOLDEN / "spiece.model").read_bytes()
+    if kind != "recorded":
+        trained = io.BytesIO()
+        fallback = kind == "byte_fallback"
+        library.SentencePieceTrainer.train(
+            sentence_iterator=iter(odd.CORPUS), model_writer=trained, vocab_size=340,
+            hard_vocab_limit=False, control_symbols="[CLS],[MASK]", byte_fallback=fallback,
+            normalization_rule_name="nfkc_cf" if fallback else "identity", minloglevel=2,
+        )  # fmt: skip
+        data = trained.getvalue()
     theirs = library.SentencePieceProcessor(model_proto=data)
     model = sentencepiece.parse(data, "the file")
+    assert model.byte_fallback == (kind == "byte_fallback")
+    hidden = [i for i, piece in enumerate(model.pieces) if piece.kind == sentencepiece.CONTROL]
     words = [(piece.text, piece.score) for piece in model.pieces]
-    hidden = {i for i, piece in enumerate(model.pieces) if piece.kind != sentencepiece.NORMAL}
-    ours = sentencepiece.Encoder(words, model.charsmap, model.unk_id, hidden)
+    ours = siglip_text(words, model.charsmap, hidden, model.unk_id, model.byte_fallback)
     for text in odd.random_texts(8, 600):
-        assert ours.normalise(text) == theirs.normalize(text)
-        assert ours.ids(text) == theirs.encode(text), text
+        assert ours.normalize(text) == theirs.normalize(text)
+        assert ours.encode(text) == theirs.encode(text), text
 
 
 def _write(root, **files):

@@ -1,11 +1,31 @@
-"""What stands around a text and pads it: `[CLS] x [SEP]`, `<s> x </s>`, or only `x </s>`."""
+"""The special tokens of a tokenizer: which role each has, and which stand around a text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import tokenizers
+
+from mmflax.errors import MmflaxError
+
 TEXT, SECOND = "A", "B"
+ROLES = ("pad", "unk", "cls", "sep", "mask")
+# The keys that name the token of a role in tokenizer_config.json.
+KEYS: dict[str, tuple[str, ...]] = {role: (f"{role}_token",) for role in ROLES} | {
+    "cls": ("cls_token", "bos_token"),
+    "sep": ("sep_token", "eos_token"),
+}
+# The token of every role by the kind of tokenizer, where the files name none.
+DEFAULTS: dict[str, tuple[str | None, ...]] = {
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "roberta": ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+    "clip": ("<|endoftext|>", "<|endoftext|>", "<|startoftext|>", "<|endoftext|>", None),
+    "siglip": ("</s>", "<unk>", None, "</s>", None),
+    "albert": ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
+    "t5": ("<pad>", "<unk>", None, "</s>", None),
+}
+Roles = Mapping[str, int | None]  # None where the family has no such token
 Part = tuple[int | str, int]  # a token's id, TEXT or SECOND; then the token type
 
 
@@ -44,14 +64,21 @@ def roberta_frame(cls: int, sep: int) -> Frame:
     return Frame(single, (*single, (sep, 0), (SECOND, 0), (sep, 0)))
 
 
-def ending_frame(sep: int) -> Frame:
-    """`a </s> b </s>`: nothing before a text (T5, SigLIP)."""
-    return Frame(((TEXT, 0), (sep, 0)), ((TEXT, 0), (sep, 0), (SECOND, 0), (sep, 0)))
+def frame_of_kind(kind: str, roles: Roles) -> Frame | None:
+    """The frame of a kind of tokenizer; None where the kind or a token is not known."""
+    cls, sep = roles["cls"], roles["sep"]
+    if sep is not None and kind in ("siglip", "t5"):  # `a </s> b </s>`
+        return Frame(((TEXT, 0), (sep, 0)), ((TEXT, 0), (sep, 0), (SECOND, 0), (sep, 0)))
+    if sep is not None and cls is not None and kind:
+        return (roberta_frame if kind in ("clip", "roberta") else bert_frame)(cls, sep)
+    return None
 
 
 def frame_of(section: Mapping[str, Any] | None) -> Frame | None:
-    """The frame that the `post_processor` of a tokenizer.json says, if it says one."""
-    for one in _processors(section):
+    """The frame in the `post_processor` of a tokenizer.json, if there is one."""
+    if section is None:
+        return None
+    for one in section["processors"] if section["type"] == "Sequence" else (section,):
         if one["type"] == "TemplateProcessing":
             ids = {name: token["ids"] for name, token in one["special_tokens"].items()}
             return Frame(_template(one["single"], ids), _template(one["pair"], ids))
@@ -61,20 +88,47 @@ def frame_of(section: Mapping[str, Any] | None) -> Frame | None:
     return None
 
 
-def _processors(section: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    if section is not None:
-        yield from section["processors"] if section["type"] == "Sequence" else (section,)
+def checked_frame(roles: Roles, frame: Frame | None, source: str) -> Frame:
+    """The frame, else BERT's; raises MmflaxError where a text could not be framed or padded."""
+    frame = frame or frame_of_kind("bert", roles)
+    if frame is None or roles["pad"] is None:
+        lack = "which tokens begin and end a text" if frame is None else "which token pads a text"
+        raise MmflaxError(
+            f"{source} does not say {lack}; put the tokenizer_config.json that belongs to it "
+            "beside it, with pad_token, cls_token and sep_token."
+        )
+    return frame
 
 
-def _template(parts: Sequence[Mapping[str, Any]], ids: Mapping[str, Sequence[int]]) -> tuple:
-    found: list[Part] = []
-    for part in parts:
-        ((kind, value),) = part.items()
-        if kind == "Sequence":
-            found.append((value["id"], value["type_id"]))
-        else:
-            found += [(index, value["type_id"]) for index in ids[value["id"]]]
-    return tuple(found)
+def named(config: Mapping[str, Any], kind: str) -> dict[str, str | None]:
+    """The token of every role: as the files name it, else as its kind has it."""
+    tokens = dict(zip(ROLES, DEFAULTS.get(kind, (None,) * len(ROLES)), strict=True))
+    for role, keys in KEYS.items():
+        given = next((config[key] for key in keys if config.get(key)), None)
+        if given is not None:
+            tokens[role] = given["content"] if isinstance(given, Mapping) else str(given)
+    return tokens
+
+
+def roles_of(backend: tokenizers.Tokenizer, data: Mapping[str, Any]) -> dict[str, int | None]:
+    """The roles as the contents of a tokenizer.json show them, or by the usual names."""
+
+    def usual(*tokens: str) -> int | None:
+        ids = map(backend.token_to_id, tokens)
+        return next((index for index in ids if index is not None), None)
+
+    frame, model, padding = frame_of(data["post_processor"]), data["model"], data["padding"]
+    around = [what for what, _ in frame.single] if frame else [TEXT]
+    begin, end = around[: around.index(TEXT)], around[around.index(TEXT) + 1 :]
+    unknown = model.get("unk_token")
+    pad = "[PAD]" if model["type"] == "WordPiece" else "<pad>"
+    return {
+        "pad": padding["pad_id"] if padding else usual(pad),
+        "unk": usual(unknown) if unknown else model.get("unk_id"),
+        "cls": int(begin[0]) if begin else (None if frame else usual("[CLS]", "<s>")),
+        "sep": int(end[-1]) if end else (None if frame else usual("[SEP]", "</s>")),
+        "mask": usual("[MASK]", "<mask>"),
+    }
 
 
 def share(first: int, second: int, room: int) -> tuple[int, int]:
@@ -90,3 +144,12 @@ def share(first: int, second: int, room: int) -> tuple[int, int]:
         short = room // 2
         long = short + room % 2
     return (long, short) if first > second else (short, long)
+
+
+def _template(parts: Sequence[Mapping[str, Any]], ids: Mapping[str, Sequence[int]]) -> tuple:
+    template: list[Part] = []
+    for part in parts:
+        ((kind, value),) = part.items()
+        what = (value["id"],) if kind == "Sequence" else ids[value["id"]]
+        template += [(one, value["type_id"]) for one in what]
+    return tuple(template)

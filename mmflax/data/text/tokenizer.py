@@ -1,4 +1,4 @@
-"""Words to ids and back: WordPiece with BERT's normalisation (Devlin et al. 2019, section 3).
+"""Words to ids and back: WordPiece with BERT's normalization (Devlin et al. 2019, section 3).
 
 A published tokenizer may be of any kind that ``tokenizers`` knows: WordPiece, byte-level BPE
 (RoBERTa, CLIP), or Unigram (SigLIP, ALBERT, T5).
@@ -18,11 +18,11 @@ from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from mmflax.data.text import tokenizer_files
-from mmflax.data.text.special_tokens import share
+from mmflax.data.text.special_tokens import DEFAULTS, ROLES, share
 from mmflax.data.text.wordpiece import learn_wordpieces
 from mmflax.errors import MmflaxError
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIALS = tuple(str(token) for token in DEFAULTS["bert"])
 
 
 class Tokenizer:
@@ -40,22 +40,21 @@ class Tokenizer:
       max_length: the longest text the tokenizer was published for, or None.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, found: tokenizer_files.Found | None = None):
-        found = found or tokenizer_files.alone(backend)
-        pad = found.roles["pad"]
-        assert pad is not None
+    def __init__(
+        self, backend: tokenizers.Tokenizer, files: tokenizer_files.TokenizerFiles | None = None
+    ):
+        files = files or tokenizer_files.alone(backend)
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
-        self._found = found
+        self._files = files
+        pad, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(files.roles.get, ROLES)
+        assert pad is not None
         self.pad_id: int = pad
-        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            found.roles[role] for role in tokenizer_files.ROLES[1:]
-        )
-        self.frame = found.frame
-        self.kind = found.kind
-        self.reads_padding = found.reads_padding
-        self.max_length = found.max_length
+        self.frame = files.frame
+        self.kind = files.kind
+        self.reads_padding = files.reads_padding
+        self.max_length = files.max_length
         model = backend.model
         self._is_wordpiece = isinstance(model, models.WordPiece)
         # tokenizers leaves CLIP's mark of a word's end in decoded texts.
@@ -109,8 +108,8 @@ class Tokenizer:
         if not path.exists():
             raise MmflaxError(f"There is no tokenizer at {path}; expected a tokenizer.json.")
         if tokenizer_files.is_published(path):
-            found = tokenizer_files.read(path)
-            return cls(found.backend, found)
+            files = tokenizer_files.read(path)
+            return cls(files.backend, files)
         try:
             return cls(tokenizers.Tokenizer.from_str(path.read_text()))
         except MmflaxError as error:
@@ -125,8 +124,8 @@ class Tokenizer:
     def files(self) -> dict[str, str]:
         """Name and text of the files that ``load`` makes this tokenizer of."""
         files = {tokenizer_files.JSON: self.to_json()}
-        if self._found.config is not None:
-            config = json.dumps(self._found.config, indent=1, ensure_ascii=False, sort_keys=True)
+        if self._files.config is not None:
+            config = json.dumps(self._files.config, indent=1, ensure_ascii=False, sort_keys=True)
             files[tokenizer_files.CONFIG] = config + "\n"
         return files
 
@@ -149,9 +148,8 @@ class Tokenizer:
         token = self._backend.id_to_token(int(index))
         if token is None:
             return SPECIALS[1]
-        if self._is_wordpiece:
-            return token
-        return self._decoded([int(index)], skip_special_tokens=False).strip() or token
+        whole = token if self._is_wordpiece else self._decoded([int(index)], False).strip()
+        return whole or token
 
     def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """``[CLS] pieces [SEP]`` padded to ``max_length``: (int32 [t], bool [t], true = use).
@@ -188,8 +186,8 @@ class Tokenizer:
         return len(self._pieces(text))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The normalised text of the ids; special tokens are left out."""
-        return self._decoded([int(token) for token in tokens], skip_special_tokens=True)
+        """The normalized text of the ids; special tokens are left out."""
+        return self._decoded([int(token) for token in tokens], True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
@@ -204,9 +202,9 @@ class Tokenizer:
 
     def _cut(self, pieces: tuple[int, ...], room: int) -> tuple[int, ...]:
         if len(pieces) > room:
-            pieces = pieces[len(pieces) - room :] if self._found.keeps_end else pieces[:room]
+            pieces = pieces[len(pieces) - room :] if self._files.keeps_end else pieces[:room]
         # SigLIP's tokenizer does not end a text again that says "</s>" itself.
-        if self._found.siglip and pieces and pieces[-1] == self.sep_id:
+        if self._files.siglip and pieces and pieces[-1] == self.sep_id:
             return pieces[:-1]
         return pieces
 
@@ -214,11 +212,11 @@ class Tokenizer:
         text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if self._word_end:
             return text.replace(self._word_end, " ").strip()
-        return text.strip() if self._found.siglip else text
+        return text.strip() if self._files.siglip else text
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        if self._found.siglip is not None:
-            return tuple(self._found.siglip.ids(text))
+        if self._files.siglip is not None:
+            return tuple(self._files.siglip.ids(text))
         # add_special_tokens=False also hides a loaded tokenizer's own template; ours is explicit.
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
@@ -233,8 +231,7 @@ def _backend(
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise MmflaxError("The vocabulary lists a token twice; ids would be ambiguous.")
-    unknown = SPECIALS[1]
-    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS[1]))
     backend.normalizer = normalizers.BertNormalizer(
         lowercase=lowercase, strip_accents=strip_accents
     )

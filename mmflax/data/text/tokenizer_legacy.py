@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,42 +18,39 @@ _CLIP_WORDS = (
 )
 
 
-def bert_normalizer(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """BERT's normaliser as tokenizer.json writes it; `config` overrules `default`."""
+def bert_switches(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of BERT's normalizer, as tokenizer.json has them; `config` overrides `default`."""
+    chinese = default.get("handle_chinese_chars", True)
     return {
-        "type": "BertNormalizer",
         "clean_text": True,
-        "handle_chinese_chars": config.get(
-            "tokenize_chinese_chars", default.get("handle_chinese_chars", True)
-        ),
+        "handle_chinese_chars": config.get("tokenize_chinese_chars", chinese),
         "strip_accents": config.get("strip_accents", default.get("strip_accents")),
         "lowercase": config.get("do_lower_case", default.get("lowercase", True)),
     }
 
 
-def from_vocabulary(path: epath.Path, unknown: str) -> tokenizers.Tokenizer:
+def from_vocabulary(
+    path: epath.Path, config: Mapping[str, Any], unknown: str
+) -> tokenizers.Tokenizer:
     """WordPiece from the lines of a `vocab.txt`; the id is the line, the last of equal ones."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     words = {line.rstrip(): index for index, line in enumerate(lines)}
     backend = tokenizers.Tokenizer(models.WordPiece(words, unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer()
+    backend.normalizer = normalizers.BertNormalizer(**bert_switches(config, {}))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     return backend
 
 
 def from_merges(
-    vocabulary: epath.Path, merges: epath.Path, kind: str
+    vocabulary: epath.Path, merges: epath.Path, kind: str, config: Mapping[str, Any]
 ) -> tuple[tokenizers.Tokenizer, str]:
     """Byte-level BPE from `vocab.json` and `merges.txt`, and its kind: `clip` or `roberta`."""
     try:
         words = json.loads(vocabulary.read_text(encoding="utf-8"))
+        lines = merges.read_text(encoding="utf-8").replace("\r", "").split("\n")
         pairs = [
-            tuple(line.split(" "))
-            for line in merges.read_text(encoding="utf-8").replace("\r", "").split("\n")
-            if line and not line.startswith("#version")
+            tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")
         ]
         if not kind:
             kind = "clip" if any(word.endswith("</w>") for word in words) else "roberta"
@@ -69,19 +65,15 @@ def from_merges(
     except Exception as error:  # the Rust side raises a bare Exception
         raise MmflaxError(f"{vocabulary} and {merges.name} cannot be used: {error}.") from error
     backend = tokenizers.Tokenizer(model)
+    space = kind == "roberta" and bool(config.get("add_prefix_space", False))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    backend.decoder = decoders.ByteLevel()
     if clip:
         backend.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-    else:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+        split = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, backend.pre_tokenizer])
     return backend, kind
 
 
@@ -108,13 +100,15 @@ def from_spiece(
             first.append(normalizers.Lowercase())
     if model.charsmap:
         first.append(normalizers.Precompiled(model.charsmap))
-    backend = tokenizers.Tokenizer(models.Unigram(words, model.unk_id, False))
+    backend = tokenizers.Tokenizer(models.Unigram(words, model.unk_id, model.byte_fallback))
     if first:
         backend.normalizer = normalizers.Sequence(first)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     )
     backend.decoder = decoders.Metaspace()
+    if model.byte_fallback:
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), backend.decoder])
     own = [piece for piece in model.pieces if piece.kind == sentencepiece.USER_DEFINED]
     if kind == "siglip" and own:
         raise MmflaxError(
@@ -129,31 +123,3 @@ def from_spiece(
     if kind == "t5":
         backend.add_special_tokens([word for word, _ in words[len(model.pieces) :]])
     return backend
-
-
-def siglip_text(
-    data: Mapping[str, Any], specials: Mapping[str, int], unk_id: int, lowercase: bool
-) -> sentencepiece.SiglipText:
-    """SigLIP's way from a text to ids, from the contents of a tokenizer.json.
-
-    Raises:
-      MmflaxError: its vocabulary is not a SentencePiece one.
-    """
-    if data["model"]["type"] != "Unigram":
-        raise MmflaxError(
-            f"A SigLIP tokenizer of kind {data['model']['type']} was found, expected Unigram; name "
-            "the class it has in tokenizer_config.json."
-        )
-    charsmap = b""
-    for one in _parts(data["normalizer"]):
-        if one["type"] == "Precompiled":
-            charsmap = base64.b64decode(one["precompiled_charsmap"])
-    words = [(word, score) for word, score in data["model"]["vocab"]]
-    encoder = sentencepiece.Encoder(words, charsmap, unk_id, {unk_id, *specials.values()})
-    return sentencepiece.SiglipText(encoder, dict(specials), words[unk_id][0], lowercase)
-
-
-def _parts(section: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    if section is None:
-        return []
-    return list(section["normalizers"]) if section["type"] == "Sequence" else [section]
