@@ -72,28 +72,29 @@ class PublishedProcessor:
         root = epath.Path(directory)
         config = files.read_json(root / files.MODEL_CONFIG)
         model_type = files.family(config)
-        found, name = _image_config(root)
-        if found is None and not _has_words(root):
+        image_config, name = _image_config(root)
+        words = _has_words(root)
+        if image_config is None and not words:
             raise MmflaxError(
                 f"{root} has no preprocessing; expected {IMAGES} or {WHOLE} for images, or "
                 f"{', '.join(_WORDS)} for texts."
             )
         pixels = None
-        if found is not None:
-            pixels = PublishedImages.from_config(found, model_type, str(root / name))
-        tokenizer = Tokenizer.load(root) if _has_words(root) else None
-        given = files.read_json(root / files.CONFIG)
-        if tokenizer is not None:
-            max_length = max_length or given.get(_LENGTH) or _length(tokenizer, config, root)
+        if image_config is not None:
+            pixels = PublishedImages.from_config(image_config, model_type, str(root / name))
+        tokenizer, length, types = None, 0, False
+        if words:
+            tokenizer = Tokenizer.load(root)
+            given = files.read_json(root / files.CONFIG)
+            length = max_length or given.get(_LENGTH) or _length(tokenizer, config, root)
+            types = _has_types(tokenizer, model_type, config, given)
             around = tokenizer.frame.around(False)
-            if max_length <= around:
+            if length <= around:
                 raise MmflaxError(
-                    f"max_length is {max_length}; it must be more than the {around} special tokens."
+                    f"max_length is {length}; it must be more than the {around} special tokens."
                 )
         names = [*_FILES, files.MODEL_CONFIG]
         kept = {name: (root / name).read_bytes() for name in names if (root / name).exists()}
-        types = tokenizer is not None and _has_types(tokenizer, model_type, config, given)
-        length = 0 if tokenizer is None else int(max_length or 0)
         return cls(tokenizer, pixels, length, types, kept)
 
     @staticmethod
@@ -199,15 +200,12 @@ class PublishedProcessor:
             raise MmflaxError(
                 f"This checkpoint has no image preprocessing ({IMAGES}), which a Processor needs."
             )
-        return Processor(
-            **{
-                **self.image_fields(),
-                "tokenizer": tokenizer,
-                "max_length": max_length or self.max_length,
-                "answers": tuple(answers),
-                **fields,
-            }
-        )
+        own = {
+            "tokenizer": tokenizer,
+            "max_length": max_length or self.max_length,
+            "answers": tuple(answers),
+        }
+        return Processor(**{**self.image_fields(), **own, **fields})
 
     def image_fields(self) -> dict[str, Any]:
         """Keywords of a `Processor` that does the same to images; none where it reads none."""
@@ -253,10 +251,7 @@ def _length(tokenizer: Tokenizer, config: Mapping[str, Any], root: epath.Path) -
 
 
 def _has_types(
-    tokenizer: Tokenizer,
-    model_type: str,
-    config: Mapping[str, Any],
-    given: Mapping[str, Any],
+    tokenizer: Tokenizer, model_type: str, config: Mapping[str, Any], given: Mapping[str, Any]
 ) -> bool:
     text = config.get("text_config") or config
     if model_type in _WITHOUT_TYPES:
@@ -274,7 +269,11 @@ def _square_fields(pixels: PublishedImages) -> dict[str, Any]:
     odd = None
     if resize is None:
         odd = "do not resize"
-    elif end is None or end[0] != end[1] or (resize.how == "squash" and not _is_square(resize)):
+    elif (
+        end is None
+        or end[0] != end[1]
+        or (resize.how == "squash" and resize.height != resize.width)
+    ):
         odd = "are not square"
     elif not pixels.crops and resize.how != "squash":
         odd = "keep their aspect ratio and are padded"
@@ -287,22 +286,17 @@ def _square_fields(pixels: PublishedImages) -> dict[str, Any]:
             f"This checkpoint's images {odd}, which a Processor cannot do; make batches with "
             "PublishedProcessor.images instead, or build a Processor of your own."
         )
-    size = end[0]
     mean, std = pixels.mean, pixels.std
     if mean is None or pixels.factor != 1 / 255 or pixels.offset or pixels.again:
         slope, start = pixels.line()
         wide = 1 / (255 * slope)
         mean, std = tuple(map(float, -start * wide)), tuple(map(float, wide))
     return {
-        "image_size": size,
+        "image_size": end[0],
         "resize": resize.how,
-        "resize_to": 0 if resize.height == size else resize.height,
+        "resize_to": 0 if resize.height == end[0] else resize.height,
         "floor_crop": True,
         "filter": pixels.filter,
         "mean": mean,
         "std": std,
     }
-
-
-def _is_square(resize: Any) -> bool:
-    return resize.height == resize.width

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from mmflax.data.image.transforms import middle
+
 Change = Callable[[Image.Image], Image.Image]
 
 MAX_MAGNITUDE = 10.0
@@ -39,8 +41,7 @@ def random_resized_crop(
         aspect = min(max(full_width / full_height, ratio[0]), ratio[1])
         width = max(1, min(full_width, round(full_height * aspect)))
         height = max(1, min(full_height, round(full_width / aspect)))
-        left, top = (full_width - width) // 2, (full_height - height) // 2
-        return image.crop((left, top, left + width, top + height))
+        return middle(image, height, width)
 
     return change
 
@@ -151,20 +152,15 @@ def _affine(
 
     def change(image: Image.Image) -> Image.Image:
         return image.transform(
-            image.size,
-            Image.Transform.AFFINE,
-            coefficients(*image.size),
-            resample=Image.Resampling.BILINEAR,
-            fillcolor=_GRAY,
-        )
+            image.size, Image.Transform.AFFINE, coefficients(*image.size),
+            resample=Image.Resampling.BILINEAR, fillcolor=_GRAY,
+        )  # fmt: skip
 
     return change
 
 
 def _rotate(level: float) -> Change:
-    return lambda image: image.rotate(
-        30 * level, resample=Image.Resampling.BILINEAR, fillcolor=_GRAY
-    )
+    return lambda image: image.rotate(30 * level, Image.Resampling.BILINEAR, fillcolor=_GRAY)
 
 
 def _posterize(level: float) -> Change:
@@ -175,9 +171,15 @@ def _solarize(level: float) -> Change:
     return lambda image: ImageOps.solarize(image, round(256 * (1 - abs(level))))
 
 
+def _enhanced(
+    kind: Callable[[Image.Image], ImageEnhance._Enhance], *changes: str, fades: bool = False
+) -> Operation:
+    return Operation(lambda level: _enhance(kind, 1 + 0.9 * level), frozenset(changes), fades)
+
+
 _ALL_LIGHT = frozenset({"color", "light"})
 _PLACE = frozenset({"place"})
-# Offsets of 150 pixels in pictures of 331, as a share.
+# Offsets of 150 pixels in images of 331, as a share.
 _SHIFT = 150 / 331
 OPERATIONS = {
     "identity": Operation(lambda level: lambda image: image),
@@ -185,19 +187,11 @@ OPERATIONS = {
     "equalize": Operation(lambda level: ImageOps.equalize, _ALL_LIGHT),
     "rotate": Operation(_rotate, _PLACE),
     "solarize": Operation(_solarize, _ALL_LIGHT),
-    "color": Operation(
-        lambda level: _enhance(ImageEnhance.Color, 1 + 0.9 * level), frozenset({"color"})
-    ),
+    "color": _enhanced(ImageEnhance.Color, "color"),
     "posterize": Operation(_posterize, frozenset({"color"})),
-    "contrast": Operation(
-        lambda level: _enhance(ImageEnhance.Contrast, 1 + 0.9 * level), fades=True
-    ),
-    "brightness": Operation(
-        lambda level: _enhance(ImageEnhance.Brightness, 1 + 0.9 * level),
-        frozenset({"light"}),
-        fades=True,
-    ),
-    "sharpness": Operation(lambda level: _enhance(ImageEnhance.Sharpness, 1 + 0.9 * level)),
+    "contrast": _enhanced(ImageEnhance.Contrast, fades=True),
+    "brightness": _enhanced(ImageEnhance.Brightness, "light", fades=True),
+    "sharpness": _enhanced(ImageEnhance.Sharpness),
     "shear_x": Operation(lambda level: _affine(lambda w, h: (1, 0.3 * level, 0, 0, 1, 0)), _PLACE),
     "shear_y": Operation(lambda level: _affine(lambda w, h: (1, 0, 0, 0.3 * level, 1, 0)), _PLACE),
     "translate_x": Operation(

@@ -1,15 +1,16 @@
-"""Image preprocessing as a published `preprocessor_config.json` says it.
+"""Image preprocessing from a published `preprocessor_config.json`.
 
 The numbers are those of transformers' processors for PIL (`...ImageProcessorPil`), to the last bit.
-Its torchvision ones resize otherwise (a pixel may differ by a level, 1/255 before normalising),
+Its torchvision ones resize otherwise (a pixel may differ by a level, 1/255 before normalizing),
 put the odd pixel of a crop that is larger than the image on the other side, and join rescaling
-with normalising in one step (1e-6). Unlike either, 16-bit gray is scaled to 8 bits and not clipped,
+with normalizing in one step (1e-6). Unlike either, 16-bit gray is scaled to 8 bits and not clipped,
 and what is not RGB is converted for every family.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,11 +75,7 @@ _UNUSED = {"Blip": {"size_divisor"}, "ViT": {"crop_pct"}}  # written, and read b
 
 
 class Resize(NamedTuple):
-    """Where an image's sides go.
-
-    `squash` to height and width; `crop`: the short side to `height`; `divisible`: as
-    `transforms.divisible_size` (ViLT, BridgeTower).
-    """
+    """``how`` as in `transforms.scaled_size`; `height` is the short side unless it is `squash`."""
 
     how: str
     height: int
@@ -87,13 +84,8 @@ class Resize(NamedTuple):
 
     def target(self, height: int, width: int) -> Size:
         """The new height and width of an image."""
-        if self.how == "squash":
-            return self.height, self.width
-        if self.how == "crop":
-            if width <= height:
-                return int(self.height * height / width), self.height
-            return self.height, int(self.height * width / height)
-        return transforms.divisible_size(height, width, self.height, self.divisor)
+        size = (self.height, self.width)
+        return transforms.scaled_size(self.how, height, width, size, self.divisor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +208,9 @@ class PublishedImages:
             return self.crops[-1]
         if self.resize is None or self.resize.how == "crop":
             return None
-        if self.resize.how == "squash":
-            return self.resize.height, self.resize.width
-        # A picture of the largest aspect ratio that is not shrunk for it.
-        long, _ = transforms.divisible_size(1333, 800, self.resize.height, self.resize.divisor)
-        return long, long
+        # Of `divisible`, an image of the largest aspect ratio that is not shrunk for it.
+        height, width = self.resize.target(1333, 800)
+        return (height, width) if self.resize.how == "squash" else (height, height)
 
     def line(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 [3] each: a pixel of 0..255 becomes `pixel * slope + start`."""
@@ -234,7 +224,7 @@ class PublishedImages:
         return slope, start
 
     def _table(self) -> np.ndarray:
-        """float32 [3 256]: what every level of every colour becomes, rounded as the original."""
+        """float32 [3 256]: the value of every level of a color channel, rounded as the original."""
         levels = np.arange(256)
         line = levels.astype(np.float32)
         if self.factor is not None:
@@ -249,9 +239,8 @@ class PublishedImages:
 
     def _pixels(self, raw: Any) -> np.ndarray:
         """uint8 [h w 3] of the final size, before padding."""
-        image = transforms.open_image(
-            raw, upright=not isinstance(raw, Image.Image), white=self.white
-        )
+        upright = not isinstance(raw, Image.Image)
+        image = transforms.open_image(raw, upright=upright, white=self.white)
         if self.resize is not None:
             height, width = self.resize.target(image.height, image.width)
             image = image.resize((width, height), transforms.FILTERS[self.filter])
@@ -262,10 +251,10 @@ class PublishedImages:
     def _canvas(self, canvas: Size | str | None, largest: Size) -> Size:
         if canvas is None:
             return self.pad_size or self.largest() or largest
-        if isinstance(canvas, str):
-            if canvas != "batch":
-                raise MmflaxError(f"canvas is {canvas!r}; give None, 'batch' or (height, width).")
+        if canvas == "batch":
             return self.pad_size or largest
+        if isinstance(canvas, str):
+            raise MmflaxError(f"canvas is {canvas!r}; give None, 'batch' or (height, width).")
         return canvas
 
 
@@ -273,10 +262,9 @@ def _processor(config: Mapping[str, Any], model_type: str, source: str) -> str:
     given = config.get("image_processor_type") or config.get("feature_extractor_type")
     if given is None and model_type in _MODELS:
         return _MODELS[model_type]
-    name = str(given).removesuffix("Fast").removesuffix("Pil")
-    for ending in ("ImageProcessor", "FeatureExtractor"):
-        if name.endswith(ending) and name.removesuffix(ending) in _PROCESSORS:
-            return name.removesuffix(ending)
+    match = re.fullmatch(r"(\w+?)(ImageProcessor|FeatureExtractor)(Pil)?(Fast)?", str(given))
+    if match and match[1] in _PROCESSORS:
+        return match[1]
     raise MmflaxError(
         f"{source} is of image_processor_type {given!r}; known: "
         f"{', '.join(f'{one}ImageProcessor' for one in sorted(_PROCESSORS))}."

@@ -11,41 +11,28 @@ import os
 from typing import Any
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import BmpImagePlugin as Bmp
+from PIL import GifImagePlugin as Gif
+from PIL import Image, ImageOps
+from PIL import JpegImagePlugin as Jpeg
+from PIL import PngImagePlugin as Png
+from PIL import PpmImagePlugin as Ppm
+from PIL import TiffImagePlugin as Tiff
+from PIL import WebPImagePlugin as WebP
 
 from mmflax.errors import MmflaxError
 
 # Formats that PIL decodes by itself: PostScript and the like would start other programs. Imported
 # by name because a restricted Image.open fails on a plugin that nobody has loaded.
-FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        GifImagePlugin.GifImageFile,
-        BmpImagePlugin.BmpImageFile,
-        TiffImagePlugin.TiffImageFile,
-        PpmImagePlugin.PpmImageFile,
-    )
-)
+_READERS = (
+    Jpeg.JpegImageFile, Png.PngImageFile, WebP.WebPImageFile, Gif.GifImageFile, Bmp.BmpImageFile,
+    Tiff.TiffImageFile, Ppm.PpmImageFile,
+)  # fmt: skip
+FORMATS = tuple(reader.format for reader in _READERS)
 MAX_PIXELS = 89_478_485  # a quarter of a GiB at 3 bytes each; PIL's own limit for its warning
 FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
+    name: Image.Resampling[name.upper()]
+    for name in ("nearest", "box", "bilinear", "bicubic", "lanczos")
 }
 RESIZES = ("squash", "crop", "divisible")
 _EXIF_ORIENTATION = 0x0112
@@ -67,11 +54,12 @@ def open_image(
     Raises:
       MmflaxError: unreadable, truncated, too large, or of a kind that is not an image.
     """
-    if isinstance(raw, np.ndarray) or (hasattr(raw, "__array__") and not _is_pil(raw)):
+    is_pil = isinstance(raw, Image.Image)
+    if isinstance(raw, np.ndarray) or (hasattr(raw, "__array__") and not is_pil):
         return _from_array(np.asarray(raw))
     name = _name(raw)
     try:
-        if _is_pil(raw):
+        if is_pil:
             _check_size(raw.size, name)
             return _rgb(_on_white(raw) if white else raw, at_least, name, upright)
         # A file is read at once: PIL's many small reads are slow on network disks.
@@ -116,19 +104,25 @@ def resize(
         it the offset is rounded to even, as torchvision's CenterCrop does.
     """
     first = resize_to or size
-    width, height = image.size
+    rows, columns = scaled_size(how, image.height, image.width, (first, first))
+    if (columns, rows) != image.size:
+        image = image.resize((columns, rows), FILTERS[filter])
+    return image if rows == columns == size else middle(image, size, size, floor_crop)
+
+
+def scaled_size(
+    how: str, height: int, width: int, size: tuple[int, int], divisor: int = 32
+) -> tuple[int, int]:
+    """Height and width of an image that is resized to ``size``, or its short side to ``size[0]``.
+
+    The long side is rounded down, as torchvision's Resize does.
+    """
     if how == "squash":
-        scaled = (first, first)
-    elif how == "crop":
-        short = min(width, height)
-        # Floor for the long side, as torchvision's Resize does.
-        scaled = (max(first, first * width // short), max(first, first * height // short))
-    else:
-        rows, columns = divisible_size(height, width, first)
-        scaled = (columns, rows)
-    if scaled != image.size:
-        image = image.resize(scaled, FILTERS[filter])
-    return image if scaled == (size, size) else middle(image, size, size, floor_crop)
+        return size
+    if how == "crop":
+        short = min(height, width)
+        return size[0] * height // short, size[0] * width // short
+    return divisible_size(height, width, size[0], divisor)
 
 
 def divisible_size(height: int, width: int, short: int, divisor: int = 32) -> tuple[int, int]:
@@ -257,14 +251,17 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _unreadable(name: str, error: Exception) -> MmflaxError:
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return MmflaxError(f"{name} has more than {MAX_PIXELS} pixels; shrink it first.")
-    if isinstance(error, FileNotFoundError):
-        return MmflaxError(f"{name} does not exist.")
-    if isinstance(error, PermissionError):
-        return MmflaxError(f"{name} may not be read (permission denied).")
-    if isinstance(error, IsADirectoryError):
-        return MmflaxError(f"{name} is a folder, not an image.")
+    reasons: dict[type[Exception] | tuple[type[Exception], ...], str] = {
+        (Image.DecompressionBombError, Image.DecompressionBombWarning): (
+            f"has more than {MAX_PIXELS} pixels; shrink it first"
+        ),
+        FileNotFoundError: "does not exist",
+        PermissionError: "may not be read (permission denied)",
+        IsADirectoryError: "is a folder, not an image",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(error, kind):
+            return MmflaxError(f"{name} {reason}.")
     if "cannot identify image" in str(error):
         return MmflaxError(f"{name} is not an image in {', '.join(FORMATS)} format.")
     return MmflaxError(f"{name} is damaged: {str(error).rstrip('.')}.")
@@ -274,7 +271,3 @@ def _name(raw: Any) -> str:
     if isinstance(raw, (str, os.PathLike)):
         return f"The image {os.fspath(raw)}"
     return f"The image {raw.filename}" if getattr(raw, "filename", "") else "The image"
-
-
-def _is_pil(raw: Any) -> bool:
-    return isinstance(raw, Image.Image)
