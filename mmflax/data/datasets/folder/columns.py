@@ -133,14 +133,13 @@ def _captioning(where: str, values: dict[str, Any]) -> Raw:
 
 
 def _statement(where: str, values: dict[str, Any]) -> Raw:
-    image = values["file_name"]
+    image, second = values["file_name"], values.get("file_name_2")
     text = values.get("statement") or values["hypothesis"]
     raw = {"image": image, "image_id": image, "question": text, "answer": values["label"]}
-    if "file_name_2" in values:
-        raw["second_image"] = values["file_name_2"]
-        raw["image_id"] = f"{image}|{values['file_name_2']}"
-        raw["group"] = values.get("group", text)
-    return raw
+    if second is None:
+        return raw
+    group = values.get("group", text)
+    return raw | {"second_image": second, "image_id": f"{image}|{second}", "group": group}
 
 
 def _classification(where: str, values: dict[str, Any]) -> Raw:
@@ -151,20 +150,16 @@ def _classification(where: str, values: dict[str, Any]) -> Raw:
 
 def _translation(where: str, values: dict[str, Any]) -> Raw:
     references = values.get("targets") or [values["target"]]
-    target = values.get("target", references[0])
     raw = {"image": values["file_name"], "question": values["source"]}
-    return raw | {"target": target, "references": references}
+    return raw | {"target": values.get("target", references[0]), "references": references}
 
 
 _RAW: dict[str, Callable[[str, dict[str, Any]], Raw]] = {
     "vqa": _vqa,
-    "entailment": _statement,
-    "reasoning": _statement,
-    "matching": _statement,
+    **dict.fromkeys(("entailment", "reasoning", "matching"), _statement),
     "translation": _translation,
     "classification": _classification,
-    "captioning": _captioning,
-    "retrieval": _captioning,
+    **dict.fromkeys(("captioning", "retrieval"), _captioning),
 }
 
 

@@ -1,4 +1,4 @@
-"""How a folder's rows are divided, what splits may not share, and from captions to examples."""
+"""Dividing a folder's rows into splits, leaks between splits, and captions as examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmflax.errors import MmflaxError
 
 
 def images_of(row: Raw) -> list[str]:
-    """The paths of its images."""
+    """The paths of the images of a row."""
     return [row[key] for key in ("image", "second_image") if row.get(key) is not None]
 
 
@@ -52,13 +52,11 @@ def check_leaks(splits: Mapping[str, list[Raw]], *, allowed: bool) -> int:
                 same[_file_sha256(image) if len(images) > 1 else image].append(image)
     leaks = 0
     for images in same.values():
-        found = [(split, image, id) for image in images for split, id in where[image].items()]
-        if len({split for split, _, _ in found}) < 2:
-            continue
-        leaks += 1
-        if not allowed:
-            first = found[0]
-            other = next(one for one in found if one[0] != first[0])
+        uses = [(split, image, id) for image in images for split, id in where[image].items()]
+        others = [use for use in uses if use[0] != uses[0][0]]
+        leaks += bool(others)
+        if others and not allowed:
+            first, other = uses[0], others[0]
             kind = "is" if first[1] == other[1] else "has the same bytes as"
             raise MmflaxError(
                 f"{_line(other[2])}: the image {other[1]} of {other[0]} {kind} {first[1]} of "
@@ -85,10 +83,10 @@ def hold_out(root: pathlib.Path, rows: list[Raw], fraction: float) -> tuple[list
             left -= answers
             held.add(name)
     taken = {row["id"] for name in held for row in bundles[name]}
-    return (
-        [row for row in rows if row["id"] not in taken],
-        [row for row in rows if row["id"] in taken],
-    )
+    parts: tuple[list[Raw], list[Raw]] = ([], [])
+    for row in rows:
+        parts[row["id"] in taken].append(row)
+    return parts
 
 
 def _bundles(rows: list[Raw]) -> dict[str, list[Raw]]:
@@ -110,10 +108,10 @@ def _bundles(rows: list[Raw]) -> dict[str, list[Raw]]:
         first, *others = sorted(map(top, names(row)))
         for other in others:
             parent[other] = first
-    found: dict[str, list[Raw]] = {}
+    bundles: dict[str, list[Raw]] = defaultdict(list)
     for row in rows:
-        found.setdefault(top(names(row)[0]), []).append(row)
-    return found
+        bundles[top(names(row)[0])].append(row)
+    return bundles
 
 
 def expand(task: str, split: str, rows: list[Raw], unit: str | None) -> list[Raw]:
@@ -127,21 +125,19 @@ def expand(task: str, split: str, rows: list[Raw], unit: str | None) -> list[Raw
     for row in rows:
         references[row["image_id"]] += row["references"]
     key = "target" if task == "captioning" else "question"
-    found: list[Raw] = []
+    examples: list[Raw] = []
     if unit == "image" or (unit is None and task == "captioning" and split != "train"):
-        first: dict[str, Raw] = {}
-        for row in rows:
-            first.setdefault(row["image_id"], row)
-        for image, row in first.items():
-            captions = references[image]
-            found.append({**row, "references": captions, key: captions[0]})
-        return found
+        first = {row["image_id"]: row for row in reversed(rows)}
+        for image, captions in references.items():
+            examples.append({**first[image], "references": captions, key: captions[0]})
+        return examples
     for row in rows:
+        shared = {**row, "references": references[row["image_id"]]}
         several = len(row["references"]) > 1
         for number, caption in enumerate(row["references"]):
             id = f"{row['id']}/{number}" if several else row["id"]
-            found.append({**row, "references": references[row["image_id"]], key: caption, "id": id})
-    return found
+            examples.append({**shared, key: caption, "id": id})
+    return examples
 
 
 def relative(name: str, root: pathlib.Path) -> str:

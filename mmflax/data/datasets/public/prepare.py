@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mmflax.data.dataset import Dataset, Source, Subset
 from mmflax.data.datasets.cache import Folder, data_root, locked, progress, quiet
 from mmflax.data.datasets.public.prepared import PreparedSource, View
-from mmflax.data.datasets.public.published import File, Found, Images, Record, check_present
+from mmflax.data.datasets.public.published import File, Found, Images, Record, locate
 from mmflax.data.datasets.public.published_regions import Pictures, RegionFiles, region_file
 from mmflax.errors import MmflaxError
 
@@ -60,11 +60,10 @@ def of_regions(
             f"data.regions is {regions}; expected the boxes of each image, such as the published "
             "36, or 0 for the images themselves."
         )
-    named = stems or {}
 
     def file(images: File) -> File:
         stem = images.names[0]
-        return region_file(named.get(stem, stem), regions, folder)
+        return region_file((stems or {}).get(stem, stem), regions, folder)
 
     return [split._replace(images=tuple(map(file, split.images))) for split in splits]
 
@@ -148,21 +147,16 @@ def _fits(
     """Whether it was made of these annotation files; of none at all, if they are gone."""
     if manifest["partial"] and not partial:
         return False
-    found = _sizes(splits, source)
-    if manifest["left_out"] and found:
+    sizes = _sizes(splits, source)
+    if manifest["left_out"] and sizes:
         return False  # the images that were absent may have come
-    return all(manifest["sources"].get(name) == size for name, size in found.items())
+    return all(manifest["sources"].get(name) == size for name, size in sizes.items())
 
 
 def _sizes(splits: Sequence[Split], source: pathlib.Path) -> dict[str, int]:
     """Bytes of every annotation file that is there."""
-    found = {}
-    for split in splits:
-        for file in split.annotations:
-            there = file.find(source)
-            if there is not None:
-                found[there.name] = there.path.stat().st_size
-    return found
+    files = (file.find(source) for split in splits for file in split.annotations)
+    return {file.name: file.path.stat().st_size for file in files if file is not None}
 
 
 def _prepare(
@@ -176,11 +170,11 @@ def _prepare(
     from mmflax.data.datasets.public.parts import Part
 
     taken = [s for s in splits if not s.optional or s.annotations[0].find(source) is not None]
-    check_present(name, source, (file for s in taken for file in (*s.annotations, *s.images)))
-    places = [_found(file, source).path for split in taken for file in split.images]
+    files = locate(name, source, (file for s in taken for file in (*s.annotations, *s.images)))
+    places = [files[file].path for split in taken for file in split.images]
     images: Pictures = RegionFiles(places, regions, name) if regions else Images(places)
     try:
-        read = [(split, _read(name, split, source, images, partial)) for split in taken]
+        read = [(split, _read(name, split, files, images, partial)) for split in taken]
         _check_disjoint(name, [(split.name, records) for split, (records, _) in read])
         parts = [
             Part(split.name, index, records[start : start + RECORDS_PER_PART], images)
@@ -214,18 +208,12 @@ def _prepare(
     return manifest
 
 
-def _found(file: File, source: pathlib.Path) -> Found:
-    found = file.find(source)
-    assert found is not None  # check_present came before
-    return found
-
-
 def _read(
-    name: str, split: Split, source: pathlib.Path, images: Pictures, partial: bool
+    name: str, split: Split, files: Mapping[File, Found], images: Pictures, partial: bool
 ) -> tuple[list[Record], int]:
     """The records whose images are there, and how many examples were left out."""
     where = f"{name}, split {split.name}"
-    records = list(split.read([_found(file, source) for file in split.annotations]))
+    records = list(split.read([files[file] for file in split.annotations]))
     seen: set[str] = set()
     shown: set[tuple[str, ...]] = set()
     for record in records:
@@ -247,7 +235,7 @@ def _read(
     left = len(seen) - sum(len(record.ids) for record in kept)
     if left and not partial:
         absent = [i for record in records for i in record.images if i not in images]
-        places = " or ".join(str(_found(file, source).path) for file in split.images)
+        places = " or ".join(str(files[file].path) for file in split.images)
         raise MmflaxError(
             f"{where}: {len(set(absent)):,} images are named but not in {places}, such as "
             f"{absent[0]}; download {'; '.join(f.describe() for f in split.images)} again, or set "
@@ -258,25 +246,22 @@ def _read(
     return kept, left
 
 
-def _check_disjoint(name: str, splits: Sequence[tuple[str, list[Record]]]) -> None:
+def _check_disjoint(name: str, splits: Iterable[tuple[str, list[Record]]]) -> None:
     owner: dict[str, str] = {}
     for split, records in splits:
-        for record in records:
-            for image in record.images:
-                if owner.setdefault(image, split) != split:
-                    raise MmflaxError(
-                        f"{name}: the image {image} is in {owner[image]} and in {split}, which the "
-                        "published splits never share; download the annotations again."
-                    )
+        for image in (image for record in records for image in record.images):
+            if owner.setdefault(image, split) != split:
+                raise MmflaxError(
+                    f"{name}: the image {image} is in {owner[image]} and in {split}, which the "
+                    "published splits never share; download the annotations again."
+                )
 
 
 def _marked(records: Iterable[Record]) -> dict[str, list[int]]:
     """For each smaller split the places of its examples."""
-    found: dict[str, list[int]] = {}
-    place = 0
-    for record in records:
-        for names in record.marks or ((),) * len(record.ids):
-            for name in names:
-                found.setdefault(name, []).append(place)
-            place += 1
-    return found
+    marks = (names for record in records for names in record.marks or ((),) * len(record.ids))
+    marked: dict[str, list[int]] = {}
+    for place, names in enumerate(marks):
+        for name in names:
+            marked.setdefault(name, []).append(place)
+    return marked

@@ -1,4 +1,4 @@
-"""Reading what ``prepare`` wrote: random access to examples, with or without their images."""
+"""Random access to prepared examples, with or without their images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a public data set as their authors publish them: found, read and checked.
+"""The files of a public data set as their authors publish them.
 
 Annotations are JSON or JSON lines, plain or still inside the zip that is downloaded. Images lie in
 a folder or in the downloaded zip, which is read in place and never unpacked.
@@ -75,14 +75,16 @@ def record(
     return Record(tuple(images), tuple(str(row["id"]) for row in rows), content, tuple(marks))
 
 
-def check_present(name: str, root: pathlib.Path, files: Iterable[File]) -> None:
-    """Raises one sentence that lists all that is missing, its origin, and where to put it."""
-    absent = dict.fromkeys(file.describe() for file in files if file.find(root) is None)
+def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, Found]:
+    """Where each file is; raises one sentence that lists all that is missing, and its origin."""
+    located = {file: file.find(root) for file in files}
+    absent = dict.fromkeys(file.describe() for file, path in located.items() if path is None)
     if absent:
         raise MmflaxError(
             f"{name} lacks {len(absent)} of its files in {root}: download {'; '.join(absent)}; "
             "put each there under that name, or name another folder with source_dir."
         )
+    return {file: path for file, path in located.items() if path is not None}
 
 
 class Found(NamedTuple):
@@ -113,12 +115,12 @@ class Found(NamedTuple):
         """The JSON object; ``hook`` is applied to every object in it as it is read."""
         with self.open() as file:
             try:
-                found = json.load(file, object_hook=hook)
+                content = json.load(file, object_hook=hook)
             except (ValueError, zipfile.BadZipFile) as error:
                 raise MmflaxError(_malformed(self, error)) from error
-        if not isinstance(found, dict):
-            raise MmflaxError(f"{self} holds a {type(found).__name__}; expected a JSON object.")
-        return found
+        if not isinstance(content, dict):
+            raise MmflaxError(f"{self} holds a {type(content).__name__}; expected a JSON object.")
+        return content
 
     def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Where each line is (for messages), and its JSON object; empty lines are left out."""
@@ -141,26 +143,29 @@ def field(where: object, entry: Any, key: str, kind: type | tuple[type, ...]) ->
     kinds = kind if isinstance(kind, tuple) else (kind,)
     value = entry.get(key) if isinstance(entry, Mapping) else None
     if not isinstance(value, kinds) or isinstance(value, bool) or value == "":
-        found = f"{key} is {value!r}" if isinstance(entry, Mapping) and key in entry else None
+        present = isinstance(entry, Mapping) and key in entry
+        problem = f"{key} is {value!r}" if present else f"there is no {key!r}"
         raise MmflaxError(
-            f"{where}: {found or f'there is no {key!r}'}; expected "
+            f"{where}: {problem}; expected "
             f"{' or '.join(k.__name__ for k in kinds)}, so this is not the published file."
         )
     return value
 
 
 class Images:
-    """Image files of some folders and zips, found by their names without folders."""
+    """Image files of some folders and zips by their names without folders; the first one counts."""
 
     kind = "images"
 
     def __init__(self, places: Iterable[pathlib.Path]):
-        self._size: dict[str, int] = {}
-        self._at: dict[str, tuple[pathlib.Path, str]] = {}
+        self._at: dict[str, tuple[pathlib.Path, str, int]] = {}  # name -> place, member, bytes
         self._zips: dict[pathlib.Path, zipfile.ZipFile] = {}
         self.places = list(dict.fromkeys(places))
         for place in self.places:
-            self._index_zip(place) if place.suffix == ".zip" else self._index_folder(place)
+            for member, size in self._members(place):
+                name = _base(member)
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._"):
+                    self._at.setdefault(name, (place, member, size))
 
     def __contains__(self, name: str) -> bool:
         return name in self._at
@@ -170,15 +175,15 @@ class Images:
 
     def size(self, name: str) -> int:
         """Bytes of the file."""
-        return self._size[name]
+        return self._at[name][2]
 
     def row(self, name: str) -> dict[str, bytes | str]:
-        """What is stored of it."""
+        """The record that is stored."""
         return {"id": name, "image": self.read(name)}
 
     def read(self, name: str) -> bytes:
         """The published bytes; a file that is no image raises MmflaxError with its place."""
-        place, member = self._at[name]
+        place, member, _ = self._at[name]
         try:
             if place in self._zips:
                 content = self._zips[place].read(member)
@@ -196,31 +201,21 @@ class Images:
         for archive in self._zips.values():
             archive.close()
 
-    def _index_folder(self, place: pathlib.Path) -> None:
+    def _members(self, place: pathlib.Path) -> Iterator[tuple[str, int]]:
+        """Path and size of every file, relative to the folder or inside the zip."""
+        if place.suffix == ".zip":
+            self._zips[place] = _open_zip(place)
+            for info in self._zips[place].infolist():
+                if not info.filename.startswith("__MACOSX"):
+                    yield info.filename, info.file_size
+            return
         for folder, _, names in os.walk(place):
-            for name in names:
-                if _is_image(name):
-                    path = pathlib.Path(folder, name)
-                    self._add(name, path.stat().st_size, place, str(path.relative_to(place)))
-
-    def _index_zip(self, place: pathlib.Path) -> None:
-        self._zips[place] = _open_zip(place)
-        for member in self._zips[place].infolist():
-            name = _base(member.filename)
-            if _is_image(name) and not member.filename.startswith("__MACOSX"):
-                self._add(name, member.file_size, place, member.filename)
-
-    def _add(self, name: str, size: int, place: pathlib.Path, member: str) -> None:
-        self._size.setdefault(name, size)
-        self._at.setdefault(name, (place, member))
+            for path in (pathlib.Path(folder, name) for name in names):
+                yield path.relative_to(place).as_posix(), path.stat().st_size
 
 
 def _base(name: str) -> str:
     return name.rsplit("/", 1)[-1]
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
 
 
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:

@@ -129,33 +129,25 @@ class RegionFiles:
                 f"{where}: found {len(cells)} columns; expected {len(COLUMNS)} ({COLUMNS[0]} to "
                 f"{COLUMNS[-1]}), so the file is damaged or another one; download it again."
             )
-        found = dict(zip(COLUMNS, cells, strict=True))
-        row = _Row(
-            found["img_id"].decode("utf-8", "replace"),
-            _whole(where, found, "img_h"),
-            _whole(where, found, "img_w"),
-            _whole(where, found, "num_boxes"),
-            found["boxes"],
-            found["features"],
+        column = dict(zip(COLUMNS, cells, strict=True))
+        height, width, number = (
+            _positive(where, key, column[key]) for key in ("img_h", "img_w", "num_boxes")
         )
+        name = column["img_id"].decode("utf-8", "replace")
+        row = _Row(name, height, width, number, column["boxes"], column["features"])
         if row.number > self.most:
             raise MmflaxError(
                 f"{where}: num_boxes is {row.number}; expected at most {self.most}, which "
                 "data.regions says."
             )
-        each = 4 * row.number
-        if _decoded(row.boxes) != 4 * each:
-            raise MmflaxError(
-                f"{where}: boxes has {_decoded(row.boxes)} bytes; expected {4 * each} for "
-                f"{row.number} boxes of 4 float32; download the file again."
-            )
-        self.dim = self.dim or _decoded(row.features) // each
-        if not self.dim or _decoded(row.features) != self.dim * each:
-            raise MmflaxError(
-                f"{where}: features has {_decoded(row.features)} bytes; expected "
-                f"{self.dim * each} for {row.number} boxes of {self.dim} float32; download the "
-                "file again."
-            )
+        self.dim = self.dim or _decoded(row.features) // (4 * row.number)
+        for key, cell, dim in (("boxes", row.boxes, 4), ("features", row.features, self.dim)):
+            expected = 4 * dim * row.number
+            if not dim or _decoded(cell) != expected:
+                raise MmflaxError(
+                    f"{where}: {key} has {_decoded(cell)} bytes; expected {expected} for "
+                    f"{row.number} boxes of {dim} float32; download the file again."
+                )
         return row
 
 
@@ -180,13 +172,13 @@ def _stem(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
-def _whole(where: str, found: dict[str, bytes], key: str) -> int:
-    if not found[key].isdigit() or not int(found[key]):
+def _positive(where: str, key: str, cell: bytes) -> int:
+    if not cell.isdigit() or not int(cell):
         raise MmflaxError(
-            f"{where}: {key} is {found[key][:20]!r}; expected a whole number above 0; download the "
+            f"{where}: {key} is {cell[:20]!r}; expected a whole number above 0; download the "
             "file again."
         )
-    return int(found[key])
+    return int(cell)
 
 
 def _decoded(cell: bytes) -> int:
@@ -196,11 +188,11 @@ def _decoded(cell: bytes) -> int:
 
 def _numbers(where: str, key: str, cell: bytes) -> np.ndarray:
     try:
-        found = np.frombuffer(base64.b64decode(cell, validate=True), _FLOAT)
+        numbers = np.frombuffer(base64.b64decode(cell, validate=True), _FLOAT)
     except (binascii.Error, ValueError) as error:
         raise MmflaxError(
             f"{where}: {key} is no base64 of float32 ({error}); download the file again."
         ) from error
-    if not np.isfinite(found).all():
+    if not np.isfinite(numbers).all():
         raise MmflaxError(f"{where}: {key} has a number that is not finite; download it again.")
-    return found
+    return numbers
