@@ -125,7 +125,7 @@ def stages(paths: list[str], draft: bool) -> dict[str, float]:
         marks.append(time.perf_counter())
         image = transforms.resize(image, SIZE, how="squash", filter="bicubic")
         marks.append(time.perf_counter())
-        transforms.normalise(image, scale, shift, out)
+        transforms.normalize(image, scale, shift, out)
         marks.append(time.perf_counter())
         for name, start, end in zip(spent, marks, marks[1:], strict=False):
             spent[name] += end - start

@@ -225,7 +225,7 @@ class Processor:
             floor_crop=self.floor_crop,
         )
         scale, shift = self._affine
-        return transforms.normalise(picture, scale, shift, out)
+        return transforms.normalize(picture, scale, shift, out)
 
     def text(self, text: str | None) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [t] and text_mask bool [t] (true = use); an empty text raises.
@@ -443,7 +443,7 @@ class _Texts:
 def _fit(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
     """Tokens of the longest text with its ends, rounded up to a multiple of 8."""
     longest = max((tokenizer.count(text) for text in texts), default=0)
-    longest += tokenizer.frame.around(pair=False)
+    longest += tokenizer.template.num_special(pair=False)
     return -(-longest // 8) * 8
 
 

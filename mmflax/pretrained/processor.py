@@ -88,7 +88,7 @@ class PublishedProcessor:
             given = files.read_json(root / files.CONFIG)
             length = max_length or given.get(_LENGTH) or _length(tokenizer, config, root)
             types = _has_types(tokenizer, model_type, config, given)
-            around = tokenizer.frame.around(False)
+            around = tokenizer.template.num_special(False)
             if length <= around:
                 raise MmflaxError(
                     f"max_length is {length}; it must be more than the {around} special tokens."
@@ -138,7 +138,7 @@ class PublishedProcessor:
         mask = np.full(shape, tokenizer.reads_padding)
         for row, text in enumerate(texts):
             second = None if pairs is None else pairs[row]
-            ids, kinds = tokenizer.framed(text, self.max_length, second)
+            ids, kinds = tokenizer.ids_and_types(text, self.max_length, second)
             tokens[row, : len(ids)] = ids
             types[row, : len(ids)] = kinds
             mask[row, : len(ids)] = True
@@ -224,7 +224,7 @@ def _has_words(root: epath.Path) -> bool:
 
 
 def _image_config(root: epath.Path) -> tuple[dict[str, Any] | None, str]:
-    """How images are made, and the file that says it; transformers 5 writes both into one."""
+    """The config of the images and its file; transformers 5 may write one for images and texts."""
     whole = files.read_json(root / WHOLE).get("image_processor")
     if isinstance(whole, dict):
         return whole, WHOLE
@@ -232,7 +232,7 @@ def _image_config(root: epath.Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _length(tokenizer: Tokenizer, config: Mapping[str, Any], root: epath.Path) -> int:
-    """What the tokenizer says, at most what the model has positions for."""
+    """The tokenizer's longest text, at most the number of positions of the model."""
     limits = [tokenizer.max_length] if tokenizer.max_length else []
     text = config.get("text_config") or config
     positions = text.get("max_position_embeddings")
@@ -264,7 +264,7 @@ def _has_types(
 
 
 def _square_fields(pixels: PublishedImages) -> dict[str, Any]:
-    """Fields of a `Processor` that does the same, or an error that says why there is none."""
+    """Fields of an equal `Processor`; raises MmflaxError where there is none."""
     resize, end = pixels.resize, pixels.largest()
     odd = None
     if resize is None:

@@ -11,7 +11,7 @@ _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.
 
 
 def random_image(rng: random.Random, mode: str = "RGB", sides: tuple[int, int] = (9, 70)):
-    """Noise over a gradient; `P+` and `RGB+` have a transparent colour."""
+    """Noise over a gradient; `P+` and `RGB+` have a transparent color."""
     width, height = rng.randint(*sides), rng.randint(*sides)
     noise = np.random.default_rng(rng.randrange(1 << 30))
     ramp = np.linspace(0, 200, width)[None, :, None] + np.zeros((height, 1, 4))

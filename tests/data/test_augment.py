@@ -171,8 +171,8 @@ def nearest_color(pixel):
     dict(hue=0.5, saturation=1.0, brightness=0.3, contrast=0.3),
     dict(randaugment_ops=1, randaugment_magnitude=10, randaugment_geometric=False),
 ])  # fmt: skip
-def test_named_colours_stay_what_they_are(fields):
-    """The middle of a lone object keeps its colour where a text names it, and else may not."""
+def test_named_colors_stay_what_they_are(fields):
+    """The middle of a lone object keeps its color where a text names it, and else may not."""
     change = augment.build(**fields)
     kept = {True: 0, False: 0}
     total = 0

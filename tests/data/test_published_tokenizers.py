@@ -60,7 +60,7 @@ def test_ids_are_those_of_transformers(both):
             assert tokens.tolist() == one["input_ids"], text
             if not tokenizer.reads_padding:
                 assert mask.astype(int).tolist() == one["attention_mask"]
-            ids, types = tokenizer.framed(text, length, second)
+            ids, types = tokenizer.ids_and_types(text, length, second)
             assert ids == two["input_ids"][0], (text, second)
             if not tokenizer.reads_padding:  # SigLIP has none; theirs count "</s></s>" twice
                 assert types == two["token_type_ids"][0]
@@ -97,7 +97,9 @@ def test_our_files_are_our_tokenizer(tmp_path):
         loaded = Tokenizer.load(again / "tokenizer.json")
         assert loaded == tokenizer == Tokenizer.load(again)
         for text in odd.random_texts(5, 20):
-            assert loaded.framed(text, 30, "a cat") == tokenizer.framed(text, 30, "a cat")
+            assert loaded.ids_and_types(text, 30, "a cat") == tokenizer.ids_and_types(
+                text, 30, "a cat"
+            )
 
 
 def test_siglip_text_is_cleaned_and_its_padding_read(tmp_path):
@@ -118,12 +120,12 @@ def test_families_have_the_tokens_they_have(tmp_path):
         odd.LEGACY[name][1](tmp_path / name)
     clip, roberta, t5 = (Tokenizer.load(tmp_path / name) for name in ("clip", "roberta", "t5"))
     assert clip.mask_id is None and clip.pad_id == clip.sep_id == clip.unk_id
-    assert clip.frame.single == ((clip.cls_id, 0), ("A", 0), (clip.sep_id, 0))
-    assert roberta.frame.around(pair=True) == 4 and roberta.mask_id is not None
-    assert t5.cls_id is None and t5.frame.single == (("A", 0), (t5.sep_id, 0))
+    assert clip.template.single == ((clip.cls_id, 0), ("A", 0), (clip.sep_id, 0))
+    assert roberta.template.num_special(pair=True) == 4 and roberta.mask_id is not None
+    assert t5.cls_id is None and t5.template.single == (("A", 0), (t5.sep_id, 0))
     assert clip.continuation == roberta.continuation == ()
     for tokenizer, shown in ((clip, "photo"), (roberta, "photo")):
-        ids = tokenizer.framed("a photo", 9)[0]
+        ids = tokenizer.ids_and_types("a photo", 9)[0]
         assert "".join(tokenizer.token(i) for i in ids[2:-1]) == shown
 
 
@@ -251,7 +253,7 @@ def test_a_tokenizer_json_alone_says_what_it_can(tmp_path):
     odd.write_json(tmp_path / "alone" / "tokenizer.json", data)
     alone = Tokenizer.load(tmp_path / "alone" / "tokenizer.json")
     for text in odd.random_texts(2, 10):
-        assert alone.framed(text, 20, "b") == tokenizer.framed(text, 20, "b")
+        assert alone.ids_and_types(text, 20, "b") == tokenizer.ids_and_types(text, 20, "b")
     roles = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
     assert [getattr(alone, r) for r in roles[2:]] == [getattr(tokenizer, r) for r in roles[2:]]
     assert alone.pad_id == tokenizer.pad_id

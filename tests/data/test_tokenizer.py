@@ -25,7 +25,7 @@ def test_specials_come_first_and_known_words_round_trip():
     assert tokenizer.decode(tokens) == "how many cats?"
 
 
-def test_a_word_never_seen_is_spelt_from_known_letters():
+def test_a_word_never_seen_is_spelled_from_known_letters():
     tokenizer = Tokenizer.learn(TEXTS, vocab_size=400)
     tokens, mask = tokenizer.encode("react", 12)
     assert tokenizer.unk_id not in tokens[mask]

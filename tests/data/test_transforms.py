@@ -41,7 +41,7 @@ def test_modes_become_rgb():
     gray = np.asarray(image.convert("L"))
     np.testing.assert_array_equal(opened(encoded(image.convert("L")))[..., 1], gray)
     np.testing.assert_array_equal(opened(gray)[..., 2], gray)
-    # Alpha is dropped and the colours under it are kept.
+    # Alpha is dropped and the colors under it are kept.
     alpha = image.copy()
     alpha.putalpha(0)
     np.testing.assert_array_equal(opened(encoded(alpha)), gradient())
@@ -101,10 +101,10 @@ def test_resize_squash_and_crop():
         assert tall.size == (30, 30)
 
 
-def test_normalise_matches_its_formula():
+def test_normalize_matches_its_formula():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     image = Image.fromarray(gradient())
-    ours = transforms.normalise(image, *transforms.affine(mean, std, 48))
+    ours = transforms.normalize(image, *transforms.affine(mean, std, 48))
     expected = (gradient() / 255.0 - mean) / std
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=1e-6)

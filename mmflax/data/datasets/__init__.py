@@ -1,1 +1,1 @@
-"""mmflax.data.datasets."""
+"""Data sets by name: `shapes` (generated), `folder` (your own files), and public ones."""

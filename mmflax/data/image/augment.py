@@ -1,6 +1,6 @@
-"""Random changes of a picture: each function draws once and returns what to do to a picture.
+"""Random image augmentation: each function draws parameters and returns a transformation.
 
-Drawing apart from doing lets the two pictures of a pair go through the very same change.
+Drawn once, it is applied equally to both images of a pair.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Operation(NamedTuple):
     """One of RandAugment's: ``make(level)`` with a level in -1..1, the share of the full range.
 
     ``changes`` names what it may falsify: "color", "light", "place". An operation that ``fades``
-    colours is held to half its range where the words name one.
+    colors is held to half its range where the words name one.
     """
 
     make: Callable[[float], Change]

@@ -1,7 +1,7 @@
-"""Images from anything a user holds to float32 pixels; the only place that decodes.
+"""Decoding, resizing and normalizing of images; nothing else decodes.
 
-What decoding settles, so that no later code asks again: EXIF orientation is applied, palette, gray,
-CMYK and 16-bit gray become RGB, and an alpha channel is dropped (the stored colours are kept).
+EXIF orientation is applied, palette, gray,
+CMYK and 16-bit gray become RGB, and an alpha channel is dropped (the stored colors are kept).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def open_image(
         or 1/8 of its size, which skips most of the work. ``None`` decodes every pixel.
       upright: apply the EXIF orientation.
       white: lay what is transparent on white, as transformers does: in a file that is the one
-        colour it names as transparent, and an alpha channel is dropped all the same.
+        color it names as transparent, and an alpha channel is dropped all the same.
 
     Raises:
       MmflaxError: unreadable, truncated, too large, or of a kind that is not an image.
@@ -151,7 +151,7 @@ def middle(image: Image.Image, height: int, width: int, floor: bool = True) -> I
     return image.crop((left, top, left + width, top + height))
 
 
-def normalise(
+def normalize(
     image: Image.Image, scale: np.ndarray, shift: np.ndarray, out: np.ndarray | None = None
 ) -> np.ndarray:
     """``pixel * scale + shift`` as float32 [h w 3]; see ``affine`` for the two rows.

@@ -1,4 +1,4 @@
-"""What an example's words say about its picture, and so which changes would make them untrue.
+"""Words of an example that certain image augmentations would make untrue.
 
 A mirrored picture makes "left" wrong, a shifted hue makes "red" wrong. These are English lists and
 plain word matching: "right" in "is that right?" counts as a side, which only costs a mirroring.
@@ -64,7 +64,7 @@ def words(raw: Raw) -> frozenset[str]:
 
 
 def mirror_table(pairs: Iterable[Sequence[str]]) -> dict[str, str]:
-    """What each word becomes in a mirror; a word of two pairs takes the first one's partner."""
+    """The mirror image of each word; a word of two pairs takes the first one's partner."""
     table: dict[str, str] = {}
     for left, right in pairs:
         table.setdefault(left.lower(), right.lower())

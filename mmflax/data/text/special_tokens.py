@@ -1,4 +1,4 @@
-"""The special tokens of a tokenizer: which role each has, and which stand around a text."""
+"""Special tokens: their roles, and the templates that add them to texts."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Roles = Mapping[str, int | None]  # None where the family has no such token
 Part = tuple[int | str, int]  # a token's id, TEXT or SECOND; then the token type
 
 
-class Frame(NamedTuple):
+class Template(NamedTuple):
     """The special tokens of one text, and of two texts that are read together."""
 
     single: tuple[Part, ...]
     pair: tuple[Part, ...]
 
-    def around(self, pair: bool) -> int:
+    def num_special(self, pair: bool) -> int:
         """How many special tokens a text (or two) is given."""
         return sum(isinstance(what, int) for what, _ in (self.pair if pair else self.single))
 
-    def fill(
+    def apply(
         self, text: Sequence[int], second: Sequence[int] | None = None
     ) -> tuple[list[int], list[int]]:
         """Ids and token types of a text, or two, among the special tokens."""
@@ -52,52 +52,54 @@ class Frame(NamedTuple):
         return ids, types
 
 
-def bert_frame(cls: int, sep: int) -> Frame:
+def bert_template(cls: int, sep: int) -> Template:
     """`[CLS] a [SEP] b [SEP]`, with type 1 from b on."""
     single: tuple[Part, ...] = ((cls, 0), (TEXT, 0), (sep, 0))
-    return Frame(single, (*single, (SECOND, 1), (sep, 1)))
+    return Template(single, (*single, (SECOND, 1), (sep, 1)))
 
 
-def roberta_frame(cls: int, sep: int) -> Frame:
+def roberta_template(cls: int, sep: int) -> Template:
     """`<s> a </s></s> b </s>`, all of type 0; CLIP's too, with its own tokens."""
     single: tuple[Part, ...] = ((cls, 0), (TEXT, 0), (sep, 0))
-    return Frame(single, (*single, (sep, 0), (SECOND, 0), (sep, 0)))
+    return Template(single, (*single, (sep, 0), (SECOND, 0), (sep, 0)))
 
 
-def frame_of_kind(kind: str, roles: Roles) -> Frame | None:
-    """The frame of a kind of tokenizer; None where the kind or a token is not known."""
+def template_of_kind(kind: str, roles: Roles) -> Template | None:
+    """The template of a kind of tokenizer; None where the kind or a token is not known."""
     cls, sep = roles["cls"], roles["sep"]
     if sep is not None and kind in ("siglip", "t5"):  # `a </s> b </s>`
-        return Frame(((TEXT, 0), (sep, 0)), ((TEXT, 0), (sep, 0), (SECOND, 0), (sep, 0)))
+        return Template(((TEXT, 0), (sep, 0)), ((TEXT, 0), (sep, 0), (SECOND, 0), (sep, 0)))
     if sep is not None and cls is not None and kind:
-        return (roberta_frame if kind in ("clip", "roberta") else bert_frame)(cls, sep)
+        return (roberta_template if kind in ("clip", "roberta") else bert_template)(cls, sep)
     return None
 
 
-def frame_of(section: Mapping[str, Any] | None) -> Frame | None:
-    """The frame in the `post_processor` of a tokenizer.json, if there is one."""
+def template_of(section: Mapping[str, Any] | None) -> Template | None:
+    """The template in the `post_processor` of a tokenizer.json, if there is one."""
     if section is None:
         return None
     for one in section["processors"] if section["type"] == "Sequence" else (section,):
         if one["type"] == "TemplateProcessing":
             ids = {name: token["ids"] for name, token in one["special_tokens"].items()}
-            return Frame(_template(one["single"], ids), _template(one["pair"], ids))
+            return Template(_template(one["single"], ids), _template(one["pair"], ids))
         if one["type"] in ("RobertaProcessing", "BertProcessing"):
-            build = roberta_frame if one["type"] == "RobertaProcessing" else bert_frame
+            build = roberta_template if one["type"] == "RobertaProcessing" else bert_template
             return build(one["cls"][1], one["sep"][1])
     return None
 
 
-def checked_frame(roles: Roles, frame: Frame | None, source: str) -> Frame:
-    """The frame, else BERT's; raises MmflaxError where a text could not be framed or padded."""
-    frame = frame or frame_of_kind("bert", roles)
-    if frame is None or roles["pad"] is None:
-        lack = "which tokens begin and end a text" if frame is None else "which token pads a text"
+def checked_template(roles: Roles, template: Template | None, source: str) -> Template:
+    """The template, else BERT's; raises MmflaxError where a text could not be wrapped or padded."""
+    template = template or template_of_kind("bert", roles)
+    if template is None or roles["pad"] is None:
+        lack = (
+            "which tokens begin and end a text" if template is None else "which token pads a text"
+        )
         raise MmflaxError(
             f"{source} does not say {lack}; put the tokenizer_config.json that belongs to it "
             "beside it, with pad_token, cls_token and sep_token."
         )
-    return frame
+    return template
 
 
 def named(config: Mapping[str, Any], kind: str) -> dict[str, str | None]:
@@ -111,22 +113,22 @@ def named(config: Mapping[str, Any], kind: str) -> dict[str, str | None]:
 
 
 def roles_of(backend: tokenizers.Tokenizer, data: Mapping[str, Any]) -> dict[str, int | None]:
-    """The roles as the contents of a tokenizer.json show them, or by the usual names."""
+    """The roles from the contents of a tokenizer.json, else by the usual names."""
 
     def usual(*tokens: str) -> int | None:
         ids = map(backend.token_to_id, tokens)
         return next((index for index in ids if index is not None), None)
 
-    frame, model, padding = frame_of(data["post_processor"]), data["model"], data["padding"]
-    around = [what for what, _ in frame.single] if frame else [TEXT]
+    template, model, padding = template_of(data["post_processor"]), data["model"], data["padding"]
+    around = [what for what, _ in template.single] if template else [TEXT]
     begin, end = around[: around.index(TEXT)], around[around.index(TEXT) + 1 :]
     unknown = model.get("unk_token")
     pad = "[PAD]" if model["type"] == "WordPiece" else "<pad>"
     return {
         "pad": padding["pad_id"] if padding else usual(pad),
         "unk": usual(unknown) if unknown else model.get("unk_id"),
-        "cls": int(begin[0]) if begin else (None if frame else usual("[CLS]", "<s>")),
-        "sep": int(end[-1]) if end else (None if frame else usual("[SEP]", "</s>")),
+        "cls": int(begin[0]) if begin else (None if template else usual("[CLS]", "<s>")),
+        "sep": int(end[-1]) if end else (None if template else usual("[SEP]", "</s>")),
         "mask": usual("[MASK]", "<mask>"),
     }
 

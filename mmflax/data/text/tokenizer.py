@@ -1,4 +1,4 @@
-"""Words to ids and back: WordPiece with BERT's normalization (Devlin et al. 2019, section 3).
+"""Text to token ids and back: WordPiece with BERT's normalization (Devlin et al. 2019, section 3).
 
 A published tokenizer may be of any kind that ``tokenizers`` knows: WordPiece, byte-level BPE
 (RoBERTa, CLIP), or Unigram (SigLIP, ALBERT, T5).
@@ -29,13 +29,12 @@ class Tokenizer:
     """Wraps a ``tokenizers`` backend; every call is safe from several threads.
 
     Learned vocabularies hold the specials at 0..4; a loaded one (BERT's, say) may hold them
-    anywhere, so read ``pad_id``, ``cls_id``, ``sep_id``, ``unk_id``, ``mask_id``: what pads, begins
-    and ends a text, stands for what is unknown, and for what is hidden. All but ``pad_id`` are None
-    where the family has no such token (CLIP has no mask, T5 nothing that begins a text).
+    anywhere, so read ``pad_id``, ``unk_id``, ``cls_id``, ``sep_id`` and ``mask_id``. All but the
+    first are None where the family has no such token (CLIP has no mask, T5 no ``cls_id``).
 
     Attributes:
       kind: bert, roberta, clip, siglip, albert, t5, or "" for another.
-      frame: what stands around a text, or two.
+      template: the special tokens around a text, or two.
       reads_padding: ``encode``'s mask is true on padding too, for models trained so (SigLIP).
       max_length: the longest text the tokenizer was published for, or None.
     """
@@ -51,7 +50,7 @@ class Tokenizer:
         pad, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(files.roles.get, ROLES)
         assert pad is not None
         self.pad_id: int = pad
-        self.frame = files.frame
+        self.template = files.template
         self.kind = files.kind
         self.reads_padding = files.reads_padding
         self.max_length = files.max_length
@@ -135,9 +134,9 @@ class Tokenizer:
 
     @property
     def continuation(self) -> tuple[bool, ...]:
-        """For every id, whether its piece goes on with the word before it ("##ing").
+        """For every id, whether its piece continues a word ("##ing").
 
-        Empty where a piece alone does not tell: outside of WordPiece.
+        Empty for other models than WordPiece.
         """
         if not self._is_wordpiece:
             return ()
@@ -155,16 +154,16 @@ class Tokenizer:
         """``[CLS] pieces [SEP]`` padded to ``max_length``: (int32 [t], bool [t], true = use).
 
         A longer text loses its end, never the ``[SEP]``. Other families have other tokens around
-        their pieces, see ``frame``.
+        their pieces, see ``template``.
         """
-        ids, _ = self.framed(text, max_length)
+        ids, _ = self.ids_and_types(text, max_length)
         tokens = np.full(max_length, self.pad_id, np.int32)
         tokens[: len(ids)] = ids
         if self.reads_padding:
             return tokens, np.ones(max_length, bool)
         return tokens, np.arange(max_length) < len(ids)
 
-    def framed(
+    def ids_and_types(
         self, text: str, max_length: int, second: str | None = None
     ) -> tuple[list[int], list[int]]:
         """Ids of one text or two with special tokens, at most ``max_length``, and their types.
@@ -172,17 +171,17 @@ class Tokenizer:
         Of two texts that are too long together, the longer one loses first.
         """
         pieces = self._pieces(text)
-        room = max(0, max_length - self.frame.around(second is not None))
+        room = max(0, max_length - self.template.num_special(second is not None))
         if second is None:
-            ids, types = self.frame.fill(self._cut(pieces, room))
+            ids, types = self.template.apply(self._cut(pieces, room))
         else:
             others = self._pieces(second)
             room, rest = share(len(pieces), len(others), room)
-            ids, types = self.frame.fill(self._cut(pieces, room), self._cut(others, rest))
+            ids, types = self.template.apply(self._cut(pieces, room), self._cut(others, rest))
         return ids[:max_length], types[:max_length]
 
     def count(self, text: str) -> int:
-        """How many pieces the text has, without ``[CLS]`` and ``[SEP]``."""
+        """The number of pieces of a text, without ``[CLS]`` and ``[SEP]``."""
         return len(self._pieces(text))
 
     def decode(self, tokens: Iterable[int]) -> str:

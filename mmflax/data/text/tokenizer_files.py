@@ -19,7 +19,7 @@ from tokenizers import AddedToken
 from mmflax.data.text import special_tokens as special
 from mmflax.data.text import tokenizer_legacy as legacy
 from mmflax.data.text.sentencepiece import SiglipText
-from mmflax.data.text.special_tokens import Frame, Roles
+from mmflax.data.text.special_tokens import Roles, Template
 from mmflax.errors import MmflaxError
 
 JSON, CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -55,13 +55,13 @@ _KEPT = (
 
 
 class TokenizerFiles(NamedTuple):
-    """A tokenizer as its files describe it.
+    """A tokenizer with everything that its files specify.
 
     Attributes:
       backend: splits texts into words and pieces.
       kind: bert, roberta, clip, siglip, albert, t5, or "" for another.
       roles: the id of every role.
-      frame: the special tokens around a text.
+      template: the special tokens around a text.
       siglip: replaces the backend's way from a text to ids.
       reads_padding: the model was trained without a mask.
       keeps_end: a text that is too long loses its beginning.
@@ -72,7 +72,7 @@ class TokenizerFiles(NamedTuple):
     backend: tokenizers.Tokenizer
     kind: str
     roles: Roles
-    frame: Frame
+    template: Template
     siglip: SiglipText | None = None
     reads_padding: bool = False
     keeps_end: bool = False
@@ -81,7 +81,7 @@ class TokenizerFiles(NamedTuple):
 
 
 def is_published(path: epath.Path) -> bool:
-    """Whether more than a tokenizer.json of ours is to be read."""
+    """Whether there is more than a single tokenizer.json."""
     return path.is_dir() or any((path.parent / name).exists() for name in (CONFIG, SPECIAL))
 
 
@@ -115,7 +115,7 @@ def read(path: epath.Path) -> TokenizerFiles:
     for role, token in tokens.items():
         if token is not None and (index := backend.token_to_id(token)) is not None:
             roles[role] = index
-    frame = special.frame_of_kind(kind, roles) or special.frame_of(data["post_processor"])
+    template = special.template_of_kind(kind, roles) or special.template_of(data["post_processor"])
     siglip = None
     if kind == "siglip":
         added = {token["content"]: token["id"] for token in data["added_tokens"]}
@@ -136,7 +136,7 @@ def read(path: epath.Path) -> TokenizerFiles:
         backend=backend,
         kind=kind,
         roles=roles,
-        frame=special.checked_frame(roles, frame, str(root)),
+        template=special.checked_template(roles, template, str(root)),
         siglip=siglip,
         reads_padding=reads_padding,
         keeps_end=config.get("truncation_side", "right") == "left",
@@ -157,9 +157,9 @@ def alone(backend: tokenizers.Tokenizer) -> TokenizerFiles:
             f"with {' '.join(needed)} is needed."
         )
     roles = special.roles_of(backend, data)
-    frame = special.frame_of(data["post_processor"])
-    frame = special.checked_frame(roles, frame, "The tokenizer.json")
-    return TokenizerFiles(backend, "bert" if wordpiece else "", roles, frame)
+    template = special.template_of(data["post_processor"])
+    template = special.checked_template(roles, template, "The tokenizer.json")
+    return TokenizerFiles(backend, "bert" if wordpiece else "", roles, template)
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -226,7 +226,7 @@ def _add_tokens(
     config: Mapping[str, Any],
     roles: Sequence[str],
 ) -> None:
-    """Marks the special tokens, and adds the words that the files list beside the vocabulary.
+    """Marks special tokens, and adds the tokens that the files list beside the vocabulary.
 
     Raises:
       MmflaxError: an added word would be given another id than the files say.

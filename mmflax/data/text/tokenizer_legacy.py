@@ -1,4 +1,4 @@
-"""Tokenizers from the files before tokenizer.json: a vocabulary, and what its class adds to it."""
+"""Tokenizers from files older than tokenizer.json: a vocabulary and the rules of its class."""
 
 from __future__ import annotations
 

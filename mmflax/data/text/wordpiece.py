@@ -20,7 +20,7 @@ def learn_wordpieces(word_counts: Mapping[str, int], max_pieces: int) -> list[st
     """At most ``max_pieces`` pieces: the alphabet, then merges, most frequent first.
 
     Each letter enters both as a word's start and as its continuation, so that any word made of
-    known letters can be spelt. Ties go to the pair that sorts first.
+    known letters can be spelled. Ties go to the pair that sorts first.
     """
     letters: Counter[str] = Counter()
     for word, count in word_counts.items():

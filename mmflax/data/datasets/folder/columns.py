@@ -1,4 +1,4 @@
-"""The columns that each task needs in a folder's metadata, and from a row to a raw example."""
+"""The metadata columns of each task, and the conversion of a row to a raw example."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Column(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The column and what may stand for it."""
+        """The column and its plural."""
         return (self.name, self.plural) if self.plural else (self.name,)
 
 
 class Layout(NamedTuple):
-    """What a task's rows have; ``key`` is the column that a task is recognised by."""
+    """The columns of a task; ``key`` is the one that a task is recognized by."""
 
     key: str
     required: tuple[Column, ...]
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """All of them."""
+        """Required and optional columns."""
         return self.required + self.optional + (QUESTION_TYPE,)
 
 
@@ -69,7 +69,7 @@ LAYOUTS = {
 
 
 def infer(where: str, entry: Mapping[str, Any]) -> str:
-    """The task that a row's columns speak of, or nearly speak of."""
+    """The task of a row by its columns, or by the nearest name of a column."""
     for task, layout in LAYOUTS.items():
         key = next(c for c in layout.columns if c.name == layout.key)
         if any(name in entry for name in key.names):

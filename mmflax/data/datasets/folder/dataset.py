@@ -8,7 +8,7 @@
     my_data/test/metadata.jsonl        optional
 
 ``metadata.csv`` with the same columns works too. Other tasks have other columns (``LAYOUTS`` in
-``folder_columns``; docs/data.md has them in a table). A column ``question_type`` is optional and
+``folder.columns``; docs/data.md has them in a table). A column ``question_type`` is optional and
 splits the metrics by its values; further columns are ignored. An image may have many rows.
 """
 
@@ -103,9 +103,9 @@ def build(
             damaged = max_bad_fraction > 0
             task, splits[split] = read_split(root, folder, task, damaged=damaged)
     if "train" not in splits:
-        found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
+        others = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
         raise MmflaxError(
-            f"The folder {root} has no train/ (its folders: {found}); put the training images and "
+            f"The folder {root} has no train/ (its folders: {others}); put the training images and "
             f"{METADATA[0]} into {root / 'train'}."
         )
     assert task is not None  # a split was read
@@ -129,12 +129,12 @@ def build(
 
 
 def _split_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
-    found = [root / name for name in names if (root / name).is_dir()]
-    if len(found) > 1:
+    folders = [root / name for name in names if (root / name).is_dir()]
+    if len(folders) > 1:
         raise MmflaxError(
-            f"{found[0]} and {found[1]} are names for the same split; keep one of them."
+            f"{folders[0]} and {folders[1]} are names for the same split; keep one of them."
         )
-    return found[0] if found else None
+    return folders[0] if folders else None
 
 
 def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str) -> None:
@@ -159,9 +159,9 @@ def _digest(root: pathlib.Path, splits: dict[str, list[Raw]]) -> str:
     for split, examples in splits.items():
         for row in examples:
             image, second = row["image"], row.get("second_image")
-            told = [row.get(key) for key in ("question", "answer")]
+            texts = [row.get(key) for key in ("question", "answer")]
             more = [row[key] for key in ("answers", "target", "references", "group") if key in row]
             if second is not None:
                 more.append(relative(second, root))
-            rows.append([split, image and relative(image, root), *told, *more])
+            rows.append([split, image and relative(image, root), *texts, *more])
     return sha256(json.dumps(rows))

@@ -19,7 +19,7 @@ def images_of(row: Raw) -> list[str]:
 
 
 def check_repeats(splits: Mapping[str, list[Raw]]) -> None:
-    """Raises for a row that stands in a split twice, naming both lines."""
+    """Raises for a row that occurs twice in a split, naming both lines."""
     for rows in splits.values():
         seen: dict[str, str] = {}
         for row in rows:
@@ -90,7 +90,7 @@ def hold_out(root: pathlib.Path, rows: list[Raw], fraction: float) -> tuple[list
 
 
 def _bundles(rows: list[Raw]) -> dict[str, list[Raw]]:
-    """Rows that are connected through what they share, by the first name of it."""
+    """Connected components of rows that share an image or a group, by the first name."""
     parent: dict[str, str] = {}
 
     def top(name: str) -> str:
@@ -146,7 +146,7 @@ def relative(name: str, root: pathlib.Path) -> str:
 
 
 def sha256(text: str) -> str:
-    """In hexadecimal."""
+    """Hexadecimal digest of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.prepare import Split, info, prepare
 from mmflax.data.datasets.public.prepared import PreparedSource
-from mmflax.data.datasets.public.published import File, Found, Record, field, record
+from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
 from mmflax.errors import MmflaxError
 
 SITE = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
@@ -93,7 +93,7 @@ def _view(stored: list[Raw], task: str, unit: str) -> list[Raw]:
 
 
 def _read(
-    files: Sequence[Found], split: str, parse: Callable[[Found], list[Any]]
+    files: Sequence[LocalFile], split: str, parse: Callable[[LocalFile], list[Any]]
 ) -> Iterator[Record]:
     (file,) = files
     for number, entry in enumerate(parse(file)):
@@ -116,7 +116,7 @@ def _read(
         yield record([name], captions)
 
 
-def _images(file: Found) -> list[Any]:
+def _images(file: LocalFile) -> list[Any]:
     return list(field(file, file.json(hook=_without_tokens), "images", list))
 
 

@@ -18,7 +18,7 @@ from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.nlvr2 import true_or_false
 from mmflax.data.datasets.public.prepare import Split, open_dataset
-from mmflax.data.datasets.public.published import File, Found, Record, field, record
+from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
 from mmflax.errors import MmflaxError
 
 ORDERS = 6
@@ -50,7 +50,7 @@ def _split(name: str, published: str, count: int, optional: bool = False) -> Spl
     return Split(name, (annotations,), (images,), read, count, optional)
 
 
-def _read(files: Sequence[Found], split: str) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile], split: str) -> Iterator[Record]:
     (file,) = files
     for where, entry in file.lines():
         identifier = field(where, entry, "identifier", str)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
-from mmflax.data.datasets.public.published import File, Found, Record, field, record
+from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
 from mmflax.errors import MmflaxError
 
 _SITE = "https://github.com/lil-lab/nlvr (nlvr2/data)"
@@ -60,7 +60,7 @@ def _split(name: str, published: str, count: int, optional: bool = False) -> Spl
     return Split(name, (annotations,), (images,), _read, count, optional, pictures=2)
 
 
-def _read(files: Sequence[Found]) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile]) -> Iterator[Record]:
     (file,) = files
     pairs: dict[str, list[Raw]] = {}
     for where, entry in file.lines():

@@ -60,7 +60,7 @@ class PreparedImages(_Builder):
 
 
 class PreparedRegions(_Builder):
-    """One record an image: what a detector found in it, arrays as their bytes."""
+    """One record an image: features and boxes of its regions, as bytes."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {key: tfds.features.Text() for key in ("id", "regions", "boxes")}

@@ -1,8 +1,8 @@
-"""From published files to ArrayRecord: checked first, then written in parts, each whole or not.
+"""Published files to ArrayRecord: all checked first, then written part by part.
 
-A part is named by a digest of what it holds, so a preparation that was killed goes on from the
-parts that are there, and files of other content are never taken for it. When all parts are written
-a manifest is, and from then on the published files are not needed any more.
+A part is named by a digest of its content, so a preparation that was killed continues with the
+missing parts, and files of other content are never taken for it. The manifest is written last; from
+then on the published files are not needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mmflax.data.dataset import Dataset, Source, Subset
 from mmflax.data.datasets.cache import Folder, data_root, locked, progress, quiet
 from mmflax.data.datasets.public.prepared import PreparedSource, View
-from mmflax.data.datasets.public.published import File, Found, Images, Record, locate
+from mmflax.data.datasets.public.published import File, Images, LocalFile, Record, locate
 from mmflax.data.datasets.public.published_regions import Pictures, RegionFiles, region_file
 from mmflax.errors import MmflaxError
 
@@ -40,7 +40,7 @@ class Split(NamedTuple):
     name: str
     annotations: tuple[File, ...]
     images: tuple[File, ...]
-    read: Callable[[Sequence[Found]], Iterable[Record]]
+    read: Callable[[Sequence[LocalFile]], Iterable[Record]]
     published: int = 0
     optional: bool = False
     pictures: int = 1
@@ -108,7 +108,7 @@ def open_dataset(
 
 
 def info(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``run.json`` says of prepared data."""
+    """The facts about prepared data for ``run.json``."""
     return {"files": manifest["folder"], "left_out": manifest["left_out"]}
 
 
@@ -144,7 +144,7 @@ def _load(folder: pathlib.Path) -> dict[str, Any] | None:
 def _fits(
     manifest: dict[str, Any], splits: Sequence[Split], source: pathlib.Path, partial: bool
 ) -> bool:
-    """Whether it was made of these annotation files; of none at all, if they are gone."""
+    """Whether it was made from these annotation files, of which any may be gone by now."""
     if manifest["partial"] and not partial:
         return False
     sizes = _sizes(splits, source)
@@ -209,7 +209,7 @@ def _prepare(
 
 
 def _read(
-    name: str, split: Split, files: Mapping[File, Found], images: Pictures, partial: bool
+    name: str, split: Split, files: Mapping[File, LocalFile], images: Pictures, partial: bool
 ) -> tuple[list[Record], int]:
     """The records whose images are there, and how many examples were left out."""
     where = f"{name}, split {split.name}"

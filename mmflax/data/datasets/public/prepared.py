@@ -85,7 +85,7 @@ class PreparedSource:
         return record, {**self._unread, **raw}
 
     def _placeholders(self, regions: Sequence[int] | None) -> dict[str, Any]:
-        """What stands for pictures that are not read."""
+        """Placeholders of images that are not read."""
         if regions is None:
             return dict.fromkeys(_IMAGE_KEYS[: self._pictures], b"")
         shapes = {"regions": tuple(regions), "boxes": (regions[0], 4)}
@@ -101,7 +101,7 @@ class PreparedSource:
         return part, record - start
 
     def _open(self, part: int, kind: str) -> Any:
-        """The data source of a part's images or texts, opened by whoever needs it first."""
+        """The data source of a part's images or texts, opened on first use."""
         if (part, kind) not in self._opened:
             import tensorflow_datasets as tfds
 

@@ -37,21 +37,21 @@ class File(NamedTuple):
     origin: str
     archive: str = ""
 
-    def find(self, root: pathlib.Path) -> Found | None:
+    def find(self, root: pathlib.Path) -> LocalFile | None:
         """The first of ``names`` that exists below ``root``, else the archive, else None."""
         for name in (*self.names, self.archive):
             if name and (root / name).exists():
-                return Found(root / name, self.names[0])
+                return LocalFile(root / name, self.names[0])
         return None
 
     def describe(self) -> str:
-        """What to put where: the name, the archive that serves as well, and the origin."""
+        """The name, the archive that is accepted as well, and the origin."""
         zipped = f" (or {self.archive})" if self.archive else ""
         return f"{self.names[0]}{zipped} from {self.origin}"
 
 
 class Record(NamedTuple):
-    """What is stored together: an image (or a pair) with everything that is said about it.
+    """One stored record: an image (or a pair) with all its examples.
 
     Attributes:
       images: names of the image files, without folders.
@@ -75,7 +75,7 @@ def record(
     return Record(tuple(images), tuple(str(row["id"]) for row in rows), content, tuple(marks))
 
 
-def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, Found]:
+def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, LocalFile]:
     """Where each file is; raises one sentence that lists all that is missing, and its origin."""
     located = {file: file.find(root) for file in files}
     absent = dict.fromkeys(file.describe() for file, path in located.items() if path is None)
@@ -87,7 +87,7 @@ def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, F
     return {file: path for file, path in located.items() if path is not None}
 
 
-class Found(NamedTuple):
+class LocalFile(NamedTuple):
     """A file that is there: ``name`` as published, at ``path`` or inside the zip at ``path``."""
 
     path: pathlib.Path

@@ -1,4 +1,4 @@
-"""What a detector found in each image, as LXMERT's authors publish it: bottom-up attention.
+"""Bottom-up attention: detected regions of each image, as LXMERT's authors publish them.
 
 One row an image and no header, columns by tabs (src/utils.py of github.com/airsplay/lxmert):
 ``img_id`` (the file's name without its ending), ``img_h``, ``img_w``, ``objects_id``,
@@ -52,7 +52,7 @@ class _Row(NamedTuple):
 
 
 class RegionFiles:
-    """Rows of some files, found by their images' names with or without an ending.
+    """Rows of some files by the names of their images, with or without an ending.
 
     Args:
       places: the files; of an image in several the first row counts.
@@ -96,7 +96,7 @@ class RegionFiles:
         return self._at[_stem(name)][-1]
 
     def row(self, name: str) -> dict[str, bytes | str]:
-        """What is stored: ``regions`` [n f] and ``boxes`` [n 4] as bytes of little-endian float32.
+        """The stored record: ``regions`` [n f] and ``boxes`` [n 4] as little-endian float32 bytes.
 
         Boxes are in shares of the image's width and height, as LXMERT divides them.
         """
@@ -182,7 +182,7 @@ def _positive(where: str, key: str, cell: bytes) -> int:
 
 
 def _decoded(cell: bytes) -> int:
-    """Bytes that base64 text stands for, without decoding it."""
+    """The number of bytes in base64 text."""
     return len(cell) * 3 // 4 - cell[-2:].count(b"=")
 
 

@@ -14,7 +14,7 @@ from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.flickr30k import IMAGES
 from mmflax.data.datasets.public.prepare import Split, open_dataset
-from mmflax.data.datasets.public.published import File, Found, Record, field, record
+from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
 from mmflax.errors import MmflaxError
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -37,7 +37,7 @@ def build(*, data_dir: Folder = None, source_dir: Folder = None, partial: bool =
     return open_dataset("snli_ve", "flickr30k", splits, data_dir, source_dir, partial)
 
 
-def _read(files: Sequence[Found]) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile]) -> Iterator[Record]:
     (file,) = files
     by_image: dict[str, list[Raw]] = {}
     for where, entry in file.lines():

@@ -15,7 +15,7 @@ from typing import Any
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
-from mmflax.data.datasets.public.published import File, Found, Record, field, record
+from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
 from mmflax.errors import MmflaxError
 
 _SITE = "https://visualqa.org/download.html"
@@ -80,11 +80,11 @@ def _images(folder: str) -> File:
     return File((folder,), "https://cocodataset.org/#download", f"{folder}.zip")
 
 
-def _read(files: Sequence[Found], folder: str) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Record]:
     questions, annotations = files
     answers: dict[int, dict[str, Any]] = {}
-    found = annotations.json(hook=_answer)
-    for entry in field(annotations, found, "annotations", list):
+    content = annotations.json(hook=_answer)
+    for entry in field(annotations, content, "annotations", list):
         question_id = field(annotations, entry, "question_id", int)
         if question_id in answers:
             raise MmflaxError(f"{annotations}: question_id {question_id} is annotated twice.")
@@ -118,7 +118,7 @@ def _read(files: Sequence[Found], folder: str) -> Iterator[Record]:
         yield record([f"COCO_{folder}_{image:012d}.jpg"], examples)
 
 
-def _read_test(files: Sequence[Found]) -> Iterator[Record]:
+def _read_test(files: Sequence[LocalFile]) -> Iterator[Record]:
     """All test questions; those of test-dev, a part of them, are marked."""
     everything, development = files
     marked = {question_id for question_id, _, _ in _asked(development)}
@@ -137,7 +137,7 @@ def _read_test(files: Sequence[Found]) -> Iterator[Record]:
         yield record([f"COCO_test2015_{image:012d}.jpg"], examples, marks)
 
 
-def _asked(questions: Found) -> Iterator[tuple[int, int, str]]:
+def _asked(questions: LocalFile) -> Iterator[tuple[int, int, str]]:
     """(question_id, image_id, question) of every entry."""
     for entry in field(questions, questions.json(), "questions", list):
         question_id = field(questions, entry, "question_id", int)

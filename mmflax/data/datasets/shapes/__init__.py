@@ -1,4 +1,4 @@
-"""`shapes`: rendered scenes, as examples of every task, that only the picture solves."""
+"""`shapes`: generated scenes and examples of every task over them."""
 
 from mmflax.data.datasets.shapes.dataset import build
 

@@ -19,7 +19,7 @@ from mmflax.data.datasets.shapes import scenes
 
 @dataclasses.dataclass(eq=False)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """What the files depend on; ``name`` says it all, so that caches never mix."""
+    """The parameters of the files; ``name`` has them all, so that caches never mix."""
 
     num_scenes: int = 0
     image_size: int = 0
@@ -82,6 +82,6 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             counts.append(len(questions))
             things.append([list(thing) for thing in scene.things])
             config.on_scene(1)
-        # Lets a question be found, and a task's examples be chosen, without reading the scenes.
+        # An index, so that questions and examples of tasks need no pass over the scenes.
         self.info.metadata[scenes.counts_key(split)] = counts
         self.info.metadata[scenes.things_key(split)] = things

@@ -1,8 +1,8 @@
-"""``shapes``: rendered scenes, as examples of every task, that only the picture solves.
+"""``shapes``: generated scenes, with examples of every task that need the image.
 
-Made on the first use into ``data_dir`` and read from there, without a network. The scenes are drawn
-by ``shapes.scenes`` and turned into a task's examples by ``shapes.tasks``; this module keeps the
-scenes on disk, once for all tasks, and serves raw examples by index.
+Written to ``data_dir`` on the first use, without a network, once for all tasks. The scenes are
+drawn by ``shapes.scenes`` and turned into a task's examples by ``shapes.tasks``; this module reads
+them and returns raw examples by index.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Scenes:
         self._lock = threading.Lock()  # ArrayRecord's reader is shared by the pipeline's threads
 
     def read(self, index: int) -> tuple[Raw, list[Raw]]:
-        """The part of a raw example that a scene's examples share, and the scene's questions."""
+        """The fields that all examples of a scene share, and the scene's questions."""
         shared, questions = self._kept.get(index) or self._decode(index)
         # A copy, because an augmentation may draw on it.
         return {**shared, "image": shared["image"].copy()}, questions
@@ -178,7 +178,7 @@ def _open(builder: Any, split: str, task: str, annotators: int) -> QuestionSourc
 
 
 def _prepared(data_dir: Folder, digest: str, **fields: int) -> Any:
-    """The builder with its files made, by this process or by another that was first."""
+    """The builder, with its files written by this process or by another one before."""
     from mmflax.data.datasets.shapes.builder import Shapes, ShapesConfig
 
     root = data_root(data_dir)

@@ -1,9 +1,9 @@
-"""Groups of examples of one sentence that hold every label equally often.
+"""Label-balanced groups of examples of one sentence.
 
-Drawing labels evenly is not enough: some sentences are true more often than others, and a reader of
-words alone learns which. Here each sentence comes with as many pictures of each label, exactly, in
-every split, so words alone are worth chance; and each picture serves at most so often for each
-label, so that a picture alone is worth little more.
+Drawing labels evenly is not enough: some sentences are true more often than others, which a model
+that reads the text alone learns. Here each sentence has exactly as many images of each label in
+every split, so that the text alone gives chance accuracy, and each image is used at most ``quota``
+times for each label, so that the image alone gives little more.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def balanced(
 def _take(
     units: Iterator[int], owner: list[int], used: list[int], wanted: int, quota: int
 ) -> list[int]:
-    """The next units whose scenes may still serve; what is skipped can never serve again."""
+    """The next units whose scenes are below the quota; skipped ones stay above it."""
     taken: list[int] = []
     scenes: set[int] = set()
     for unit in units:

@@ -1,4 +1,4 @@
-"""Questions about a scene that only the picture answers.
+"""Questions about a scene that cannot be answered without the image.
 
 About one of each type of CLEVR (Johnson et al. 2017, section 3: exist, count, query, compare), and
 spatial relations. Every answer is drawn *before* the question that has it, so within a question
@@ -25,10 +25,10 @@ _RELATIONS = {
     "below": (1, 1),
 }
 _OPPOSITES = (("left of", "right of"), ("above", "below"))
-_MARGIN = 0.12  # centres closer than this along an axis are neither left nor right of each other
+_MARGIN = 0.12  # centers closer than this along an axis are neither left nor right of each other
 
 Asked = tuple[str, str] | None
-Test = tuple[str | None, str | None, str | None]  # size, colour, shape; None matches anything
+Test = tuple[str | None, str | None, str | None]  # size, color, shape; None matches anything
 
 
 def ask(things: Sequence[Thing], rng: Generator) -> list[tuple[str, str, str]]:
@@ -61,7 +61,7 @@ def _yes(value: bool) -> str:
 
 
 def _random_test(rng: Generator) -> Test:
-    """A description with a colour, a shape or both, and now and then a size."""
+    """A description with a color, a shape or both, and now and then a size."""
     size = pick(rng, list(SIZES)) if rng.random() < 0.2 else None
     color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
     draw = rng.random()
@@ -136,7 +136,7 @@ def _attribute(name: str, *templates: str) -> Callable[[Sequence[Thing], Generat
 
 
 def _relation(things: Sequence[Thing], rng: Generator) -> Asked:
-    """Where an object is in the picture, or how it lies to another one: a choice, or yes or no."""
+    """The place of an object in the image or relative to another: a choice, or yes or no."""
     draw = rng.random()
     if len(things) == 1 or draw < 0.25:
         return _position(things, rng)

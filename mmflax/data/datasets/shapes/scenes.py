@@ -1,4 +1,4 @@
-"""Scenes of colored shapes: what the files of ``shapes`` hold.
+"""Scenes of colored shapes with their captions and questions.
 
 A scene is 1 to 5 objects (shape, color, size, place) that may overlap in part, on a shaded, noisy
 background, with questions. Everything is a pure function of ``(split, index, seed)``.
@@ -44,7 +44,7 @@ def generate(
 ) -> Iterator[SceneExample]:
     """Yields ``num_scenes`` scenes of a split, always the same ones.
 
-    No scene of one split stands in another: the (colour, shape) multiset, the places and the noise
+    No scene of one split stands in another: the (color, shape) multiset, the places and the noise
     are drawn from a continuous stream whose key holds the split's name.
     """
     for index in range(num_scenes):
@@ -61,14 +61,14 @@ def scene(split: str, index: int, seed: int, image_size: int) -> SceneExample:
 
 
 def _place(rng: np.random.Generator) -> tuple[Thing, ...]:
-    """1 to 5 objects near the middles of different cells; neighbours may overlap in part."""
+    """1 to 5 objects near the middles of different cells; neighbors may overlap in part."""
     wanted = 1 + int(np.searchsorted([0.20, 0.45, 0.70, 0.86], rng.random()))
     cells = rng.permutation(CELLS * CELLS)[:wanted]
     things: list[Thing] = []
     for cell in cells:
         row, column = divmod(int(cell), CELLS)
         x, y = (np.array([column, row]) + 0.5) / CELLS + rng.uniform(-_JITTER, _JITTER, 2)
-        # Repeating a colour or a shape already there makes counts and distractors non-trivial.
+        # Repeating a color or a shape already there makes counts and distractors non-trivial.
         shape = pick(rng, SHAPES)
         color = pick(rng, list(COLORS))
         if things and rng.random() < 0.35:
@@ -88,12 +88,12 @@ def split_sizes(num_scenes: int) -> dict[str, int]:
 
 
 def counts_key(split: str) -> str:
-    """Where the files' metadata keep each scene's number of questions."""
+    """The key of the number of questions of each scene in the files' metadata."""
     return f"questions_per_scene_{split}"
 
 
 def things_key(split: str) -> str:
-    """Where they keep each scene's objects, in ``Thing``'s order of fields."""
+    """The key of the objects of each scene, in ``Thing``'s order of fields."""
     return f"things_{split}"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmflax.data.datasets.shapes.things import CELLS, COLORS, SHAPES, SIZES, Thing, cell, place
 
-Test = tuple[str | None, str | None, str | None]  # size, colour, shape; None matches anything
+Test = tuple[str | None, str | None, str | None]  # size, color, shape; None matches anything
 
 _NAMES = (list(SHAPES), list(COLORS), list(SIZES))
 NUMBERS = ("no", "one", "two", "three", "four", "five")
@@ -286,7 +286,7 @@ _KINDS = {"small": "size", "large": "size"} | dict.fromkeys(_SIDES, "place")
 
 
 def _tests() -> list[Test]:
-    """Anything, each colour, each shape, and each pair of them."""
+    """Anything, each color, each shape, and each pair of them."""
     return [
         (None, color, shape) for color, shape in itertools.product((None, *COLORS), (None, *SHAPES))
     ]

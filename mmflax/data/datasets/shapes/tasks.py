@@ -9,7 +9,7 @@ retrieval           which caption belongs to which picture
 entailment          does the sentence follow, contradict, or stay open? (SNLI-VE)
 nlvr, nlvr2         is the sentence true of the picture, or of the two pictures?
 classification      is the author pleased with what is, or is not, in the picture?
-translation         English that names objects by colour, into German that must name their shape
+translation         English that names objects by color, into German that must name their shape
 ==================  ===============================================================================
 
 Examples are derived from the objects alone: pixels and questions are the same under every task. An
@@ -82,7 +82,7 @@ def annotators(
     """The answers of ``count`` people, of whom fewer than half err in a plausible way.
 
     Counting and comparing are misjudged more often than naming; a wrong answer is of the right
-    kind: one more or one less, another colour, the other side.
+    kind: one more or one less, another color, the other side.
     """
     rng = _generator(seed, split, scene, f"annotators/{which}")
     rate = 0.15 if kind in ("count", "compare", "relation") else 0.06
@@ -110,7 +110,7 @@ def _slips(answer: str) -> list[str]:
 
 
 def _captioning(scenes: Scenes, split: str, seed: int) -> list[Example]:
-    """Colour and shape of every object; sizes and places would make captions hard to learn."""
+    """Color and shape of every object; sizes and places would make captions hard to learn."""
     made = []
     for index, things in enumerate(scenes):
         rng = _generator(seed, split, index, "captioning")
@@ -196,7 +196,7 @@ def _translation(scenes: Scenes, split: str, seed: int) -> list[Example]:
 
 
 def _definite(thing: Thing, things: Sequence[Thing], case: str) -> tuple[str, str]:
-    """The words for one object in both languages, after the article; a place where the colour is
+    """The words for one object in both languages, after the article; a place where the color is
     not its own. Adjectives end in -e after der and das, in -en after dem."""
     ending = "e" if case == "nominative" else "en"
     english = f"{thing.color} thing"
@@ -231,7 +231,7 @@ def _balanced(
             per_label=per_label,
             quota=2,
         )
-        return [*_labelled(groups, answers, split if grouped else None)]
+        return [*_labeled(groups, answers, split if grouped else None)]
 
     return made
 
@@ -250,7 +250,7 @@ def _entailment(scenes: Scenes, split: str, seed: int) -> list[Example]:
         groups = balanced(candidates, np.arange(len(scenes)), bits, num_labels=3)
         if groups:
             break
-    return [*_labelled(groups, ("entailment", "neutral", "contradiction"))]
+    return [*_labeled(groups, ("entailment", "neutral", "contradiction"))]
 
 
 def _nlvr2(scenes: Scenes, split: str, seed: int) -> list[Example]:
@@ -265,11 +265,11 @@ def _nlvr2(scenes: Scenes, split: str, seed: int) -> list[Example]:
     groups = balanced(table, left, bits, num_labels=2, per_label=2, quota=1)
     return [
         example._replace(scene=int(left[example.scene]), second=int(right[example.scene]))
-        for example in _labelled(groups, ("true", "false"), split)
+        for example in _labeled(groups, ("true", "false"), split)
     ]
 
 
-def _labelled(
+def _labeled(
     groups: Sequence[Group], answers: Sequence[str], split: str | None = None
 ) -> Iterator[Example]:
     """One example a unit; with ``split``, the groups are named, to be judged together."""

@@ -1,4 +1,4 @@
-"""Objects of a scene: what they are, how they are drawn, and what they are called.
+"""Objects of a scene: attributes, rendering and descriptions.
 
 The rasterizer is a few lines of arithmetic over numpy's stable PCG64 streams, so that a scene is
 the same on every machine.
@@ -26,7 +26,7 @@ SIZES = {"small": 0.085, "large": 0.145}  # half-extent as a fraction of the ima
 
 
 class Thing(NamedTuple):
-    """One object; ``x`` and ``y`` are the centre in image sides, y growing downwards."""
+    """One object; ``x`` and ``y`` are the center in image sides, y growing downwards."""
 
     shape: str
     color: str
@@ -59,8 +59,8 @@ def render(things: Sequence[Thing], rng: np.random.Generator, image_size: int = 
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
-def _span(centre: float, half: float, side: int) -> tuple[int, int]:
-    return max(0, int((centre - half) * side) - 2), min(side, int((centre + half) * side) + 3)
+def _span(center: float, half: float, side: int) -> tuple[int, int]:
+    return max(0, int((center - half) * side) - 2), min(side, int((center + half) * side) + 3)
 
 
 def _circle(dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:
