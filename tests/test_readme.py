@@ -1,0 +1,166 @@
+"""The README's commands: each is one that exists, and the everyday ones run as they are printed."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import sys
+
+import pytest
+
+from mmflax import cli
+from mmflax.config.reading import load_config
+from tests.test_packaging import targets
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+# Not ours to run.
+ELSEWHERE = {"git", "cd", "pip"}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Every command line of the README as a list of words."""
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words: list[str] = []
+            for word in shlex.split(line, comments=True):
+                if word == "&&":
+                    yield words
+                    words = []
+                else:
+                    words.append(word)
+            if words:
+                yield words
+
+
+def ours():
+    """The arguments of every `mmflax` command."""
+    for words in commands():
+        if words[0].startswith("launch/"):
+            words = words[words.index("--") + 1 :]
+        if words[0] == "mmflax":
+            yield words[1:]
+
+
+def fusion_kinds():
+    files = (ROOT / "mmflax" / "models" / "fusion").glob("*.py")
+    return {path.stem for path in files if "\ndef build(" in path.read_text()}
+
+
+def test_every_command_is_one_that_exists(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in commands():
+        if words[0] == "make":
+            assert words[1] in targets()
+        elif words[0] not in ELSEWHERE | {"mmflax"}:
+            assert os.access(words[0], os.X_OK), words
+    for words in ours():
+        options, overrides = cli._parser().parse_known_args(words)
+        assert all(word.startswith("--config.") for word in overrides), words
+        if getattr(options, "config", None):
+            load_config(options.config, overrides)
+
+
+def test_every_task_of_the_table_has_a_config(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = README.partition("## Every task")[2].partition("\n\n`nlvr`")[0]
+    tasks = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert len(tasks) == 10
+    for task in tasks:
+        assert load_config(f"configs/shapes.py:{task}")["data"]["name"] == "shapes"
+
+
+def test_the_kinds_of_fusion_that_it_lists_are_all_and_are_counted():
+    text = README.partition("--config.model.fusion.name=`")[2].partition(". What it buys")[0]
+    listed = re.findall(r"[a-z_]+", re.sub(r"\([^)]*\)", "", text).replace(" or ", ", "))
+    assert sorted(listed) == sorted(fusion_kinds())
+    numbers = "eleven twelve thirteen fourteen fifteen sixteen".split()
+    assert f"| fusion | {numbers[len(listed) - 11]} kinds" in README
+
+
+def test_every_link_leads_to_a_file():
+    for name in ("README.md", "CONTRIBUTING.md", *(p.name for p in (ROOT / "docs").glob("*.md"))):
+        path = ROOT / name if (ROOT / name).exists() else ROOT / "docs" / name
+        for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", path.read_text()):
+            if not re.match(r"[a-z]+:", target):
+                assert (path.parent / target).exists(), f"{name}: {target}"
+
+
+# Appended to `train`: a few steps on a few scenes.
+SHORT = ["--config.train.steps=2", "--config.data.num_scenes=60"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A working directory with the repository's folders and the README's files."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "colab", "launch"):
+        (root / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "colab" / "scene.png", root / "photo.jpg")
+    rows = [
+        {"file_name": f"{i}.png", "question": "what animal is it?", "answer": answer,
+         "caption": f"a {answer}"}
+        for i, answer in enumerate(["cat", "dog"] * 20)
+    ]  # fmt: skip
+    for name in ("my_data", "my_photos"):
+        for split in ("train", "test"):
+            (root / name / split).mkdir(parents=True)
+            for row in rows:
+                shutil.copy(ROOT / "colab" / "scene.png", root / name / split / row["file_name"])
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (root / name / split / "metadata.jsonl").write_text(lines)
+    return root
+
+
+def run(words, capfd):
+    assert cli.main(words) == 0, capfd.readouterr().err
+    return capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_predict_as_printed(checkout, monkeypatch, capfd):
+    monkeypatch.chdir(checkout)
+    words = [words for words in ours() if "runs/shapes" in words]
+    assert [line[0] for line in words] == ["train", "evaluate", "predict"]
+    for line in words:
+        output = run([*line, *(SHORT if line[0] == "train" else [])], capfd)
+        assert output.strip()
+    assert (checkout / "attention.png").exists()
+    (code,) = (block for block in blocks("python") if "mmflax.load(" in block)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_as_printed(checkout, monkeypatch, capfd):
+    monkeypatch.chdir(checkout)
+    words = [words for words in ours() if any("my_" in word for word in words)]
+    assert [line[0] for line in words] == ["data", "train", "train"]
+    for line in words:
+        short = ["--config.train.steps=2", "--config.data.batch_size=8"]
+        run([*line, *(short if line[0] == "train" else [])], capfd)
+    assert (checkout / "data.png").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_as_printed(checkout, monkeypatch, capfd):
+    import subprocess
+
+    (line,) = (words for words in commands() if words[0] == "launch/local_processes")
+    program = line.index("mmflax")
+    line = [*line[:program], sys.executable, "-m", "mmflax.cli", *line[program + 1 :], *SHORT]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MMFLAX_", "JAX_"))}
+    done = subprocess.run(
+        line,
+        cwd=checkout,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
