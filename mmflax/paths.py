@@ -1,46 +1,31 @@
-"""Trees of arrays as Orbax wants them: nested dicts of plain arrays, and back."""
+"""Paths of a tree's leaves as text ``a/b/c``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 
-def leaves(tree: Any) -> dict[str, Any]:
-    """path ``a/b/c`` -> leaf, in the order of ``jax.tree.leaves``."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def path_name(key_path: Any) -> str:
+    """``a/b/c`` for a key path of ``jax.tree_util``."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
-def table(flat: Mapping[str, Any]) -> dict[str, list]:
-    """path -> [shape, dtype], as it is written beside the arrays."""
-    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()}
+def leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """path -> leaf, in the order of ``jax.tree.leaves``."""
+    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_name(path): leaf for path, leaf in flat}
 
 
-def differences(saved: Mapping[str, list], wanted: Mapping[str, Any], partial: bool) -> list[str]:
-    """One sentence for every array that a checkpoint and the config's model do not share."""
-    expected = table({name: target(leaf) for name, leaf in wanted.items()})
-    lines = []
-    for name in sorted({**saved, **expected}):
-        if name not in expected:
-            if not partial:
-                lines.append(f"{name} is only in the checkpoint")
-        elif name not in saved:
-            lines.append(f"{name} is only in the config's model")
-        elif saved[name] != expected[name]:
-            (old, old_type), (new, new_type) = saved[name], expected[name]
-            lines.append(
-                f"{name} is {old_type}{old} in the checkpoint and {new_type}{new} in the config's "
-                "model"
-            )
-    # Parameters first: their moments repeat the same difference.
-    return sorted(lines, key=lambda line: not line.startswith("params/"))
+def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """The same tree with ``function(path, leaf)`` in place of each leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(path_name(path), leaf), tree
+    )
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict of path -> leaf."""
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
@@ -49,32 +34,3 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
-
-
-def is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def raw(leaf: Any) -> Any:
-    """A typed PRNG key as its uint32 numbers; other arrays as they are."""
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
-
-
-def target(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What to ask Orbax for; arrays without a sharding go to the first local device."""
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    if is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def cooked(array: jax.Array, leaf: Any) -> jax.Array:
-    """Back to a typed key where the target is one."""
-    if not is_key(leaf):
-        return array
-    impls: list = []
-    jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), leaf)
-    return jax.random.wrap_key_data(array, impl=impls[0])

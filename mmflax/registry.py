@@ -91,7 +91,7 @@ def check_fields(
                 f"known here: {', '.join(sorted(known))}."
             )
         if isinstance(fields, Mapping) and isinstance(known[key], inspect.Parameter):
-            _check_type(f"{where}.{key}", fields[key], known[key].annotation)
+            check_type(f"{where}.{key}", fields[key], known[key].annotation)
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
@@ -156,7 +156,7 @@ def _path(package: str, name: str) -> str:
     return _places(package, "build").get(name, direct)
 
 
-def _check_type(where: str, value: Any, annotation: Any) -> None:
+def check_type(where: str, value: Any, annotation: Any) -> None:
     """Checks the plain types that configs hold; anything richer is the builder's to judge."""
     allowed = _plain_types(annotation)
     if allowed is None:

@@ -12,6 +12,7 @@ ALLOWED = {
     "mmflax.version": set(),
     "mmflax.registry": set(),
     "mmflax.paths": set(),
+    "mmflax.files": set(),
     "mmflax.numerics": set(),
     "mmflax.models": {"models"},
     "mmflax.losses": {"losses"},
@@ -34,7 +35,7 @@ ALLOWED = {
     },
     "mmflax.cli": {"run", "inference", "evaluation", "pretrained", "config", "distributed"},
 }  # fmt: skip
-EVERYBODY = {"errors", "version", "registry", "paths", "numerics"}
+EVERYBODY = {"errors", "version", "registry", "paths", "files", "numerics"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from etils import epath
 
+from mmflax.files import write_file
+
 FILE = "SEAL"
 
 
@@ -23,9 +25,7 @@ def is_complete(path: epath.Path) -> bool:
 def write(path: epath.Path, content: dict[str, Any]) -> None:
     """Write the checksums of every file under ``path``, together with ``content``."""
     body = json.dumps({**content, "files": _digests(_files(path))}, sort_keys=True).encode()
-    temporary = path / (FILE + ".tmp")
-    temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-    temporary.rename(path / FILE)
+    write_file(path / FILE, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
 
 def read(path: epath.Path) -> dict[str, Any]:

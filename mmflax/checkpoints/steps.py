@@ -50,6 +50,11 @@ class Steps:
         ranked = self._ranked()
         return ranked[0] if ranked else None
 
+    def best_or_newest(self) -> int:
+        """The best undamaged step where ``best_metric`` ranks them, else the newest."""
+        best = self.best_step() if self.best_metric else None
+        return best if best is not None and self.verify(best) is None else self.newest_whole()
+
     def improves(self, metrics: Mapping[str, float]) -> bool:
         """Whether these metrics would rank among the kept best."""
         value = metrics.get(self.best_metric or "")

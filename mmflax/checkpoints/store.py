@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mmflax import paths
-from mmflax.checkpoints import checksums
+from mmflax.checkpoints import checksums, trees
 from mmflax.checkpoints.steps import Steps
 from mmflax.errors import MmflaxError
 
@@ -75,11 +75,11 @@ class Store(Steps):
           MmflaxError: if this save, or the one before it, could not be written.
         """
         self.wait()
-        tree = {name: paths.raw(leaf) for name, leaf in paths.leaves(state).items()}
+        tree = {name: trees.to_key_data(leaf) for name, leaf in paths.leaves(state).items()}
         content = {
             "step": step,
             "metrics": dict(metrics or {}),
-            "arrays": paths.table(tree),
+            "arrays": trees.table(tree),
         }
         try:
             if self._checkpointer is None:
@@ -127,7 +127,12 @@ class Store(Steps):
         return step
 
     def restore(
-        self, abstract: Any, step: int | None = None, *, partial: bool = False
+        self,
+        abstract: Any,
+        step: int | None = None,
+        *,
+        best: bool = False,
+        partial: bool = False,
     ) -> tuple[Any, dict[str, Any], int]:
         """(state, data, step), placed by the shardings in ``abstract``.
 
@@ -135,17 +140,17 @@ class Store(Steps):
           abstract: tree of ``ShapeDtypeStruct`` with shardings, or of arrays.
           step: by default the newest undamaged one; damaged ones are named in ``problems`` and the
             log.
+          best: without a step, the best one where ``best_metric`` ranks them.
           partial: ``abstract`` may be a part of what was saved, such as ``{"params": ...}``.
 
         Raises:
           MmflaxError: nothing whole to restore, or the tree differs (says where and how).
         """
-        step = self._agree(
-            self.newest_whole if step is None else functools.partial(self.checked, step)
-        )
+        newest = self.best_or_newest if best else self.newest_whole
+        step = self._agree(newest if step is None else functools.partial(self.checked, step))
         wanted = paths.leaves(abstract)
         self._compare(step, wanted, partial)
-        targets = paths.nested({name: paths.target(leaf) for name, leaf in wanted.items()})
+        targets = paths.nested({name: trees.target(leaf) for name, leaf in wanted.items()})
         checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         _quiet()
         with checkpointer:
@@ -161,7 +166,7 @@ class Store(Steps):
                 ),
             )
         arrays = paths.leaves(restored.state)
-        leaves = [paths.cooked(arrays[name], leaf) for name, leaf in wanted.items()]
+        leaves = [trees.from_key_data(arrays[name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), dict(restored.data), step
 
     def _finish(self, step: int, content: dict[str, Any]) -> None:
@@ -190,7 +195,7 @@ class Store(Steps):
         return step
 
     def _compare(self, step: int, wanted: dict[str, Any], partial: bool) -> None:
-        lines = paths.differences(checksums.read(self.path(step))["arrays"], wanted, partial)
+        lines = trees.differences(checksums.read(self.path(step))["arrays"], wanted, partial)
         if lines:
             more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
             raise MmflaxError(

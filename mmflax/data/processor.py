@@ -24,6 +24,7 @@ from mmflax.data.image import transforms
 from mmflax.data.regions import largest, region_arrays
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
+from mmflax.files import write_file
 from mmflax.metrics.vqa import soft_scores
 
 FILE = "processor.json"
@@ -346,8 +347,8 @@ class Processor:
         }
         text = json.dumps({"format": _FORMAT, **values}, indent=1, ensure_ascii=False)
         for name, contents in self.tokenizer.files().items():
-            _write(directory / name, contents)
-        _write(directory / FILE, text + "\n")
+            write_file(directory / name, contents)
+        write_file(directory / FILE, text + "\n")
 
     @classmethod
     def load(cls, directory: epath.PathLike) -> Processor:
@@ -450,10 +451,3 @@ def _fit(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
 def _key(name: str) -> int:
     """A signed 32-bit digest: two names of a batch collide once in billions."""
     return zlib.crc32(name.encode()) - (1 << 31)
-
-
-def _write(path: epath.Path, text: str) -> None:
-    # Renaming is what makes it whole: a reader sees the old file or the new one.
-    temporary = path.parent / f".{path.name}.partial"
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mmflax import paths
 from mmflax.errors import MmflaxError
 
 AXES = ("data", "fsdp", "tensor")
@@ -103,11 +104,6 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def path_of(path: Any) -> str:
-    """``a/b/c`` for a key path of ``jax.tree_util``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def param_specs(params: Any, rules: Rules, mesh: Mesh) -> Any:
     """Tree of NamedSharding for a tree of (abstract) parameters, decided by the rules.
 
@@ -119,8 +115,7 @@ def param_specs(params: Any, rules: Rules, mesh: Mesh) -> Any:
     idle = {row.pattern for row in rows if not row.optional}
     problems: list[str] = []
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        name = path_of(path)
+    def place(name: str, leaf: Any) -> NamedSharding:
         row = next((row for row in rows if re.search(row.pattern, name)), None)
         if row is None:
             problems.append(f"no rule matches parameter {name} {list(leaf.shape)}")
@@ -135,7 +130,7 @@ def param_specs(params: Any, rules: Rules, mesh: Mesh) -> Any:
             axes = ()
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    specs = jax.tree_util.tree_map_with_path(place, params)
+    specs = paths.map_leaves(place, params)
     problems += [f"rule {pattern!r} matches no parameter (remove it)" for pattern in sorted(idle)]
     if problems:
         shown = "; ".join(problems[:8])
@@ -151,34 +146,32 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     is replicated: counters, keys, Adafactor's factored moments.
     """
     specs = param_specs(state.params, rules, mesh)
-    flat = jax.tree_util.tree_leaves_with_path(specs)
     shapes = jax.tree.leaves(state.params)
     known = {
-        tuple(path_of(path).split("/")): (leaf.shape, spec)
-        for (path, spec), leaf in zip(flat, shapes, strict=True)
+        tuple(path.split("/")): (leaf.shape, spec)
+        for (path, spec), leaf in zip(paths.leaves(specs).items(), shapes, strict=True)
     }
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def place(path: Any, leaf: Any) -> Any:
-        segments = tuple(path_of(path).split("/"))
+    def place(path: str, leaf: Any) -> Any:
+        segments = tuple(path.split("/"))
         for start in range(len(segments)):
             if segments[start:] in known:
                 shape, spec = known[segments[start:]]
                 return spec if shape == leaf.shape else replicated
         return replicated
 
-    placed = jax.tree_util.tree_map_with_path(place, state)
-    return placed.replace(params=specs)
+    return paths.map_leaves(place, state).replace(params=specs)
 
 
 def layout(params: Any, specs: Any) -> str:
     """``path [shape] spec``, one parameter per line: the text of golden layouts."""
     lines = []
     for (path, leaf), spec in zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
+        paths.leaves(params).items(), jax.tree.leaves(specs), strict=True
     ):
         axes = ", ".join("-" if axis is None else str(axis) for axis in spec.spec)
-        lines.append(f"{path_of(path)} {list(leaf.shape)} ({axes})")
+        lines.append(f"{path} {list(leaf.shape)} ({axes})")
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmflax import paths
 from mmflax.data.batch import pad_rows
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
@@ -128,12 +129,9 @@ class Predictor:
         The weights are those the answer was computed with (``sow`` in the attention layer).
         """
         batch, _ = next(self._batches([image], [text], [None]))
-        tree = self._inspect(self.params, batch)
+        weights = paths.leaves(self._inspect(self.params, batch))
         return {
-            jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/0"): np.asarray(
-                leaf, np.float32
-            )
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            name.removesuffix("/0"): np.asarray(leaf, np.float32) for name, leaf in weights.items()
         }
 
     def _batches(

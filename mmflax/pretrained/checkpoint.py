@@ -126,13 +126,10 @@ class Pretrained:
 
         arrays = {key: jnp.asarray(value) for key, value in batch.items()}
         outputs, found = jax.jit(run)(self.params, arrays)
-        flat = jax.tree_util.tree_leaves_with_path(
+        flat = paths.leaves(
             found.get("hidden_states", {}), is_leaf=lambda node: isinstance(node, tuple)
         )
-        return outputs, {
-            jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/carry"): value
-            for path, value in flat
-        }
+        return outputs, {name.removesuffix("/carry"): value for name, value in flat.items()}
 
     @property
     def _table(self) -> rules.Table:

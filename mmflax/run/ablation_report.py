@@ -13,6 +13,7 @@ from scipy import stats
 
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.tables import cell
+from mmflax.files import write_file
 from mmflax.inference.attention_figure import save
 
 _NOTES = (
@@ -193,6 +194,6 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
 
 def write(found: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """``ablation.json``, ``ablation.md`` and ``ablation.png`` in the workdir."""
-    (workdir / "ablation.json").write_text(json.dumps(found, indent=1) + "\n")
-    (workdir / "ablation.md").write_text(markdown(found))
+    write_file(workdir / "ablation.json", json.dumps(found, indent=1) + "\n")
+    write_file(workdir / "ablation.md", markdown(found))
     draw(found, workdir / "ablation.png")

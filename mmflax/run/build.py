@@ -14,7 +14,7 @@ processor      keywords of ``mmflax.data.processor.Processor.learn``; ``from`` =
 optim          keywords of ``mmflax.training.optim.build``; ``total_steps`` is ``train.steps``
 mesh           sizes of ``data``, ``fsdp``, ``tensor``; -1 = what is left
 train          ``TRAIN`` below
-evaluation     ``EVALUATION`` below
+evaluation     `mmflax.config.sections.EvaluationConfig`
 checkpoint     keywords of ``mmflax.checkpoints.store.Store``
 init           where the weights come from, see ``mmflax.run.init_from``; left out = random
 augment        keywords of ``mmflax.data.augment.build``; left out = the examples as they are
@@ -36,6 +36,7 @@ import jax.numpy as jnp
 
 from mmflax import registry
 from mmflax.checkpoints.store import Store
+from mmflax.config.sections import EvaluationConfig
 from mmflax.data import augment
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
@@ -58,7 +59,6 @@ TRAIN = dict(
     checkpoint_every=None,
     max_skipped_in_row=10,
 )
-EVALUATION = dict(split="validation", batch_size=None, max_examples=None, bootstrap=1000, rerank=64)
 _SECTIONS = (
     "seed", "model", "task", "data", "processor", "optim", "mesh", "train", "evaluation",
     "checkpoint", "augment", "init",
@@ -106,9 +106,10 @@ class Experiment:
         return _section("data", given, PIPELINE)
 
     @functools.cached_property
-    def evaluation(self) -> dict[str, Any]:
-        found = _section("evaluation", self.config.get("evaluation", {}), EVALUATION)
-        return found | {"batch_size": found["batch_size"] or self.data["batch_size"]}
+    def evaluation(self) -> EvaluationConfig:
+        """With the training's batch size where the config gives none."""
+        given = {k: v for k, v in self.config.get("evaluation", {}).items() if v is not None}
+        return EvaluationConfig.read({"batch_size": self.data["batch_size"], **given})
 
     def mesh(self, devices: Any = None) -> jax.sharding.Mesh:
         """The mesh over all (or the given) devices; the batch must divide over it."""
@@ -118,7 +119,7 @@ class Experiment:
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         for where, size in (
             ("data.batch_size", self.data["batch_size"]),
-            ("evaluation.batch_size", self.evaluation["batch_size"]),
+            ("evaluation.batch_size", self.evaluation.batch_size),
         ):
             if size % shards:
                 raise MmflaxError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmflax.distributed import processes
 from mmflax.evaluation.question_prior import question_prior
+from mmflax.files import write_file
 from mmflax.run import scoring
 from mmflax.run.build import Experiment, assemble
 from mmflax.run.restore import restore
@@ -42,7 +43,7 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     if processes.is_main():
         path = root / "eval" / f"{split}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write_file(path, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -173,12 +173,7 @@ def parameters(source: str) -> dict[str, Lazy]:
 def _of_workdir(root: pathlib.Path) -> dict[str, Lazy]:
     config = json.loads((root / "config.json").read_text())
     store = Store(str(root / "checkpoints"), **config.get("checkpoint", {}))
-    if not store.steps():
-        raise MmflaxError(
-            f"There is no finished checkpoint in {root / 'checkpoints'}; train that run first."
-        )
-    best = store.best_step() if store.best_metric else None
-    step = best if best is not None and store.verify(best) is None else store.newest_whole()
+    step = store.best_or_newest()
     saved = checksums.read(store.path(step))["arrays"]
     prefix = "ema/" if any(name.startswith("ema/") for name in saved) else "params/"
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

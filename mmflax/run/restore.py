@@ -9,7 +9,6 @@ import jax
 
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
-from mmflax.errors import MmflaxError
 from mmflax.run.build import Built, Experiment, assemble
 from mmflax.run.workdir import read_config
 
@@ -27,19 +26,8 @@ def restore(
         mesh = experiment.mesh() if devices is None else meshes.make_mesh(devices=devices)
     built = assemble(experiment, processor, mesh)
     store = experiment.store(root)
-    steps = store.steps()
-    if not steps:
-        raise MmflaxError(
-            f"There is no finished checkpoint in {root / 'checkpoints'}; train first."
-        )
-    if step is not None and step not in steps:
-        raise MmflaxError(
-            f"There is no checkpoint of step {step} in {root}; "
-            f"there are {', '.join(map(str, steps))}."
-        )
-    if step is None and store.best_metric:
-        best = store.best_step()
-        step = best if best is not None and store.verify(best) is None else None
     name = "params" if built.abstract.ema is None else "ema"
-    state, _, step = store.restore({name: getattr(built.abstract, name)}, step, partial=True)
+    state, _, step = store.restore(
+        {name: getattr(built.abstract, name)}, step, best=True, partial=True
+    )
     return experiment, built, state[name], step

@@ -35,7 +35,7 @@ def evaluator(
 ) -> Callable[[Any], dict[str, float]]:
     """``fn(params) -> {metric: value}`` on a split, compiled once: what the loop calls."""
     source: Any = dataset.source(split)
-    limit = experiment.evaluation["max_examples"]
+    limit = experiment.evaluation.max_examples
     if limit is not None and limit < len(source):
         # Evenly spaced, so that every kind of example is among them.
         source = Subset(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
@@ -72,7 +72,7 @@ def score_split(
     rows = _rows(experiment, built, source, params)
     views: dict[str, dict[str, float]] = {}
     intervals: dict[str, list[float]] = {}
-    samples = experiment.evaluation["bootstrap"]
+    samples = experiment.evaluation.bootstrap
     for view, (sums, records) in rows.items():
         views[view] = {
             name: float(total.sum() / count.sum())
@@ -100,8 +100,8 @@ def score_split(
             params,
             built.processor,
             source,
-            batch_size=experiment.evaluation["batch_size"],
-            rerank=experiment.evaluation["rerank"],
+            batch_size=experiment.evaluation.batch_size,
+            rerank=experiment.evaluation.rerank,
         )
     return views, intervals
 
@@ -111,9 +111,12 @@ def metric_names(experiment: Experiment, built: Built, dataset: Dataset, split: 
     examples, so that a misspelt name is known before any training."""
     params = built.init(jax.random.key(0))
     source: Any = dataset.source(split)
-    few = min(len(source), experiment.evaluation["batch_size"])
+    few = min(len(source), experiment.evaluation.batch_size)
     part = Subset(source, np.linspace(0, len(source) - 1, few).round().astype(int).tolist())
-    config = {**experiment.config, "evaluation": {**experiment.evaluation, "bootstrap": 0}}
+    config = {
+        **experiment.config,
+        "evaluation": {**dataclasses.asdict(experiment.evaluation), "bootstrap": 0},
+    }
     small = dataclasses.replace(dataset, splits={**dataset.splits, split: part})
     views, _ = score_split(Experiment(config), built, small, split, params)
     example = example_batch(built.processor, 1)
@@ -175,7 +178,7 @@ def _rows(experiment: Experiment, built: Built, source: Any, params: Any) -> Row
             for row, raw in raws.items():
                 values = {name: value[row] for name, value in predicted.items()}
                 rows.append(raw | _readable(values, processor))
-        index += experiment.evaluation["batch_size"]
+        index += experiment.evaluation.batch_size
     return {
         view: (
             {
@@ -193,7 +196,7 @@ def _batches(experiment: Experiment, built: Built, source: Any) -> pipeline.Eval
     return pipeline.eval_batches(
         source,
         built.processor,
-        batch_size=experiment.evaluation["batch_size"],
+        batch_size=experiment.evaluation.batch_size,
         process_index=index,
         process_count=count,
         num_threads=experiment.data["num_threads"],

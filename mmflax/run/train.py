@@ -68,8 +68,8 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         prefetch=experiment.data["prefetch"],
     )
     evals = {}
-    if experiment.evaluation["split"] in dataset.splits:
-        name = experiment.evaluation["split"]
+    if experiment.evaluation.split in dataset.splits:
+        name = experiment.evaluation.split
         evals[name] = scoring.evaluator(experiment, built, dataset, name)
     key = jax.random.key(experiment.seed)
     if begun is not None and not quiet and main:

@@ -12,6 +12,7 @@ import jax
 
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
+from mmflax.files import write_file
 from mmflax.training import observe
 
 
@@ -38,9 +39,7 @@ def prepare_workdir(root: pathlib.Path, config: Mapping[str, Any], processor: Pr
     path = root / "config.json"
     text = json.dumps(config, indent=1, default=str) + "\n"
     if not path.exists() or path.read_text() != text:
-        temporary = root / ".config.json.partial"
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_file(path, text)
     if not (root / "processor.json").exists():
         processor.save(root)
 

@@ -21,6 +21,9 @@ import rich.console
 import rich.progress
 from jax.sharding import Mesh
 
+from mmflax import paths
+from mmflax.files import write_file
+
 StrPath = str | os.PathLike[str]
 
 # Dense bf16 FLOP/s of one device, by the first matching prefix of device_kind. Sources: Google
@@ -161,7 +164,7 @@ class MetricsFile(Observer):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             lines = self._path.read_text().splitlines()
-            _replace(self._path, "".join(f"{line}\n" for line in lines if _until(line, step)))
+            write_file(self._path, "".join(f"{line}\n" for line in lines if _until(line, step)))
         self._file = self._path.open("a")
 
     def record(self, step: int, values: dict[str, float]) -> None:
@@ -229,7 +232,7 @@ def write_run(workdir: StrPath, mesh: Mesh, **more: Any) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         former = json.loads(path.read_text())
         run["earlier"] = [*former.pop("earlier", []), former]
-    _replace(path, json.dumps(run, indent=2, default=str) + "\n")
+    write_file(path, json.dumps(run, indent=2, default=str) + "\n")
     return run
 
 
@@ -257,12 +260,6 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def parameter_table(params: Any, *, depth: int | None = None) -> str:
     """Path, shape, layout and count of every parameter, with the total.
 
@@ -271,8 +268,7 @@ def parameter_table(params: Any, *, depth: int | None = None) -> str:
       depth: add up the parameters that share so many leading path segments.
     """
     rows: dict[str, list[Any]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for name, leaf in paths.leaves(params).items():
         spec = getattr(getattr(leaf, "sharding", None), "spec", None)
         axes = "" if spec is None else ", ".join("-" if a is None else str(a) for a in spec)
         if depth is None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmflax import paths
 from mmflax.errors import MmflaxError
 
 Schedule = Callable[[Any], Any]
@@ -53,11 +54,11 @@ def build(
     Raises:
       MmflaxError: unknown name, or a regex that decides nothing.
     """
-    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = list(paths.leaves(params))
     rate = build_schedule(**schedule)
-    factors = _first_match(paths, lr_multipliers, "lr_multipliers")
-    frozen = set(_first_match(paths, [(pattern, True) for pattern in freeze], "freeze"))
-    if paths and len(frozen) == len(paths):
+    factors = _first_match(names, lr_multipliers, "lr_multipliers")
+    frozen = set(_first_match(names, [(pattern, True) for pattern in freeze], "freeze"))
+    if names and len(frozen) == len(names):
         raise MmflaxError(f"freeze={tuple(freeze)} freezes every parameter: nothing would train")
     if name not in _OPTIMIZERS:
         raise MmflaxError(f"unknown optimizer {name!r}: known are {', '.join(_OPTIMIZERS)}")
@@ -68,7 +69,7 @@ def build(
     before, after = _transforms(name, b1, b2, eps, momentum)
     parts += before
     if weight_decay:
-        spared = _first_match(paths, [(pattern, True) for pattern in no_decay], "no_decay")
+        spared = _first_match(names, [(pattern, True) for pattern in no_decay], "no_decay")
         decays = _map_paths(lambda path, _: path not in spared)
         parts.append(optax.add_decayed_weights(weight_decay, mask=decays))
     parts += after
@@ -204,31 +205,25 @@ def _check_steps(used: int, total: int) -> None:
         )
 
 
-def _path(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _map_paths(function: Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     """``tree -> tree`` of ``function(path, leaf)``."""
-    return lambda tree: jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(_path(path), leaf), tree
-    )
+    return lambda tree: paths.map_leaves(function, tree)
 
 
 def _first_match(
-    paths: Sequence[str], rules: Sequence[tuple[str, Any]], field: str
+    names: Sequence[str], rules: Sequence[tuple[str, Any]], field: str
 ) -> dict[str, Any]:
     """path -> value of the first rule that matches it; a rule without a parameter is an error."""
     values: dict[str, Any] = {}
     idle = {pattern for pattern, _ in rules}
-    for path in paths:
+    for path in names:
         for pattern, value in rules:
             if re.search(pattern, path):
                 values[path] = value
                 idle.discard(pattern)
                 break
     if idle:
-        example = f" (paths look like {paths[0]!r})" if paths else ""
+        example = f" (paths look like {names[0]!r})" if names else ""
         raise MmflaxError(
             f"{field}: {', '.join(map(repr, sorted(idle)))} decides no parameter{example}; "
             "correct the regex or remove it"

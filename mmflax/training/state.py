@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mmflax.distributed.mesh import RULES, Rules, path_of, state_shardings
+from mmflax import paths
+from mmflax.distributed.mesh import RULES, Rules, state_shardings
 from mmflax.errors import MmflaxError
 
 Init = Callable[[jax.Array], Any]
@@ -123,10 +124,9 @@ def _check_same(abstract: Any, params: Any) -> None:
             f"expected {expected}"
         )
     for (path, leaf), value in zip(
-        jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
+        paths.leaves(abstract).items(), jax.tree.leaves(params), strict=True
     ):
         if leaf.shape != value.shape:
             raise MmflaxError(
-                f"parameter {path_of(path)} is {list(value.shape)}, but the model needs "
-                f"{list(leaf.shape)}"
+                f"parameter {path} is {list(value.shape)}, but the model needs {list(leaf.shape)}"
             )

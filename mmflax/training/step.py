@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmflax import paths
 from mmflax.errors import MmflaxError
 from mmflax.training.state import TrainState
 
@@ -51,7 +52,7 @@ def make_train_step(
     """
 
     def loss_sum(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        params = jax.tree_util.tree_map_with_path(
+        params = paths.map_leaves(
             lambda path, leaf: jax.lax.stop_gradient(leaf) if _any(freeze, path) else leaf, params
         )
         outputs = apply_fn(params, batch, key, True)
@@ -165,6 +166,5 @@ def _split(leaf: jax.Array, parts: int) -> jax.Array:
     return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
 
-def _any(patterns: Sequence[str], path: Any) -> bool:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return any(re.search(pattern, name) for pattern in patterns)
+def _any(patterns: Sequence[str], path: str) -> bool:
+    return any(re.search(pattern, path) for pattern in patterns)

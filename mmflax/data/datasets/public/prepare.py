@@ -18,6 +18,7 @@ from mmflax.data.datasets.public.prepared import PreparedSource, View
 from mmflax.data.datasets.public.published import File, Images, LocalFile, Record, locate
 from mmflax.data.datasets.public.published_regions import Pictures, RegionFiles, region_file
 from mmflax.errors import MmflaxError
+from mmflax.files import write_file
 
 RECORDS_PER_PART = 1000
 MANIFEST = "prepared.json"
@@ -202,9 +203,7 @@ def _prepare(
             for split, (records, _) in read
         },
     }
-    temporary = folder / f".{MANIFEST}.partial"
-    temporary.write_text(json.dumps(manifest))
-    temporary.replace(folder / MANIFEST)
+    write_file(folder / MANIFEST, json.dumps(manifest))
     return manifest
 
 
