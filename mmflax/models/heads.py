@@ -7,7 +7,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm, as_dtype, choose
+from mmflax.models.layers.blocks import (
+    ACTIVATIONS,
+    KERNEL_INIT,
+    TABLE_INIT,
+    LayerNorm,
+    as_dtype,
+    choose,
+)
 
 # form: (hidden units per input unit, norm before the activation, epsilon)
 FORMS = {"meter": (1, True, 1e-5), "lxmert": (2, False, 1e-12)}
@@ -66,6 +73,41 @@ class VQAHead(nn.Module):
         gelu = ACTIVATIONS["gelu"]
         x = gelu(norm(x)) if norm_first else norm(gelu(x))
         return nn.Dense(self.num_answers, name="fc2", **kinds)(x).astype(jnp.float32)
+
+
+class MLMHead(nn.Module):
+    """Logits of every word for every token, float32: [b t d] -> [b t v].
+
+    BERT's head for masked language modeling (Devlin et al. 2019, in its released code): dense,
+    activation, layer norm, the product with the word `table` [v e] or, without one, with a `kernel`
+    of its own, and a bias. `transform=False` leaves out all before the product (Press & Wolf 2017).
+    """
+
+    vocab_size: int
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    transform: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], table: Float[Array, "v e"] | None = None
+    ) -> Float[Array, "b t v"]:
+        dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
+        width = x.shape[-1] if table is None else table.shape[-1]
+        if self.transform:
+            x = nn.Dense(width, kernel_init=KERNEL_INIT, name="dense", **dtypes)(x)
+            x = choose("activation", self.activation, ACTIVATIONS)(x)
+            x = LayerNorm(epsilon=self.epsilon, name="norm", **dtypes)(x)
+        kind = dtypes["param_dtype"]
+        if table is None:
+            table = self.param("kernel", TABLE_INIT, (width, self.vocab_size), kind).T
+        bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,), kind)
+        logits = jnp.einsum(
+            "btd,vd->btv", x, table.astype(x.dtype), preferred_element_type=jnp.float32
+        )
+        return logits + bias.astype(jnp.float32)[None, None]
 
 
 def name_logits(found: Mapping[str, Array]) -> dict[str, Array]:

@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
 from mmflax.models.decoder.layer import DecoderLayer, KeyValue
+from mmflax.models.heads import MLMHead
 from mmflax.models.layers.blocks import TABLE_INIT, LayerNorm, as_dtype, choose, constrain_batch
 from mmflax.models.layers.masks import attention_mask, causal_mask
 from mmflax.models.layers.stack import REMAT_POLICIES
-from mmflax.models.layers.words import WordHead, WordLogits
 
 
 class Context(NamedTuple):
@@ -93,11 +93,9 @@ class Decoder(nn.Module):
         if choose("norm_style", self.norm_style, {"pre": True, "post": False}):
             # Pre-norm layers end in an unnormalised sum.
             self.norm = LayerNorm(epsilon=self.epsilon, **kinds)
-        self.output: nn.Module
-        if self.word_head:
-            self.output = WordHead(self.vocab_size, self.activation, self.epsilon, **kinds)
-        else:
-            self.output = WordLogits(self.vocab_size, param_dtype=as_dtype(self.param_dtype))
+        self.output = MLMHead(
+            self.vocab_size, self.activation, self.epsilon, transform=self.word_head, **kinds
+        )
 
     def __call__(
         self,

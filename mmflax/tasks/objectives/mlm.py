@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
 from mmflax.losses.masked import mask_words, masked_word_loss
-from mmflax.tasks.objectives.heads import WordHead
+from mmflax.models.heads import MLMHead
 from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
@@ -26,6 +26,8 @@ class MaskedWords(nn.Module):
     special_ids: tuple[int, ...]
     continuation: tuple[bool, ...] | None
     rate: float
+    tied: bool = True
+    epsilon: float = 1e-12
 
     @nn.compact
     def __call__(self, reading: Reading, *, train: bool) -> Outputs:
@@ -42,7 +44,8 @@ class MaskedWords(nn.Module):
         )
         words = reading.encode_text(hidden, train=train)
         fused = reading.fuse(text=words, train=train)
-        logits = WordHead(name="words")(fused.text, reading.word_table)
+        head = MLMHead(self.vocab_size, epsilon=self.epsilon, name="words")
+        logits = head(fused.text, reading.word_table if self.tied else None)
         return {"logits": logits, "tokens": tokens, "chosen": chosen}
 
 
@@ -56,9 +59,15 @@ def build(
     continuation: Sequence[bool] = (),
     whole_word: bool = False,
     rate: float = 0.15,
+    tied: bool = True,
+    epsilon: float = 1e-12,
     unk_id: int | None = None,
 ) -> Objective:
     """`rate` of the tokens (with `whole_word`: of the words) are hidden, at least one of a text.
+
+    The head multiplies by the text encoder's word table, or with `tied=False` by a kernel of its
+    own, as METER's does; `epsilon` is its norm's (RoBERTa's 1e-5). `init.from` fills it from a
+    published head.
 
     Metric: `mlm_accuracy`, the share of hidden words that score highest.
     """
@@ -76,7 +85,7 @@ def build(
         )
     special = {i for i in (pad_id, cls_id, sep_id, mask_id, unk_id) if i is not None}
     pieces = tuple(continuation) if whole_word else None
-    module = MaskedWords(vocab_size, mask_id, tuple(sorted(special)), pieces, rate)
+    module = MaskedWords(vocab_size, mask_id, tuple(sorted(special)), pieces, rate, tied, epsilon)
 
     def loss(outputs: Outputs, batch: Batch) -> Array:
         return masked_word_loss(outputs["logits"], outputs["tokens"], outputs["chosen"])

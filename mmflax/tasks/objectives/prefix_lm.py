@@ -11,13 +11,17 @@ from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
 from mmflax.losses.generation import prefix_lm_loss, random_prefix
-from mmflax.tasks.objectives.heads import WordHead
+from mmflax.models.heads import MLMHead
 from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
 
 class PrefixLM(nn.Module):
     """`logits` [b t v] of each next word, and `prefix` [b]: how many words are given."""
+
+    vocab_size: int
+    tied: bool = True
+    epsilon: float = 1e-12
 
     @nn.compact
     def __call__(self, reading: Reading, *, train: bool) -> Outputs:
@@ -33,14 +37,17 @@ class PrefixLM(nn.Module):
         prefix = random_prefix(draw_key(self, train), clean.text_mask)
         words = reading.encode_text(reading.batch["tokens"], causal=True, train=train)
         fused = reading.fuse(text=words, causal=True, train=train)
-        logits = WordHead(name="words")(fused.text, reading.word_table)
+        head = MLMHead(self.vocab_size, epsilon=self.epsilon, name="words")
+        logits = head(fused.text, reading.word_table if self.tied else None)
         return {"logits": logits, "prefix": prefix, "text_mask": clean.text_mask}
 
 
-def build() -> Objective:
+def build(*, vocab_size: int, tied: bool = True, epsilon: float = 1e-12) -> Objective:
+    """`tied` and `epsilon` are of the head, as in `mlm`."""
+
     def loss(outputs: Outputs, batch: Batch) -> Array:
         return prefix_lm_loss(
             outputs["logits"], batch["tokens"], outputs["text_mask"], outputs["prefix"]
         )
 
-    return Objective(PrefixLM(), loss)
+    return Objective(PrefixLM(vocab_size, tied, epsilon), loss)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from mmflax.models.encoders.bert import BERT
 from mmflax.models.encoders.bert import build as build_encoder
-from mmflax.models.layers.blocks import ACTIVATIONS, LayerNorm, choose
+from mmflax.models.heads import MLMHead
+from mmflax.models.layers.blocks import choose
 
 
 class BertFamily(nn.Module):
@@ -47,13 +48,9 @@ class BertFamily(nn.Module):
         if self.pooler:
             out["pooler_output"] = encoder.pool(x)
         if self.word_head:
-            act = ACTIVATIONS[self.word_activation or encoder.activation]
-            y = act(nn.Dense(encoder.width, name="word_dense", **kinds)(x))
-            y = LayerNorm(encoder.epsilon, name="word_norm", **kinds)(y)
-            bias = self.param(
-                "word_bias", nn.initializers.zeros, (encoder.vocab_size,), encoder.param_dtype
-            )
-            out["logits"] = encoder.word_embedding.attend(y) + bias[None, None].astype(y.dtype)
+            act = self.word_activation or encoder.activation
+            head = MLMHead(encoder.vocab_size, act, encoder.epsilon, name="word_head", **kinds)
+            out["logits"] = head(x, encoder.word_embedding.embedding)
         if self.labels:
             drop = nn.Dropout(encoder.dropout_rate, deterministic=not train)
             inputs = {"pooled": out.get("pooler_output", x[:, 0]), "dense": x[:, 0], "tokens": x}

@@ -70,12 +70,12 @@ def bert_layer(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 
 def word_head(transform: str, kernel: str, bias: str, ours: str = "word_head") -> tuple[Rule, ...]:
-    """Our `WordHead`: dense and norm under `transform`, and the words' kernel (untied) and bias."""
+    """Our `MLMHead`: dense and norm under `transform`, and the words' kernel (untied) and bias."""
     return (
         *dense(f"{transform}.dense", f"{ours}/dense"),
         *norm(f"{transform}.LayerNorm", f"{ours}/norm"),
-        Rule(kernel, f"{ours}/output/kernel", LINEAR),
-        Rule(bias, f"{ours}/output/bias"),
+        Rule(kernel, f"{ours}/kernel", LINEAR),
+        Rule(bias, f"{ours}/bias"),
     )
 
 
@@ -195,9 +195,9 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     return Table(
         rules=(
             *under(prefix, "text_encoder/", ENCODER),
-            *dense("cls.predictions.transform.dense", "word_dense"),
-            *norm("cls.predictions.transform.LayerNorm", "word_norm"),
-            Rule("cls.predictions.bias", "word_bias"),
+            *dense("cls.predictions.transform.dense", "word_head/dense"),
+            *norm("cls.predictions.transform.LayerNorm", "word_head/norm"),
+            Rule("cls.predictions.bias", "word_head/bias"),
             *dense("classifier", "classifier"),
         ),
         tied=(

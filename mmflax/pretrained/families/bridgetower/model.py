@@ -12,8 +12,7 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.clip_vision import build as build_image
 from mmflax.models.encoders.vit import ViT
 from mmflax.models.fusion.bridge import Bridge
-from mmflax.models.heads import name_logits
-from mmflax.models.layers.words import WordHead
+from mmflax.models.heads import MLMHead, name_logits
 from mmflax.numerics import unit
 
 
@@ -69,7 +68,7 @@ class BridgeTowerFamily(nn.Module):
         kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         scores = {}
         if self.word_head != "none":
-            head = WordHead(
+            head = MLMHead(
                 encoder.vocab_size,
                 self.word_activation,
                 self.word_epsilon,

@@ -16,9 +16,8 @@ from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.co_attention import CoAttention
 from mmflax.models.fusion.co_attention import build as build_fusion
-from mmflax.models.heads import VQAHead
+from mmflax.models.heads import MLMHead, VQAHead
 from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm
-from mmflax.models.layers.words import WordHead
 from mmflax.pretrained.families import region_inputs
 
 
@@ -66,7 +65,7 @@ class LxmertFamily(nn.Module):
             head = VQAHead(self.labels, "lxmert", 2 * encoder.width, name="head", **kinds)
             out["logits"] = head(region_inputs.pairs(fused.pooled), train=train)
         if self.word_head != "none":
-            words = WordHead(
+            words = MLMHead(
                 encoder.vocab_size, encoder.activation, encoder.epsilon, name="word_head", **kinds
             )
             table = encoder.word_embedding.embedding if self.word_head == "tied" else None

@@ -16,8 +16,7 @@ from mmflax.models.encoders.vit import ViT
 from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.co_attention import CoAttention
 from mmflax.models.fusion.co_attention import build as build_fusion
-from mmflax.models.heads import VQAHead, name_logits
-from mmflax.models.layers.words import WordHead
+from mmflax.models.heads import MLMHead, VQAHead, name_logits
 
 
 class MeterFamily(nn.Module):
@@ -70,7 +69,7 @@ class MeterFamily(nn.Module):
         scores = {}
         if self.word_head:
             fields = dict(activation=fusion.activation, epsilon=fusion.epsilon, **kinds)
-            head = WordHead(encoder.vocab_size, name="word_head", **fields)
+            head = MLMHead(encoder.vocab_size, name="word_head", **fields)
             scores["word"] = head(seen[0].text)
         if self.matching:
             scores["matching"] = nn.Dense(2, name="matching_head", **kinds)(pooled)

@@ -46,9 +46,9 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     return Table(
         rules=(
             *under(prefix, "text_encoder/", ENCODER),
-            *dense("lm_head.dense", "word_dense"),
-            *norm("lm_head.layer_norm", "word_norm"),
-            Rule("lm_head.bias", "word_bias"),
+            *dense("lm_head.dense", "word_head/dense"),
+            *norm("lm_head.layer_norm", "word_head/norm"),
+            Rule("lm_head.bias", "word_head/bias"),
             *dense("classifier.dense", "classifier_dense"),
             *dense("classifier.out_proj" if own else "classifier", "classifier"),
         ),

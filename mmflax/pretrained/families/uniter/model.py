@@ -16,11 +16,10 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.merged_attention import MergedAttention
-from mmflax.models.heads import VQAHead
+from mmflax.models.heads import MLMHead, VQAHead
 from mmflax.models.layers.attention import masked_softmax
 from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, choose
 from mmflax.models.layers.masks import attention_mask, joint_mask
-from mmflax.models.layers.words import WordHead
 from mmflax.pretrained.families import region_inputs
 
 # How a sentence about two images is told from them -> whether its images are neighbouring rows.
@@ -106,8 +105,8 @@ class UniterFamily(nn.Module):
         def dense(size: int, name: str) -> nn.Dense:
             return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **kinds)
 
-        def regions_head(size: int, name: str) -> WordHead:
-            return WordHead(size, "gelu", encoder.epsilon, name=name, **kinds)
+        def regions_head(size: int, name: str) -> MLMHead:
+            return MLMHead(size, "gelu", encoder.epsilon, name=name, **kinds)
 
         if self.answers:
             head = VQAHead(self.answers, "lxmert", name="head", **kinds)
@@ -128,7 +127,7 @@ class UniterFamily(nn.Module):
         if self.ranking:
             out["rank_scores"] = dense(1, "ranking_head")(fused.pooled)
         if self.word_head:
-            words = WordHead(
+            words = MLMHead(
                 encoder.vocab_size, encoder.activation, encoder.epsilon, name="word_head", **kinds
             )
             out["prediction_scores"] = words(fused.text, encoder.word_embedding.embedding)

@@ -134,10 +134,10 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *word_head(f"{words}.transform", f"{words}.decoder.weight", f"{words}.bias"),
             *dense(f"{features}.net.0", "feature_head/dense"),
             *norm(f"{features}.net.2", "feature_head/norm"),
-            Rule(f"{features}.bias", "feature_head/output/bias"),
+            Rule(f"{features}.bias", "feature_head/bias"),
             *dense(f"{regions}.0", "region_head/dense"),
             *norm(f"{regions}.2", "region_head/norm"),
-            *dense(f"{regions}.3", "region_head/output"),
+            *dense(f"{regions}.3", "region_head"),
         ),
         tied=(
             (f"{words}.decoder.weight", f"{uniter}embeddings.word_embeddings.weight"),

@@ -18,9 +18,8 @@ from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.co_transformer import CoTransformer
 from mmflax.models.fusion.co_transformer import build as build_fusion
-from mmflax.models.heads import VQAHead
+from mmflax.models.heads import MLMHead, VQAHead
 from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT
-from mmflax.models.layers.words import WordHead
 from mmflax.pretrained.families import region_inputs
 
 
@@ -80,9 +79,9 @@ class VilbertFamily(nn.Module):
         pooled = dropped(fused.pooled)
         if self.pretraining:
             head = (encoder.activation, encoder.epsilon)
-            words = WordHead(encoder.vocab_size, *head, name="word_head", **kinds)
+            words = MLMHead(encoder.vocab_size, *head, name="word_head", **kinds)
             out["prediction_scores_t"] = words(fused.text, encoder.word_embedding.embedding)
-            regions = WordHead(self.region_labels, *head, name="region_head", **kinds)
+            regions = MLMHead(self.region_labels, *head, name="region_head", **kinds)
             out["prediction_scores_v"] = regions(fused.image)
             out["seq_relationship_score"] = dense(2, "matching_head")(pooled)
         if self.answers:

@@ -17,8 +17,7 @@ from mmflax.models.encoders.patches import Patches
 from mmflax.models.encoders.patches import build as build_image
 from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.merged_attention import MergedAttention
-from mmflax.models.heads import VQAHead, name_logits
-from mmflax.models.layers.words import WordHead
+from mmflax.models.heads import MLMHead, VQAHead, name_logits
 
 
 class ViltFamily(nn.Module):
@@ -74,7 +73,7 @@ class ViltFamily(nn.Module):
         scores = {}
         if self.word_head != "none":
             fields = dict(activation=encoder.activation, epsilon=encoder.epsilon, **kinds)
-            head = WordHead(encoder.vocab_size, name="word_head", **fields)
+            head = MLMHead(encoder.vocab_size, name="word_head", **fields)
             tied = encoder.word_embedding.embedding if self.word_head == "tied" else None
             scores["word"] = head(first.text, tied)
         if self.matching:

@@ -12,8 +12,8 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.merged_attention import MergedAttention
+from mmflax.models.heads import MLMHead
 from mmflax.models.layers.blocks import KERNEL_INIT, choose
-from mmflax.models.layers.words import WordHead
 from mmflax.pretrained.families import region_inputs
 
 
@@ -49,7 +49,7 @@ class VisualBertFamily(nn.Module):
         tokens = jnp.concatenate([fused.text, fused.image], axis=1)
         out = {"last_hidden_state": tokens, "pooler_output": fused.pooled}
         if self.word_head != "none":
-            words = WordHead(
+            words = MLMHead(
                 encoder.vocab_size, encoder.activation, encoder.epsilon, name="word_head", **kinds
             )
             table = encoder.word_embedding.embedding if self.word_head == "tied" else None
