@@ -147,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--check", action="store_true", help="compare with the original in PyTorch (extra parity)"
     )
+    convert.add_argument(
+        "--family", metavar="NAME", help="what reads SRC, such as my_package.my_family"
+    )
 
     data = _command(commands, "data", _data, "draw examples exactly as the model sees them")
     _config_option(data)
@@ -292,11 +295,13 @@ def _convert(options: Any, overrides: list[str]) -> None:
     lines = []
     if options.target is not None:
         value["target"] = options.target
-        value["notes"] = convert.convert(options.source, options.target, to=options.to)
+        value["notes"] = convert.convert(
+            options.source, options.target, to=options.to, family=options.family
+        )
         lines = [*value["notes"], f"written: {options.target} ({options.to})"]
     if options.check:
         checked = options.target if options.target and options.to == "hf" else options.source
-        value["largest_difference"] = convert.check(checked)
+        value["largest_difference"] = convert.check(checked, family=options.family)
         lines += [
             f"{name}: differs by {difference:.1e} of its largest value"
             for name, difference in value["largest_difference"].items()

@@ -1,4 +1,4 @@
-"""Public checkpoints: a directory, a file or a hub id to a model that runs, and back.
+"""Published checkpoints: a directory, a file or a hub id to a model that runs, and back.
 
 >>> import mmflax
 >>> bert = mmflax.from_pretrained("path/to/bert-base-uncased")
@@ -10,13 +10,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,16 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from mmflax import paths, registry
+from mmflax import paths
 from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
-from mmflax.pretrained import hub, rules
-from mmflax.pretrained.processor import PublishedProcessor
-from mmflax.pretrained.tensors import SAFE, Tensors, open_tensors
+from mmflax.pretrained import own_format, rules
+from mmflax.pretrained.families import family_module
+from mmflax.pretrained.inspect import CONFIG, inspect, shapes_of
+from mmflax.pretrained.placement import contiguous, load_parameters
+from mmflax.pretrained.tensors import SAFE, Tensors
 
-CONFIG = "config.json"
-OWN_CONFIG, OWN_WEIGHTS, OWN_FORMAT = "mmflax.json", "params.safetensors", 1
-FAMILIES = "mmflax.pretrained.families"
 # What lies beside the weights and goes where they go; the processor keeps its own files.
 _COMPANIONS = ("generation_config.json",)
 
@@ -47,8 +44,9 @@ class Pretrained:
       params: its parameters.
       processor: raw images and texts to the arrays of a batch, as the original did; None where the
         checkpoint came without what that needs.
-      config: the family's `name` and keywords (`fields`), the checkpoint's own config (`original`),
-        and where it came from (`source`); of a workdir the run's config, and its step (`run`).
+      config: the `family`, its module's `name` and keywords (`fields`), the checkpoint's own config
+        (`original`), its tensors' `names` and types, and where it came from (`source`); of a
+        workdir the run's config, and its step (`run`).
     """
 
     model: Any
@@ -59,14 +57,18 @@ class Pretrained:
     def tensors(self, params: Any = None) -> dict[str, np.ndarray]:
         """The parameters under the original's names, in its layout."""
         _refuse_run(self.config)
-        flat = paths.leaves(self.params if params is None else params)
-        found = rules.write(self._table, {path: np.asarray(leaf) for path, leaf in flat.items()})
+        names = self.config["names"]
+        table = family_module(self.config["family"]).table(self.config["original"], sorted(names))
+        tensors = rules.write(table, self._arrays(params))
         # In the types that the file has: half precision goes back as half precision.
-        kinds = self.config["names"]
         return {
-            name: value.astype(jnp.dtype(kinds.get(name, value.dtype)), copy=False)
-            for name, value in found.items()
+            name: value.astype(jnp.dtype(names.get(name, value.dtype)), copy=False)
+            for name, value in tensors.items()
         }
+
+    def _arrays(self, params: Any) -> dict[str, np.ndarray]:
+        flat = paths.leaves(self.params if params is None else params)
+        return {path: contiguous(np.asarray(leaf), leaf.dtype) for path, leaf in flat.items()}
 
     def save(
         self, directory: str | os.PathLike[str], params: Any = None, *, to: str = "hf"
@@ -96,14 +98,7 @@ class Pretrained:
             text = json.dumps(self.config["original"], indent=2, ensure_ascii=False)
             (partial / CONFIG).write_text(text + "\n")
         else:
-            flat = paths.leaves(self.params if params is None else params)
-            arrays = {
-                path: _contiguous(np.asarray(leaf), leaf.dtype) for path, leaf in flat.items()
-            }
-            save_file(arrays, partial / OWN_WEIGHTS)
-            known = {key: self.config[key] for key in ("fields", "original", "names")}
-            text = json.dumps({"format": OWN_FORMAT, **known}, indent=2, ensure_ascii=False)
-            (partial / OWN_CONFIG).write_text(text + "\n")
+            own_format.write(partial, self.config, self._arrays(params))
         origin = pathlib.Path(self.config["source"])
         for name in _COMPANIONS:
             if (origin / name).exists():
@@ -125,23 +120,17 @@ class Pretrained:
             return self.model.apply({"params": params}, batch, mutable=["hidden_states"])
 
         arrays = {key: jnp.asarray(value) for key, value in batch.items()}
-        outputs, found = jax.jit(run)(self.params, arrays)
+        outputs, sown = jax.jit(run)(self.params, arrays)
         flat = paths.leaves(
-            found.get("hidden_states", {}), is_leaf=lambda node: isinstance(node, tuple)
+            sown.get("hidden_states", {}), is_leaf=lambda node: isinstance(node, tuple)
         )
         return outputs, {name.removesuffix("/carry"): value for name, value in flat.items()}
-
-    @property
-    def _table(self) -> rules.Table:
-        original = self.config["original"]
-        return table_module(original["model_type"], self.config["source"]).table(
-            original, sorted(self.config["names"])
-        )
 
 
 def from_pretrained(
     source: str | os.PathLike[str],
     *,
+    family: str | None = None,
     dtype: Any = None,
     param_dtype: Any = "float32",
     mesh: jax.sharding.Mesh | None = None,
@@ -158,6 +147,8 @@ def from_pretrained(
         weight file of the original authors, a folder that `Pretrained.save` or `mmflax convert`
         wrote, or an id of the Hugging Face hub, which
         is downloaded into its cache.
+      family: the family that reads it, by name or the dotted path of a package of yours (see
+        `mmflax.pretrained.families`); None goes by the config's `model_type`.
       dtype: of computation; None computes in the parameters' type.
       param_dtype: of the parameters; None keeps the file's.
       mesh: where to put the parameters; each device is given its part only.
@@ -170,232 +161,19 @@ def from_pretrained(
     Raises:
       MmflaxError: what is missing or does not fit, in one sentence.
     """
-    found = inspect(source, revision=revision, offline=offline)
-    model = _with_dtypes(found.model, dtype, param_dtype or _common_dtype(found.tensors))
+    checkpoint = inspect(source, family=family, revision=revision, offline=offline)
+    model = _with_dtypes(checkpoint.model, dtype, param_dtype or _main_dtype(checkpoint.tensors))
     shapes = shapes_of(model)
-    lazy = found.parameters(shapes, may_lack=may_lack, may_ignore=may_ignore)
-    return Pretrained(
-        model,
-        _load(model, shapes, lazy, mesh, mesh_rules),
-        found.processor(),
-        {
-            "fields": found.fields,
-            "original": found.original,
-            "source": str(found.root),
-            "names": found.names or {n: str(kind) for n, kind in found.tensors.dtypes.items()},
-        },
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Lazy:
-    """A parameter that is read when it is asked for; `value[index]` reads too."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.read()[index]
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A checkpoint looked at and not read yet.
-
-    Attributes:
-      root: its folder or file.
-      original: its config.
-      fields: `name` and keywords of the family's module.
-      tensors: its tensors, unread.
-      table: their names and ours.
-      names: their tensors' names and types, where `tensors` are under ours.
-    """
-
-    root: pathlib.Path
-    original: Mapping[str, Any]
-    fields: Mapping[str, Any]
-    tensors: Tensors
-    table: rules.Table
-    names: Mapping[str, str] | None = None
-
-    @functools.cached_property
-    def model(self) -> Any:
-        """The family's module."""
-        return registry.build(FAMILIES, "model", self.fields)
-
-    def parameters(
-        self,
-        shapes: Mapping[str, Any],
-        *,
-        may_lack: Sequence[str] = (),
-        may_ignore: Sequence[str] = (),
-    ) -> dict[str, Lazy]:
-        """Our path -> a parameter of theirs in our layout; all is checked, nothing is read."""
-        bound = rules.bind(
-            self.table,
-            self.tensors,
-            {path: leaf.shape for path, leaf in shapes.items()},
-            shapes=self.tensors.shapes,
-            may_lack=may_lack,
-            may_ignore=may_ignore,
-            source=self.tensors.source,
-        )
-        rules.check_tied(self.table, self.tensors, self.tensors.source)
-        found = {}
-        for one in bound:
-            for place, path in enumerate(one.paths):
-                wanted = [shapes[p].shape for p in one.paths]
-                found[path] = Lazy(
-                    shapes[path].shape,
-                    functools.partial(_read, self.tensors, one, wanted, place),
-                )
-        return found
-
-    def processor(self) -> Any:
-        """What makes a batch as the original did; None where its files are not there."""
-        folder = self.root if self.root.is_dir() else self.root.parent
-        return PublishedProcessor.load(folder) if PublishedProcessor.exists(folder) else None
-
-
-def _read(tensors: Tensors, one: rules.Bound, shapes: Sequence[Any], place: int) -> np.ndarray:
-    return one.op.read(tensors[one.theirs], shapes)[place]
-
-
-def inspect(
-    source: str | os.PathLike[str], *, revision: str | None = None, offline: bool = False
-) -> Found:
-    """What a checkpoint is, from its config and its tensors' names."""
-    root = hub.locate(str(source), revision=revision, offline=offline)
-    if (root / OWN_CONFIG).exists():
-        return _inspect_own(root)
-    tensors = open_tensors(root)
-    if (root / CONFIG if root.is_dir() else root.with_name(CONFIG)).exists():
-        original = read_config(root if root.is_dir() else root.parent)
-    else:
-        original = _recognise(root, tensors)
-    module = table_module(original.get("model_type"), str(root))
-    names = sorted(tensors)
-    return Found(
-        root, original, dict(module.fields(original, names)), tensors, module.table(original, names)
-    )
-
-
-def _inspect_own(root: pathlib.Path) -> Found:
-    """What `Pretrained.save(to="mmflax")` wrote: every name is its own path."""
-    try:
-        known = json.loads((root / OWN_CONFIG).read_text())
-        if known["format"] != OWN_FORMAT:
-            raise MmflaxError(f"format {known['format']} is not {OWN_FORMAT}")
-        fields, original, names = _frozen(known["fields"]), known["original"], known["names"]
-    except (MmflaxError, ValueError, KeyError, TypeError) as error:
-        raise MmflaxError(f"{root / OWN_CONFIG} cannot be used: {error}.") from error
-    tensors = open_tensors(root / OWN_WEIGHTS)
-    table = rules.Table(tuple(rules.Rule(name, name) for name in tensors))
-    return Found(root, original, fields, tensors, table, names)
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    if isinstance(value, dict):
-        return {key: _frozen(inner) for key, inner in value.items()}
-    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
-
-
-def _recognise(root: pathlib.Path, tensors: Tensors) -> dict[str, Any]:
-    """The config of a file that came without one, from its tensors' names and shapes."""
-    for name in registry.names(FAMILIES, "recognise"):
-        found = importlib.import_module(f"{FAMILIES}.{name}").recognise(tensors.shapes)
-        if found is not None:
-            return dict(found)
-    raise MmflaxError(
-        f"There is no {CONFIG} beside {root}, and its tensors are not those of an original "
-        "checkpoint that is known without one; put the model's config.json beside it."
-    )
-
-
-def read_config(root: pathlib.Path) -> dict[str, Any]:
-    """A checkpoint's config.json."""
-    path = root / CONFIG
-    if not path.exists():
-        raise MmflaxError(
-            f"There is no {path}; expected a directory with {CONFIG} and {SAFE}, as transformers "
-            "saves it."
-        )
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise MmflaxError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise MmflaxError(f"{path} holds {type(found).__name__}, not an object.")
-    return found
-
-
-def shapes_of(model: Any) -> dict[str, Any]:
-    """path -> shape and type of a family's parameters."""
-    tree = jax.eval_shape(lambda key: model.init(key, model.zeros())["params"], jax.random.key(0))
-    return paths.leaves(tree)
-
-
-def _load(
-    model: Any,
-    shapes: Mapping[str, Any],
-    lazy: Mapping[str, Lazy],
-    mesh: jax.sharding.Mesh | None,
-    mesh_rules: Sequence[Any],
-) -> Any:
-    """The parameters, one at a time, each straight to its devices; what is lacking at random."""
-    places: dict[str, Any] = {}
-    if mesh is not None:
-        # A published model need not have every part that a rule is for.
-        optional = [(*rule[:2], True) for rule in mesh_rules]
-        tree = paths.nested(dict(shapes))
-        places = paths.leaves(meshes.param_specs(tree, optional, mesh))
-    found = {
-        path: _place(value.read(), shapes[path].dtype, places.get(path))
-        for path, value in lazy.items()
+    lazy = checkpoint.parameters(shapes, may_lack=may_lack, may_ignore=may_ignore)
+    params = load_parameters(model, shapes, lazy, mesh, mesh_rules)
+    config = {
+        "family": checkpoint.family,
+        "fields": checkpoint.fields,
+        "original": checkpoint.original,
+        "names": checkpoint.names,
+        "source": str(checkpoint.root),
     }
-    lacking = [path for path in shapes if path not in found]
-    if lacking:
-        start = paths.leaves(model.init(jax.random.key(0), model.zeros())["params"])
-        for path in lacking:
-            value = np.asarray(start[path])
-            found[path] = _place(value, shapes[path].dtype, places.get(path))
-    return paths.nested(found)
-
-
-def _place(array: np.ndarray, dtype: Any, sharding: Any) -> jax.Array:
-    if sharding is None:
-        return jnp.asarray(_contiguous(array, dtype))
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: _contiguous(array[index], dtype)
-    )
-
-
-def _contiguous(array: np.ndarray, dtype: Any) -> np.ndarray:
-    # numpy makes a number into a vector here.
-    return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
-
-
-def table_module(model_type: Any, source: str) -> Any:
-    """The family whose table is for this `model_type`."""
-    known = known_types()
-    name = str(model_type).replace("-", "_")
-    if name not in known:
-        raise MmflaxError(
-            f"{source} has model_type {model_type!r}{registry.nearest(name, known)}; known: "
-            f"{', '.join(known)}."
-        )
-    return importlib.import_module(f"{FAMILIES}.{known[name]}")
-
-
-def known_types() -> dict[str, str]:
-    """The `model_type`s that have a table, and the family that has it."""
-    families = registry.names(FAMILIES, "table")
-    return {
-        kind: family
-        for family in families
-        for kind in importlib.import_module(f"{FAMILIES}.{family}").MODEL_TYPES
-    }
+    return Pretrained(model, params, checkpoint.processor(), config)
 
 
 def _with_dtypes(model: Any, dtype: Any, param_dtype: Any) -> Any:
@@ -420,7 +198,7 @@ def replaced(module: Any, wanted: Mapping[str, Any]) -> Any:
     return module.clone(**changes) if changes else module
 
 
-def _common_dtype(tensors: Tensors) -> Any:
+def _main_dtype(tensors: Tensors) -> Any:
     """The type that most of the checkpoint's numbers have."""
     count: dict[Any, int] = {}
     shapes = tensors.shapes

@@ -1,4 +1,4 @@
-"""Checkpoints from one format to another, and whether they still say the same.
+"""Conversion of checkpoints between formats, and the comparison with the original.
 
 - a public checkpoint -> our format, or back: `Pretrained.save`.
 - a run that was started from a public checkpoint (`config.init.from`) -> the original's format:
@@ -22,8 +22,9 @@ import numpy as np
 
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError
-from mmflax.pretrained import checkpoint
-from mmflax.pretrained.checkpoint import FAMILIES, Pretrained, from_pretrained
+from mmflax.pretrained.checkpoint import Pretrained, from_pretrained
+from mmflax.pretrained.families import family_module
+from mmflax.pretrained.inspect import FAMILIES, shapes_of
 from mmflax.run import init_from
 from mmflax.run.workdir import is_run
 
@@ -44,24 +45,24 @@ INPUTS = {
 }
 
 
-def convert(source: str, target: str, *, to: str = "hf") -> list[str]:
+def convert(source: str, target: str, *, to: str = "hf", family: str | None = None) -> list[str]:
     """Writes the checkpoint of `source` as the new folder `target`; returns notes for people.
 
     Args:
       source: what `from_pretrained` takes, or a workdir that was started from such a checkpoint.
       to: "hf" or "mmflax"; see `Pretrained.save`.
+      family: of a public checkpoint; see `from_pretrained`.
 
     Raises:
       MmflaxError: nothing to convert, a target that exists, or a run with nothing to go back to.
     """
     if os.path.exists(target):
         raise MmflaxError(f"{target} exists already; name a new folder.")
-    notes: list[str] = []
     if is_run(source):
-        found, notes = of_workdir(source)
+        pretrained, notes = of_workdir(source)
     else:
-        found = from_pretrained(source, param_dtype=None)
-    found.save(target, to=to)
+        pretrained, notes = from_pretrained(source, param_dtype=None, family=family), []
+    pretrained.save(target, to=to)
     return notes
 
 
@@ -75,14 +76,15 @@ def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
             f"The run in {root} did not start from a public checkpoint (config.init.from), so "
             "there is no original format to write; `mmflax.load` reads the workdir itself."
         )
-    start = from_pretrained(origin)
+    start = from_pretrained(origin.path, family=origin.family)
     trained = init_from.parameters(workdir)
-    found, notes = _as_trained(start, trained, root)
-    shapes = checkpoint.shapes_of(found.model)
+    pretrained, notes = _as_trained(start, trained, root)
     flat = paths.leaves(start.params)
     values: dict[str, Any] = {}
-    for path, leaf in shapes.items():
-        given, _ = init_from.find(trained, path)
+    used: set[str] = set()
+    for path, leaf in shapes_of(pretrained.model).items():
+        given, names = init_from.lookup(trained, path)
+        used |= names
         if given is not None and given.shape == leaf.shape:
             values[path] = jnp.asarray(given.read())
         elif (given is None or path.startswith("head/")) and path in flat:
@@ -101,11 +103,10 @@ def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
                 f"{path} is {list(given.shape) if given else 'absent'} in the run and "
                 f"{list(leaf.shape)} in {origin}; its format has no place for the change."
             )
-    placed = {name for path in shapes for name in init_from.find(trained, path)[1]}
     notes += [
-        f"left in the run, {origin} has no place for it: {p}" for p in trained if p not in placed
+        f"left in the run, {origin} has no place for it: {p}" for p in trained if p not in used
     ]
-    return dataclasses.replace(found, params=paths.nested(values)), notes
+    return dataclasses.replace(pretrained, params=paths.nested(values)), notes
 
 
 def _is_table(path: str) -> bool:
@@ -113,25 +114,21 @@ def _is_table(path: str) -> bool:
     return path.endswith(("position_embedding/embedding", "type_embedding/embedding"))
 
 
-def _of_processor(root: pathlib.Path, key: str) -> Any:
-    """What the run's processor says; None where there is none."""
-    path = root / "processor.json"
-    return json.loads(path.read_text()).get(key) if path.exists() else None
-
-
 def _as_trained(
     start: Pretrained, trained: Mapping[str, Any], root: pathlib.Path
 ) -> tuple[Pretrained, list[str]]:
     """The same family with the run's answers and image size, where those changed its parameters."""
-    shapes = checkpoint.shapes_of(start.model)
-    found = {path: init_from.find(trained, path)[0] for path in shapes}
-    changed = [p for p, x in found.items() if x is not None and x.shape != shapes[p].shape]
+    shapes = shapes_of(start.model)
+    given = {path: init_from.lookup(trained, path)[0] for path in shapes}
+    changed = [p for p, x in given.items() if x is not None and x.shape != shapes[p].shape]
     original, notes = dict(start.config["original"]), []
-    answers = _of_processor(root, "answers")
+    path = root / "processor.json"
+    processor = json.loads(path.read_text()) if path.exists() else {}
+    answers = processor.get("answers")
     if answers and any(path.startswith("head/") for path in changed):
         original["id2label"] = {str(i): answer for i, answer in enumerate(answers)}
         original["label2id"] = {answer: i for i, answer in enumerate(answers)}
-    size = _of_processor(root, "image_size")
+    size = processor.get("image_size")
     if size and "image_encoder/position_embedding" in changed:
         if "vision_config" in original:
             original["vision_config"] = {**original["vision_config"], "image_size": size}
@@ -143,14 +140,15 @@ def _as_trained(
         )
     if original == start.config["original"]:
         return start, notes
-    module = checkpoint.table_module(original["model_type"], start.config["source"])
-    fields = dict(module.fields(original, sorted(start.config["names"])))
+    family = start.config["family"]
+    names = sorted(start.config["names"])
+    fields = {"name": family, **family_module(family).fields(original, names)}
     model = registry.build(FAMILIES, "model", fields)
     config = {**start.config, "original": original, "fields": fields}
     return dataclasses.replace(start, model=model, config=config), notes
 
 
-def check(source: str, *, seed: int = 0) -> dict[str, float]:
+def check(source: str, *, seed: int = 0, family: str | None = None) -> dict[str, float]:
     """Largest difference of every output that both give, over the output's own scale.
 
     The original runs in PyTorch (transformers' class of the config's `architectures`), ours in
@@ -167,7 +165,7 @@ def check(source: str, *, seed: int = 0) -> dict[str, float]:
             "--check compares with the original in PyTorch; install it with "
             "pip install 'mmflax[parity]'."
         ) from error
-    ours = from_pretrained(source)
+    ours = from_pretrained(source, family=family)
     name = (ours.config["original"].get("architectures") or [None])[0]
     if name is None or not hasattr(transformers, name):
         raise MmflaxError(
@@ -185,27 +183,27 @@ def check(source: str, *, seed: int = 0) -> dict[str, float]:
     with torch.no_grad():
         expected = theirs(**given)
     outputs = jax.jit(lambda p, b: ours.model.apply({"params": p}, b))(ours.params, batch)
-    found = {}
+    differences = {}
     for key, value in outputs.items():
         other = expected.get(key)
         if other is None or not hasattr(other, "numpy") or tuple(other.shape) != value.shape:
             continue
         other = other.numpy()
         scale = max(float(np.abs(other).max()), 1e-6)
-        found[key] = float(np.abs(np.asarray(value) - other).max()) / scale
-    if not found:
+        differences[key] = float(np.abs(np.asarray(value) - other).max()) / scale
+    if not differences:
         raise MmflaxError(f"{name} and our {ours.config['fields']['name']} share no output name.")
-    return found
+    return differences
 
 
-def random_batch(found: Pretrained, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def random_batch(pretrained: Pretrained, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Two rows of random inputs in the shapes of the family's own dummy batch; all masks true."""
-    original = found.config["original"]
+    original = pretrained.config["original"]
     text = original.get("text_config") or original
     vocabulary = int(text.get("vocab_size", 100))
     types = max(int(text.get("type_vocab_size") or 1), 1)
     batch = {}
-    for key, value in found.model.zeros(2).items():
+    for key, value in pretrained.model.zeros(2).items():
         shape = value.shape
         if value.dtype == jnp.bool_:
             batch[key] = np.ones(shape, bool)

@@ -1,9 +1,11 @@
-"""Starting a run from weights that exist: of a public checkpoint, or of another run.
+"""Initializing a run from a published checkpoint or another run.
 
 ``config.init`` says from where: ``from`` for the whole model, ``image_encoder.from``,
 ``text_encoder.from`` and ``fusion.from`` for a part (a part's goes before the whole's), ``skip``
-for what starts at random all the same. Every parameter of the run is accounted for: loaded,
-resized, new because ``skip`` names it, or an error that names it.
+for what starts at random all the same; ``family`` beside a ``from`` is that of `from_pretrained`.
+Every parameter of the run is accounted for: loaded, resized, new because ``skip`` names it, or an
+error that names it. The heads of pretraining objectives are new where the checkpoint lacks them;
+an MLM head also starts from that of the checkpoint that the text encoder starts from.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,17 +27,30 @@ from mmflax.checkpoints import checksums
 from mmflax.checkpoints.store import Store
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.positions import resize_positions
-from mmflax.pretrained import checkpoint
-from mmflax.pretrained.checkpoint import Lazy
+from mmflax.pretrained.inspect import LazyArray, inspect, shapes_of
 from mmflax.run.workdir import is_run
 
 PARTS = ("image_encoder", "text_encoder", "fusion")
-KEYS = ("from", "skip", *PARTS)
+KEYS = ("from", "family", "skip", *PARTS)
 SKIP = (r"(^|/)(head|grounding)/",)
 _BACKBONE = "backbone/"
 # The same number under two names: a retrieval run's, a published pair of encoders'.
 _NAMES = {"temperature/scale": "logit_scale", "temperature/bias": "logit_bias"}
 _NAMES |= {theirs: ours for ours, theirs in _NAMES.items()}
+# The MLM head of an objective and of a published model.
+_OBJECTIVE_HEAD = re.compile(r"objectives_\w+/words/")
+_PUBLISHED_HEAD = "word_head/"
+_OBJECTIVES_WITH_WORDS = ("mlm", "prefix_lm")
+
+
+class Source(NamedTuple):
+    """A workdir, or a published checkpoint and the family that reads it (None: by its config)."""
+
+    path: str
+    family: str | None = None
+
+    def __str__(self) -> str:
+        return self.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +64,15 @@ class Start:
       sources: part (or "model") -> where it came from.
     """
 
-    values: Mapping[str, Lazy]
+    values: Mapping[str, LazyArray]
     how: Mapping[str, str]
     unused: tuple[str, ...]
-    sources: Mapping[str, str]
+    sources: Mapping[str, Source]
 
     def params(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
         """The whole tree: what is new is drawn as a run without a start draws it."""
         new = [path for path, how in self.how.items() if how == "new"]
-        found: dict[str, Any] = dict(self.values)
+        values: dict[str, Any] = dict(self.values)
         if new:
             init_key, _ = jax.random.split(key)
 
@@ -65,8 +80,8 @@ class Start:
                 flat = paths.leaves(init(key))
                 return {path: flat[path] for path in new}
 
-            found |= {path: np.asarray(leaf) for path, leaf in jax.jit(draw)(init_key).items()}
-        return paths.nested(found)
+            values |= {path: np.asarray(leaf) for path, leaf in jax.jit(draw)(init_key).items()}
+        return paths.nested(values)
 
     def table(self) -> str:
         """Parts of the model, and how many of their parameters started how."""
@@ -106,27 +121,31 @@ def start(
     if not wanted:
         return None
     skip = tuple(fields.get("skip", SKIP))
-    opened = {source: parameters(source) for source in dict.fromkeys(wanted.values())}
-    values: dict[str, Lazy] = {}
+    opened = {source: parameters(*source) for source in dict.fromkeys(wanted.values())}
+    values: dict[str, LazyArray] = {}
     how: dict[str, str] = {}
     problems: list[str] = []
-    used: dict[str, set[str]] = {source: set() for source in opened}
+    used: dict[Source, set[str]] = {source: set() for source in opened}
     for path, leaf in shapes.items():
         name = path.removeprefix(_BACKBONE)
         source = wanted.get(name.split("/")[0], wanted.get("model"))
+        borrowed = source is None and _OBJECTIVE_HEAD.match(name) is not None
+        if borrowed:
+            source = wanted.get("text_encoder")
         if source is None or any(re.search(pattern, path) for pattern in skip):
             how[path] = "new"
             continue
-        given, names = find(opened[source], name)
-        if given is None:
+        given, names = lookup(opened[source], name)
+        fitted = None if given is None else _fitted(name, given, tuple(leaf.shape), grid)
+        if fitted is not None:
+            used[source] |= names
+            values[path], how[path] = fitted
+        elif borrowed or (given is None and name.startswith("objectives_")):
+            how[path] = "new"
+        elif given is None:
             problems.append(f"{path} is not in {source}")
-            continue
-        used[source] |= names
-        fitted = _fit(name, given, tuple(leaf.shape), grid)
-        if fitted is None:
+        else:
             problems.append(f"{path} is {list(given.shape)} in {source}, not {list(leaf.shape)}")
-            continue
-        values[path], how[path] = fitted
     if problems:
         hint = ""
         if any("word_embedding" in problem for problem in problems):
@@ -146,31 +165,31 @@ def start(
     return Start(values, how, tuple(unused), wanted)
 
 
-def sources(fields: Mapping[str, Any]) -> dict[str, str]:
+def sources(fields: Mapping[str, Any]) -> dict[str, Source]:
     """part, or "model" -> the source that the config names for it."""
     registry.check_fields("init", dict.fromkeys(fields), dict.fromkeys(KEYS))
-    found = {}
-    for part in PARTS:
-        inner = fields.get(part) or {}
-        registry.check_fields(f"init.{part}", dict.fromkeys(inner), {"from": None})
+    named = {}
+    for part in (*PARTS, "model"):
+        inner = fields if part == "model" else fields.get(part) or {}
+        if part != "model":
+            known = {"from": None, "family": None}
+            registry.check_fields(f"init.{part}", dict.fromkeys(inner), known)
         if inner.get("from"):
-            found[part] = str(inner["from"])
-    if fields.get("from"):
-        found["model"] = str(fields["from"])
-    return found
+            named[part] = Source(str(inner["from"]), inner.get("family") or None)
+    return named
 
 
-def parameters(source: str) -> dict[str, Lazy]:
-    """Every parameter of a workdir or a public checkpoint, by its path without `backbone/`."""
+def parameters(source: str, family: str | None = None) -> dict[str, LazyArray]:
+    """Every parameter of a workdir or a published checkpoint, by its path without `backbone/`."""
     root = pathlib.Path(source).expanduser()
     if is_run(root):
         return _of_workdir(root)
-    found = checkpoint.inspect(source)
-    lazy = found.parameters(checkpoint.shapes_of(found.model))
+    checkpoint = inspect(source, family=family)
+    lazy = checkpoint.parameters(shapes_of(checkpoint.model))
     return {path.removeprefix(_BACKBONE): value for path, value in lazy.items()}
 
 
-def _of_workdir(root: pathlib.Path) -> dict[str, Lazy]:
+def _of_workdir(root: pathlib.Path) -> dict[str, LazyArray]:
     config = json.loads((root / "config.json").read_text())
     store = Store(str(root / "checkpoints"), **config.get("checkpoint", {}))
     step = store.best_or_newest()
@@ -178,8 +197,8 @@ def _of_workdir(root: pathlib.Path) -> dict[str, Lazy]:
     prefix = "ema/" if any(name.startswith("ema/") for name in saved) else "params/"
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
-        name: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(kind), sharding=device)
-        for name, (shape, kind) in saved.items()
+        name: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype), sharding=device)
+        for name, (shape, dtype) in saved.items()
         if name.startswith(prefix)
     }
 
@@ -189,18 +208,18 @@ def _of_workdir(root: pathlib.Path) -> dict[str, Lazy]:
         return paths.leaves(state)
 
     return {
-        name.removeprefix(prefix).removeprefix(_BACKBONE): Lazy(
+        name.removeprefix(prefix).removeprefix(_BACKBONE): LazyArray(
             leaf.shape, functools.partial(lambda name: np.asarray(restored()[name]), name)
         )
         for name, leaf in wanted.items()
     }
 
 
-def find(flat: Mapping[str, Lazy], name: str) -> tuple[Lazy | None, set[str]]:
-    """A parameter by name, whichever of loop and scan either side keeps its layers in."""
-    for one in (name, _NAMES.get(name, name)):
-        if one in flat:
-            return flat[one], {one}
+def lookup(flat: Mapping[str, LazyArray], name: str) -> tuple[LazyArray | None, set[str]]:
+    """A parameter, and the names it came from: loops and scans are read as each other."""
+    for alias in _aliases(name):
+        if alias in flat:
+            return flat[alias], {alias}
     parts = name.split("/")
     if "layers" in parts:
         at = parts.index("layers")
@@ -213,7 +232,9 @@ def find(flat: Mapping[str, Lazy], name: str) -> tuple[Lazy | None, set[str]]:
         if names:
             layers = [flat[one] for one in names]
             return (
-                Lazy((len(layers), *layers[0].shape), lambda: np.stack([x.read() for x in layers])),
+                LazyArray(
+                    (len(layers), *layers[0].shape), lambda: np.stack([x.read() for x in layers])
+                ),
                 set(names),
             )
     for at, part in enumerate(parts):
@@ -224,13 +245,26 @@ def find(flat: Mapping[str, Lazy], name: str) -> tuple[Lazy | None, set[str]]:
     return None, set()
 
 
-def _layer(stacked: Lazy, index: int) -> Lazy:
-    return Lazy(stacked.shape[1:], lambda: stacked.read()[index])
+def _aliases(name: str) -> list[str]:
+    """The name, and others that the same parameter may have."""
+    aliases = [name]
+    if name in _NAMES:
+        aliases.append(_NAMES[name])
+    if head := _OBJECTIVE_HEAD.match(name):
+        aliases.append(_PUBLISHED_HEAD + name[head.end() :])
+    if name.startswith(_PUBLISHED_HEAD):
+        rest = name.removeprefix(_PUBLISHED_HEAD)
+        aliases += [f"objectives_{key}/words/{rest}" for key in _OBJECTIVES_WITH_WORDS]
+    return aliases
 
 
-def _fit(
-    name: str, given: Lazy, shape: tuple[int, ...], grid: tuple[int, int] | None
-) -> tuple[Lazy, str] | None:
+def _layer(stacked: LazyArray, index: int) -> LazyArray:
+    return LazyArray(stacked.shape[1:], lambda: stacked.read()[index])
+
+
+def _fitted(
+    name: str, given: LazyArray, shape: tuple[int, ...], grid: tuple[int, int] | None
+) -> tuple[LazyArray, str] | None:
     """The parameter in the run's shape and how it got there; None if nothing sensible does it."""
     if given.shape == shape:
         return given, "loaded"
@@ -243,21 +277,21 @@ def _fit(
         if prefix < 0 or side * side != old - prefix:
             return None
         return (
-            Lazy(
+            LazyArray(
                 shape,
                 lambda: np.asarray(resize_positions(given.read(), (side, side), grid, prefix)),
             ),
             f"resized from {side}x{side} to {grid[0]}x{grid[1]}",
         )
     if name.endswith("position_embedding/embedding") and new < old:
-        return Lazy(shape, lambda: given.read()[:new]), f"cut from {old} to {new} positions"
+        return LazyArray(shape, lambda: given.read()[:new]), f"cut from {old} to {new} positions"
     if re.search(r"type_embedding/embedding$", name) and new > old:
 
         def widened() -> np.ndarray:
             table = given.read()
             return np.concatenate([table, np.repeat(table[-1:], new - old, axis=0)])
 
-        return Lazy(shape, widened), f"{new - old} rows added, copies of the last"
+        return LazyArray(shape, widened), f"{new - old} rows added, copies of the last"
     return None
 
 

@@ -148,7 +148,9 @@ def test_check_compares_with_the_original(capsys):
 
 
 def test_a_conversion_that_differs_is_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(convert, "check", lambda _: {"logits": 1e-6, "pooled": float("nan")})
+    monkeypatch.setattr(
+        convert, "check", lambda _, family: {"logits": 1e-6, "pooled": float("nan")}
+    )
     assert cli.main(["convert", str(WORDS), "--check"]) == 1
     said = capsys.readouterr()
     assert "logits: differs by 1.0e-06" in said.out and "pooled differs" in said.err

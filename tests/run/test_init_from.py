@@ -8,7 +8,8 @@ import pytest
 
 from mmflax import paths
 from mmflax.errors import MmflaxError
-from mmflax.pretrained.checkpoint import Lazy, from_pretrained
+from mmflax.pretrained.checkpoint import from_pretrained
+from mmflax.pretrained.inspect import LazyArray
 from mmflax.run import init_from
 from mmflax.run.evaluate import evaluate
 from mmflax.run.load import load
@@ -24,11 +25,11 @@ def shapes(**given):
 
 def lazy(*shape, fill=None):
     value = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    return Lazy(shape, lambda: value)
+    return LazyArray(shape, lambda: value)
 
 
 def start(monkeypatch, source, ours, fields=None, **more):
-    monkeypatch.setattr(init_from, "parameters", lambda _: source)
+    monkeypatch.setattr(init_from, "parameters", lambda *_: source)
     return init_from.start(fields or {"from": "somewhere"}, ours, **more)
 
 

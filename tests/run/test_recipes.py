@@ -14,8 +14,8 @@ from mmflax import paths, registry
 from mmflax.config.reading import load_config
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
-from mmflax.pretrained import checkpoint as pretrained
-from mmflax.pretrained.checkpoint import FAMILIES, from_pretrained
+from mmflax.pretrained.checkpoint import from_pretrained
+from mmflax.pretrained.inspect import FAMILIES, LazyArray, inspect, shapes_of
 from mmflax.run import convert, init_from
 from mmflax.run.build import Experiment, assemble
 from mmflax.run.evaluate import evaluate
@@ -101,8 +101,8 @@ def published(name):
     fields = dict(module.fields({"model_type": name, **config}, names))
     model = registry.build(FAMILIES, "model", fields | scanned(fields, name))
     return {
-        path: pretrained.Lazy(tuple(leaf.shape), lambda: pytest.fail("nothing is read"))
-        for path, leaf in pretrained.shapes_of(model).items()
+        path: LazyArray(tuple(leaf.shape), lambda: pytest.fail("nothing is read"))
+        for path, leaf in shapes_of(model).items()
     }
 
 
@@ -111,7 +111,7 @@ def test_every_parameter_of_a_recipe_is_in_the_published_checkpoint(name, arg, m
     config = load_config(f"configs/{name}.py:{arg}")
     config["model"] |= scanned(config["model"], name)
     run, parts = built(config, arg, monkeypatch, VOCABULARY[name])
-    monkeypatch.setattr(init_from, "parameters", lambda _: published(name))
+    monkeypatch.setattr(init_from, "parameters", lambda *_: published(name))
     encoder = parts.task.model.backbone.image_encoder
     found = init_from.start(
         {"from": "there"}, paths.leaves(parts.abstract.params), grid=encoder.grid()
@@ -136,7 +136,7 @@ GOLDEN = {
 
 def small(config, name, source):
     """The recipe in a small checkpoint's sizes; whatever is not a size stays the recipe's."""
-    found = pretrained.inspect(source)
+    found = inspect(source)
     for part in PARTS:
         ours = config["model"][part]
         ours.pop("variant", None)
@@ -155,12 +155,12 @@ def small(config, name, source):
 def begun(name, arg, source, monkeypatch):
     """(run, its parameters before the first step)."""
     config = small(load_config(f"configs/{name}.py:{arg}"), name, source)
-    vocabulary = pretrained.inspect(source).fields["text_encoder"]["vocab_size"]
+    vocabulary = inspect(source).fields["text_encoder"]["vocab_size"]
     run, parts = built(config, arg, monkeypatch, vocabulary)
     start = start_of(run, parts)
     assert start is not None
     params = start.params(parts.init, jax.random.key(0))
-    return parts, jax.tree.map(lambda x: x.read() if isinstance(x, pretrained.Lazy) else x, params)
+    return parts, jax.tree.map(lambda x: x.read() if isinstance(x, LazyArray) else x, params)
 
 
 def originals(source, batch, output):
@@ -225,7 +225,7 @@ def with_words(name, target):
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?"]
         words += [f"{mark}{letter}" for letter in "abcdeilnorst" for mark in ("", "##")]
         (target / "vocab.txt").write_text("\n".join(words))
-    assert len(words) == pretrained.inspect(target).fields["text_encoder"]["vocab_size"]
+    assert len(words) == inspect(target).fields["text_encoder"]["vocab_size"]
     return target
 
 

@@ -2,5 +2,64 @@
 
 A folder has `build(**fields) -> linen module` (`model.py`), or `fields(config, names)`,
 `table(config, names)` and `MODEL_TYPES` (`names.py`), or both: some checkpoints are read into the
-model of another family.
+model of another family. `recognise(shapes)` gives the config of a weight file that comes without
+one. A package of yours with the same functions is a family too, under its dotted path.
 """
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from mmflax import registry
+from mmflax.errors import MmflaxError
+
+
+def family_module(name: str) -> Any:
+    """The family of this plain name, or of this dotted path."""
+    if "." not in name:
+        return importlib.import_module(f"{__name__}.{name}")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # the family is there, something that it imports is not
+        raise MmflaxError(
+            f"There is no module {name}; expected the dotted path of a family of published models."
+        ) from error
+    missing = [function for function in ("fields", "table") if not hasattr(module, function)]
+    if missing:
+        raise MmflaxError(
+            f"{name} has no {' and no '.join(missing)}; a family has fields(config, names) and "
+            "table(config, names)."
+        )
+    return module
+
+
+def known_types() -> dict[str, str]:
+    """The `model_type`s that have a table, and the family that has it."""
+    return {
+        model_type: name
+        for name in registry.names(__name__, "table")
+        for model_type in family_module(name).MODEL_TYPES
+    }
+
+
+def family_of(model_type: Any, source: str) -> str:
+    """The family whose table is for this `model_type`."""
+    known = known_types()
+    name = str(model_type).replace("-", "_")
+    if name not in known:
+        raise MmflaxError(
+            f"{source} has model_type {model_type!r}{registry.nearest(name, known)}; known: "
+            f"{', '.join(known)}, or give the dotted path of a family of your own as family=."
+        )
+    return known[name]
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The config of a file that came without one, from its tensors' names and shapes."""
+    for name in registry.names(__name__, "recognise"):
+        config = family_module(name).recognise(shapes)
+        if config is not None:
+            return dict(config)
+    return None

@@ -1,0 +1,173 @@
+"""What a published checkpoint is, from its config and its tensors' names; no weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmflax import paths, registry
+from mmflax.errors import MmflaxError
+from mmflax.pretrained import families, hub, own_format, rules
+from mmflax.pretrained.processor import PublishedProcessor
+from mmflax.pretrained.tensors import SAFE, Tensors, open_tensors
+
+CONFIG = "config.json"
+FAMILIES = families.__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+    """A parameter that is read when it is used; `value[index]` reads too."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.read()[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCheckpoint:
+    """A checkpoint whose weights are not read yet.
+
+    Attributes:
+      root: its folder or file.
+      family: the family that reads it, a plain name or a dotted path.
+      original: its config.
+      fields: `name` and keywords of the family's module.
+      tensors: its tensors, unread.
+      table: their names and ours.
+      names: their tensors' names and types.
+    """
+
+    root: pathlib.Path
+    family: str
+    original: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    tensors: Tensors
+    table: rules.Table
+    names: Mapping[str, str]
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The family's module."""
+        return registry.build(FAMILIES, "model", self.fields)
+
+    def parameters(
+        self,
+        shapes: Mapping[str, Any],
+        *,
+        may_lack: Sequence[str] = (),
+        may_ignore: Sequence[str] = (),
+    ) -> dict[str, LazyArray]:
+        """Our path -> a parameter of theirs in our layout; all is checked, nothing is read."""
+        bound = rules.bind(
+            self.table,
+            self.tensors,
+            {path: leaf.shape for path, leaf in shapes.items()},
+            shapes=self.tensors.shapes,
+            may_lack=may_lack,
+            may_ignore=may_ignore,
+            source=self.tensors.source,
+        )
+        rules.check_tied(self.table, self.tensors, self.tensors.source)
+        arrays = {}
+        for row in bound:
+            wanted = [shapes[path].shape for path in row.paths]
+            for index, path in enumerate(row.paths):
+                read = functools.partial(_read, self.tensors, row, wanted, index)
+                arrays[path] = LazyArray(shapes[path].shape, read)
+        return arrays
+
+    def processor(self) -> PublishedProcessor | None:
+        """What makes a batch as the original did; None where its files are not there."""
+        folder = self.root if self.root.is_dir() else self.root.parent
+        return PublishedProcessor.load(folder) if PublishedProcessor.exists(folder) else None
+
+
+def _read(tensors: Tensors, row: rules.Bound, shapes: Sequence[Any], index: int) -> np.ndarray:
+    return row.op.read(tensors[row.theirs], shapes)[index]
+
+
+def inspect(
+    source: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> PublishedCheckpoint:
+    """The checkpoint at `source`; see `from_pretrained` for the arguments."""
+    root = hub.locate(str(source), revision=revision, offline=offline)
+    if own_format.exists(root):
+        return _inspect_own(root, family)
+    tensors = open_tensors(root)
+    names = sorted(tensors)
+    folder = root if root.is_dir() else root.parent
+    if (folder / CONFIG).exists():
+        original = read_config(folder)
+    else:
+        original = _recognised(root, tensors, family)
+    family = family or families.family_of(original.get("model_type"), str(root))
+    module = families.family_module(family)
+    fields = {"name": family, **module.fields(original, names)}
+    table = module.table(original, names)
+    dtypes = {name: str(dtype) for name, dtype in tensors.dtypes.items()}
+    return PublishedCheckpoint(root, family, original, fields, tensors, table, dtypes)
+
+
+def _inspect_own(root: pathlib.Path, family: str | None) -> PublishedCheckpoint:
+    """What `Pretrained.save(to="mmflax")` wrote: every name is its own path."""
+    saved = own_format.read(root)
+    original = saved.original
+    family = family or saved.family or families.family_of(original["model_type"], str(root))
+    table = rules.Table(tuple(rules.Rule(name, name) for name in saved.tensors))
+    return PublishedCheckpoint(
+        root, family, original, saved.fields, saved.tensors, table, saved.names
+    )
+
+
+def _recognised(root: pathlib.Path, tensors: Tensors, family: str | None) -> dict[str, Any]:
+    """The config of a file that came without one; a family of one's own may do without."""
+    config: Mapping[str, Any] | None
+    if family is None:
+        config = families.recognise(tensors.shapes)
+    else:
+        module = families.family_module(family)
+        config = module.recognise(tensors.shapes) if hasattr(module, "recognise") else {}
+    if config is None:
+        raise MmflaxError(
+            f"There is no {CONFIG} beside {root}, and its tensors are not those of an original "
+            "checkpoint that is known without one; put the model's config.json beside it."
+        )
+    return dict(config)
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """A checkpoint's config.json."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise MmflaxError(
+            f"There is no {path}; expected a directory with {CONFIG} and {SAFE}, as transformers "
+            "saves it."
+        )
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise MmflaxError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise MmflaxError(f"{path} holds {type(config).__name__}, not an object.")
+    return config
+
+
+def shapes_of(model: Any) -> dict[str, Any]:
+    """path -> shape and type of a family's parameters."""
+    tree = jax.eval_shape(lambda key: model.init(key, model.zeros())["params"], jax.random.key(0))
+    return paths.leaves(tree)
