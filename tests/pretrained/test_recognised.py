@@ -169,7 +169,7 @@ def test_recognised_weights_give_the_recorded_outputs(tmp_path, monkeypatch):
     """The recorded model itself, where the heads' width is said for once."""
     directory, batch, expected = cases.load_golden("uniter/answers")
     torch_files.save(dict(open_tensors(directory)), tmp_path / "uniter.pt")
-    monkeypatch.setattr("mmflax.pretrained.families.bert.names.heads_of", lambda width, _: width // 8)
+    monkeypatch.setattr("mmflax.pretrained.families.configs.heads_of", lambda width, _: width // 8)
     found = from_pretrained(tmp_path / "uniter.pt")
     outputs = jax.jit(found.model.apply)({"params": found.params}, batch)
     np.testing.assert_allclose(outputs["logits"], expected["logits"], rtol=2e-5, atol=2e-5)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.numerics import unit
+from mmflax.pretrained.families.base import image_zeros, text_zeros
 
 
 class DualEncoder(nn.Module):
@@ -51,15 +52,12 @@ class DualEncoder(nn.Module):
         raise NotImplementedError
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
+        """A batch with the shapes of a real one, to initialize with."""
         batch: dict[str, Any] = {}
         if self.image_encoder is not None:
-            size = self.image_encoder.image_size
-            sides = (size, size) if isinstance(size, int) else tuple(size)
-            batch["image"] = jnp.zeros((rows, *sides, 3), jnp.float32)
+            batch |= image_zeros(self.image_encoder, rows)
         if self.text_encoder is not None:
-            batch["tokens"] = jnp.zeros((rows, 4), jnp.int32)
-            batch["text_mask"] = jnp.ones((rows, 4), bool)
+            batch |= text_zeros(rows)
         return batch
 
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.models.encoders.regions import Regions, join_regions
+from mmflax.pretrained.families.base import text_zeros
 
 
 def zeros(encoder: Regions, rows: int) -> dict[str, Any]:
     """A batch with the shapes of a real one: four tokens, three regions."""
     return {
-        "tokens": jnp.zeros((rows, 4), jnp.int32),
-        "text_mask": jnp.ones((rows, 4), bool),
+        **text_zeros(rows),
         "regions": jnp.zeros((rows, 3, encoder.feature_dim), jnp.float32),
         "boxes": jnp.zeros((rows, 3, 4), jnp.float32),
         "region_mask": jnp.ones((rows, 3), bool),

@@ -4,14 +4,13 @@ The image's vector is the mean of its tokens, without a projection; the text's i
 projected. Cosines are divided by a learned temperature.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 from jaxtyping import Array, Float
 
 from mmflax.models.encoders import bert, efficientnet
 from mmflax.models.layers.blocks import choose
+from mmflax.pretrained.families.base import built
 from mmflax.pretrained.families.dual_encoder import DualEncoder
 
 
@@ -52,19 +51,6 @@ class ALIGN(DualEncoder):
         return cosines / self.temperature
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any] | None = None,
-    text_encoder: Mapping[str, Any] | None = None,
-    projection: int = 0,
-    pooling: str = "mean",
-    pooler: bool = True,
-) -> nn.Module:
+def build(**fields: Any) -> ALIGN:
     """An `ALIGN`; the encoders are keywords of `efficientnet` and `bert`."""
-    return ALIGN(
-        image_encoder=None if image_encoder is None else efficientnet.build(**image_encoder),
-        text_encoder=None if text_encoder is None else bert.build(**text_encoder),
-        projection=projection,
-        pooling=pooling,
-        pooler=pooler,
-    )
+    return ALIGN(**built(fields, image_encoder=efficientnet.build, text_encoder=bert.build))

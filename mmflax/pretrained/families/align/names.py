@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import ENCODER, activation, dense, encoder_fields, has
-from mmflax.pretrained.families.clip.names import prefix, side
-from mmflax.pretrained.rules import CONV, COPY, Rule, Table, under
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.clip.names import one_side
+from mmflax.pretrained.rules import Rule, Table, under
 
 MODEL_TYPES = ("align", "align_text_model", "align_vision_model")
 
@@ -24,51 +24,36 @@ VISION = dict(
 )  # fmt: skip
 
 
-def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A BatchNorm2d with its statistics."""
-    names = dict(weight="scale", bias="bias", running_mean="mean", running_var="var")
-    return tuple(Rule(f"{theirs}.{name}", f"{ours}/{mine}") for name, mine in names.items())
-
-
-def conv(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A Conv2d, with or without a bias."""
-    return (
-        Rule(f"{theirs}.weight", f"{ours}/kernel", CONV),
-        Rule(f"{theirs}.bias", f"{ours}/bias"),
-    )
-
-
 IN, OUT = "encoder.blocks.{i}", "blocks_{i}"
 # transformers' AlignVisionModel and our encoder `efficientnet`.
 VISION_RULES = (
-    *conv("embeddings.convolution", "conv_stem"),
-    *batch_norm("embeddings.batchnorm", "stem_norm"),
-    *conv(f"{IN}.expansion.expand_conv", f"{OUT}/conv_expand"),
-    *batch_norm(f"{IN}.expansion.expand_bn", f"{OUT}/expand_norm"),
-    *conv(f"{IN}.depthwise_conv.depthwise_conv", f"{OUT}/conv_depthwise"),
-    *batch_norm(f"{IN}.depthwise_conv.depthwise_norm", f"{OUT}/depthwise_norm"),
-    *conv(f"{IN}.squeeze_excite.reduce", f"{OUT}/conv_squeeze"),
-    *conv(f"{IN}.squeeze_excite.expand", f"{OUT}/conv_excite"),
-    *conv(f"{IN}.projection.project_conv", f"{OUT}/conv_project"),
-    *batch_norm(f"{IN}.projection.project_bn", f"{OUT}/project_norm"),
+    *rows.conv("embeddings.convolution", "conv_stem"),
+    *rows.batch_norm("embeddings.batchnorm", "stem_norm"),
+    *rows.conv(f"{IN}.expansion.expand_conv", f"{OUT}/conv_expand"),
+    *rows.batch_norm(f"{IN}.expansion.expand_bn", f"{OUT}/expand_norm"),
+    *rows.conv(f"{IN}.depthwise_conv.depthwise_conv", f"{OUT}/conv_depthwise"),
+    *rows.batch_norm(f"{IN}.depthwise_conv.depthwise_norm", f"{OUT}/depthwise_norm"),
+    *rows.conv(f"{IN}.squeeze_excite.reduce", f"{OUT}/conv_squeeze"),
+    *rows.conv(f"{IN}.squeeze_excite.expand", f"{OUT}/conv_excite"),
+    *rows.conv(f"{IN}.projection.project_conv", f"{OUT}/conv_project"),
+    *rows.batch_norm(f"{IN}.projection.project_bn", f"{OUT}/project_norm"),
 )
 
 
 def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of the image encoder."""
-    size = config["image_size"]
     tuples = dict(
         kernel_sizes="kernel_sizes", widths_in="in_channels", widths="out_channels",
         square_padding="depthwise_padding", strides="strides", repeats="num_block_repeats",
         expands="expand_ratios",
     )  # fmt: skip
     return dict(
-        image_size=size if isinstance(size, int) else tuple(size),
+        image_size=configs.sides(config["image_size"]),
         width_factor=config["width_coefficient"],
         depth_factor=config["depth_coefficient"],
         divisor=config["depth_divisor"],
         squeeze_factor=config["squeeze_expansion_ratio"],
-        activation=activation(config["hidden_act"]),
+        activation=configs.activation(config["hidden_act"]),
         epsilon=config["batch_norm_eps"],
         drop_path_rate=config["drop_connect_rate"],
         **{ours: tuple(config[theirs]) for ours, theirs in tuples.items()},
@@ -77,28 +62,27 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """`name` of the family's module and its keywords."""
-    found: dict[str, Any] = dict(name="align")
-    if has(names, "embeddings.convolution.weight"):
-        vision = side(config, "vision", VISION)
-        found["image_encoder"] = vision_fields(vision)
-        found["pooling"] = vision["pooling_type"]
-    if has(names, "word_embeddings.weight"):
-        found["text_encoder"] = encoder_fields(side(config, "text", TEXT))
-        found["pooler"] = has(names, "pooler.dense.weight")
+    fields: dict[str, Any] = dict(name="align")
+    if configs.has(names, "embeddings.convolution.weight"):
+        vision = one_side(config, "vision", VISION)
+        fields["image_encoder"] = vision_fields(vision)
+        fields["pooling"] = vision["pooling_type"]
+    if configs.has(names, "word_embeddings.weight"):
+        fields["text_encoder"] = configs.bert_fields(one_side(config, "text", TEXT))
+        fields["pooler"] = configs.has(names, "pooler.dense.weight")
     if "text_projection.weight" in names:
-        found["projection"] = config.get("projection_dim", 640)
-    return found
+        fields["projection"] = config.get("projection_dim", 640)
+    return fields
 
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of an ALIGN checkpoint."""
     return Table(
         rules=(
-            *under(prefix(names, "vision_model."), "image_encoder/", VISION_RULES),
-            *under(prefix(names, "text_model."), "text_encoder/", ENCODER),
-            *dense("text_projection", "text_projection"),
-            Rule("temperature", "temperature", COPY),
+            *under(configs.prefix(names, "vision_model."), "image_encoder/", VISION_RULES),
+            *under(configs.prefix(names, "text_model."), "text_encoder/", rows.BERT),
+            *rows.dense("text_projection", "text_projection"),
+            Rule("temperature", "temperature"),
         ),
-        # How many batches the statistics come from.
-        unused=(r"\.num_batches_tracked$", r"embeddings\.(position|token_type)_ids$"),
+        unused=(rows.BATCHES, rows.POSITION_IDS),
     )

@@ -13,6 +13,7 @@ from mmflax.models.encoders.bert import BERT
 from mmflax.models.encoders.bert import build as build_encoder
 from mmflax.models.heads import MLMHead
 from mmflax.models.layers.blocks import choose
+from mmflax.pretrained.families.base import built, text_zeros
 
 
 class BertFamily(nn.Module):
@@ -33,9 +34,8 @@ class BertFamily(nn.Module):
     word_activation: str | None = None
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        shape = (rows, 4)
-        return {"tokens": jnp.zeros(shape, jnp.int32), "text_mask": jnp.ones(shape, bool)}
+        """A batch with the shapes of a real one, to initialize with."""
+        return text_zeros(rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
@@ -61,6 +61,6 @@ class BertFamily(nn.Module):
         return out
 
 
-def build(*, text_encoder: Mapping[str, Any], **fields: Any) -> BertFamily:
+def build(**fields: Any) -> BertFamily:
     """A `BertFamily`; `text_encoder` are the keywords of the encoder `bert`."""
-    return BertFamily(build_encoder(**text_encoder), **fields)
+    return BertFamily(**built(fields, text_encoder=build_encoder))

@@ -19,6 +19,7 @@ from mmflax.models.encoders.vit import ViT
 from mmflax.models.encoders.vit import build as build_image
 from mmflax.models.layers.blocks import LayerNorm
 from mmflax.numerics import unit
+from mmflax.pretrained.families.base import built, image_zeros, text_zeros
 
 
 class BlipFamily(nn.Module):
@@ -48,14 +49,10 @@ class BlipFamily(nn.Module):
     limits: Limits | None = None
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        grid, side = self.image_encoder.grid(), self.image_encoder.patch_size
-        words = {"tokens": jnp.zeros((rows, 4), jnp.int32), "text_mask": jnp.ones((rows, 4), bool)}
-        return words | {
-            "image": jnp.zeros((rows, grid[0] * side, grid[1] * side, 3), jnp.float32),
-            "target": words["tokens"],
-            "target_mask": words["text_mask"],
-        }
+        """A batch with the shapes of a real one, to initialize with."""
+        words = text_zeros(rows)
+        target = {"target": words["tokens"], "target_mask": words["text_mask"]}
+        return image_zeros(self.image_encoder, rows) | words | target
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
@@ -138,19 +135,14 @@ class BlipFamily(nn.Module):
         return self.decoder.step(context, cache, token, position)
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any] | None = None,
-    decoder: Mapping[str, Any] | None = None,
-    limits: Mapping[str, Any] | None = None,
-    **fields: Any,
-) -> BlipFamily:
+def build(**fields: Any) -> BlipFamily:
     """A `BlipFamily`; its parts are keywords of vit, bert, `Decoder` and `Limits`."""
     return BlipFamily(
-        build_image(**image_encoder),
-        build_text(**text_encoder) if text_encoder else None,
-        Decoder(**decoder) if decoder else None,
-        limits=Limits(**limits) if limits else None,
-        **fields,
+        **built(
+            fields,
+            image_encoder=build_image,
+            text_encoder=build_text,
+            decoder=Decoder,
+            limits=Limits,
+        )
     )

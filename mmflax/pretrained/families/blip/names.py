@@ -8,65 +8,32 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import (
-    activation,
-    bert_attention,
-    bert_layer,
-    dense,
-    norm,
-    word_head,
-)
-from mmflax.pretrained.rules import (
-    CONV,
-    FIRST,
-    FLAT,
-    LINEAR,
-    LINEAR_OUT,
-    Rule,
-    Table,
-    split,
-    under,
-)
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.rules import FIRST, LINEAR, Rule, Table, under
 
 MODEL_TYPES = ("blip",)
 
-QKV = tuple(f"encoder/layers_{{i}}/attention/{part}" for part in ("query", "key", "value"))
+LAYER, OURS = "encoder.layers.{i}", "encoder/layers_{i}/"
 IMAGE = (
     Rule("embeddings.class_embedding", "cls"),
     Rule("embeddings.position_embedding", "position_embedding", FIRST),
-    Rule("embeddings.patch_embedding.weight", "patch_embedding/kernel", CONV),
-    Rule("embeddings.patch_embedding.bias", "patch_embedding/bias"),
-    Rule(
-        "encoder.layers.{i}.self_attn.qkv.weight",
-        tuple(f"{part}/kernel" for part in QKV),
-        split(LINEAR),
-    ),
-    Rule(
-        "encoder.layers.{i}.self_attn.qkv.bias", tuple(f"{part}/bias" for part in QKV), split(FLAT)
-    ),
-    Rule(
-        "encoder.layers.{i}.self_attn.projection.weight",
-        "encoder/layers_{i}/attention/out/kernel",
-        LINEAR_OUT,
-    ),
-    Rule("encoder.layers.{i}.self_attn.projection.bias", "encoder/layers_{i}/attention/out/bias"),
-    *norm("encoder.layers.{i}.layer_norm1", "encoder/layers_{i}/attention_norm"),
-    *norm("encoder.layers.{i}.layer_norm2", "encoder/layers_{i}/mlp_norm"),
-    *dense("encoder.layers.{i}.mlp.fc1", "encoder/layers_{i}/mlp/fc1"),
-    *dense("encoder.layers.{i}.mlp.fc2", "encoder/layers_{i}/mlp/fc2"),
-    *norm("post_layernorm", "norm"),
+    *rows.conv("embeddings.patch_embedding", "patch_embedding"),
+    *rows.joined_attention(f"{LAYER}.self_attn", f"{OURS}attention", "qkv.", "projection"),
+    *rows.clip_rest(LAYER, OURS),
+    *rows.norm("post_layernorm", "norm"),
+)
+# A text model reads the image in every layer.
+TEXT = (
+    *rows.BERT,
+    *rows.bert_attention("encoder.layer.{i}.crossattention", f"{OURS}cross_attention"),
 )
 
 
-def text_rules(layers: str) -> tuple[Rule, ...]:
-    """A text model; our layers lie at `layers`, which ends in "layers_{i}/"."""
-    return (
-        Rule("embeddings.word_embeddings.weight", "word_embedding/embedding"),
-        Rule("embeddings.position_embeddings.weight", "position_embedding/embedding"),
-        *norm("embeddings.LayerNorm", "embedding_norm"),
-        *bert_layer("encoder.layer.{i}", layers),
-        *bert_attention("encoder.layer.{i}.crossattention", f"{layers}cross_attention"),
-        *dense("pooler.dense", "pooler/dense"),
+def decoder(table_rows: rows.Rows) -> rows.Rows:
+    """The same rows where our layers lie directly in the decoder."""
+    return tuple(
+        rule._replace(ours=tuple(path.removeprefix("encoder/") for path in rule.paths))
+        for rule in table_rows
     )
 
 
@@ -80,12 +47,12 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         mlp_dim=text["intermediate_size"],
         vocab_size=text["vocab_size"],
         max_length=text["max_position_embeddings"],
-        activation=activation(text["hidden_act"]),
+        activation=configs.activation(text["hidden_act"]),
         epsilon=text["layer_norm_eps"],
         dropout_rate=text["hidden_dropout_prob"],
         attention_dropout_rate=text["attention_probs_dropout_prob"],
     )
-    found: dict[str, Any] = dict(
+    fields: dict[str, Any] = dict(
         name="blip",
         image_encoder=dict(
             image_size=image["image_size"],
@@ -94,7 +61,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             depth=image["num_hidden_layers"],
             num_heads=image["num_attention_heads"],
             mlp_dim=image["intermediate_size"],
-            activation=activation(image["hidden_act"]),
+            activation=configs.activation(image["hidden_act"]),
             epsilon=image["layer_norm_eps"],
             attention_dropout_rate=image["attention_dropout"],
             any_size=True,
@@ -102,9 +69,9 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     )
     reads = any(name.startswith(READERS) for name in names)
     if reads:
-        found["text_encoder"] = layers | dict(num_token_types=0, cross_attention=True)
+        fields["text_encoder"] = layers | dict(num_token_types=0, cross_attention=True)
     if any(name.startswith("text_decoder.") for name in names):
-        found |= dict(
+        fields |= dict(
             task="answer" if reads else "caption",
             decoder=layers
             | dict(norm_style="post", word_head=True, tie="own" if tied(config, names) else "none"),
@@ -117,10 +84,10 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             ),
         )
     elif "itm_head.weight" in names:
-        found |= dict(task="matching", projection=config["image_text_hidden_size"])
+        fields |= dict(task="matching", projection=config["image_text_hidden_size"])
     else:
-        found |= dict(task="pair", projection=config["projection_dim"])
-    return found
+        fields |= dict(task="pair", projection=config["projection_dim"])
+    return fields
 
 
 # Where the text model that reads lies: BlipModel's, and the others'.
@@ -138,15 +105,10 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a BLIP checkpoint."""
     pair = "visual_projection.weight" in names
     projections = (
-        (
-            Rule("visual_projection.weight", "image_projection/kernel", LINEAR),
-            Rule("text_projection.weight", "text_projection/kernel", LINEAR),
-        )
-        if pair
-        else (
-            *dense("vision_proj", "image_projection"),
-            *dense("text_proj", "text_projection"),
-        )
+        Rule("visual_projection.weight", "image_projection/kernel", LINEAR),
+        Rule("text_projection.weight", "text_projection/kernel", LINEAR),
+        *rows.dense("vision_proj", "image_projection"),
+        *rows.dense("text_proj", "text_projection"),
     )
     one, bias, other = tied(config, names), f"{HEAD}.bias", f"{HEAD}.decoder.bias"
     if not one:  # then transformers reads the layer's own
@@ -155,17 +117,16 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     return Table(
         rules=(
             *under("vision_model.", "image_encoder/", IMAGE),
-            *under(READERS[not pair], "text_encoder/", text_rules("encoder/layers_{i}/")),
-            *under("text_decoder.bert.", "decoder/", text_rules("layers_{i}/")),
-            *word_head(f"{HEAD}.transform", f"{HEAD}.decoder.weight", bias, "decoder/output"),
+            *under(READERS[not pair], "text_encoder/", TEXT),
+            *under("text_decoder.bert.", "decoder/", decoder(TEXT)),
+            *rows.word_head(f"{HEAD}.transform", f"{HEAD}.decoder.weight", bias, "decoder/output"),
             *projections,
             Rule("logit_scale", "logit_scale"),
-            *dense("itm_head", "matching_head"),
+            *rows.dense("itm_head", "matching_head"),
         ),
         tied=(words, (other, bias)) if one else (),
         unused=(
-            # Constants, saved as buffers by older releases.
-            r"embeddings\.position_ids$",
+            rows.POSITION_IDS,
             # Without tying no forward pass reads it.
             *(() if one else (rf"^{re.escape(other)}$",)),
         ),

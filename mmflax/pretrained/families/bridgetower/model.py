@@ -14,6 +14,7 @@ from mmflax.models.encoders.vit import ViT
 from mmflax.models.fusion.bridge import Bridge
 from mmflax.models.heads import MLMHead, name_logits
 from mmflax.numerics import unit
+from mmflax.pretrained.families.base import built, pair_zeros
 
 
 class BridgeTowerFamily(nn.Module):
@@ -37,13 +38,8 @@ class BridgeTowerFamily(nn.Module):
     contrastive: int = 0
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        grid, side = self.image_encoder.grid(), self.image_encoder.patch_size
-        return {
-            "image": jnp.zeros((rows, grid[0] * side, grid[1] * side, 3), jnp.float32),
-            "tokens": jnp.zeros((rows, 4), jnp.int32),
-            "text_mask": jnp.ones((rows, 4), bool),
-        }
+        """A batch with the shapes of a real one, to initialize with."""
+        return pair_zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
@@ -107,14 +103,8 @@ class BridgeTowerFamily(nn.Module):
         return out
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
-    fusion: Mapping[str, Any],
-    **fields: Any,
-) -> BridgeTowerFamily:
+def build(**fields: Any) -> BridgeTowerFamily:
     """A `BridgeTowerFamily`; its parts are given as keywords of clip_vision, bert and bridge."""
     return BridgeTowerFamily(
-        build_image(**image_encoder), build_text(**text_encoder), Bridge(**fusion), **fields
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=Bridge)
     )

@@ -1,13 +1,12 @@
 """CLIP as published (Radford et al. 2021, arXiv:2103.00020): the pair, a side, a classifier."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.models.encoders import clip_text, clip_vision
+from mmflax.pretrained.families.base import built
 from mmflax.pretrained.families.dual_encoder import DualEncoder
 
 
@@ -55,17 +54,6 @@ class CLIP(DualEncoder):
         return cosines * jnp.exp(self.logit_scale)
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any] | None = None,
-    text_encoder: Mapping[str, Any] | None = None,
-    projection: int = 0,
-    labels: int = 0,
-) -> nn.Module:
+def build(**fields: Any) -> CLIP:
     """A `CLIP`; the encoders are keywords of `clip_vision` and `clip_text`."""
-    return CLIP(
-        image_encoder=None if image_encoder is None else clip_vision.build(**image_encoder),
-        text_encoder=None if text_encoder is None else clip_text.build(**text_encoder),
-        projection=projection,
-        labels=labels,
-    )
+    return CLIP(**built(fields, image_encoder=clip_vision.build, text_encoder=clip_text.build))

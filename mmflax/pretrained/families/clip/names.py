@@ -7,25 +7,8 @@ its tensors do not tell the number of heads.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import (
-    activation,
-    attention,
-    count_labels,
-    dense,
-    has,
-    norm,
-)
-from mmflax.pretrained.rules import (
-    CONV,
-    COPY,
-    FLAT,
-    LINEAR,
-    LINEAR_OUT,
-    Rule,
-    Table,
-    split,
-    under,
-)
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.rules import FLAT, LINEAR, Rule, Table, under
 
 MODEL_TYPES = ("clip", "clip_text_model", "clip_vision_model")
 
@@ -41,74 +24,31 @@ TEXT = dict(
 )  # fmt: skip
 
 
-def layer(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """One pre-norm layer; `ours` ends in "/"."""
-    q, k, v, out = (f"{theirs}.self_attn.{x}_proj" for x in ("q", "k", "v", "out"))
-    return (
-        *norm(f"{theirs}.layer_norm1", f"{ours}attention_norm"),
-        *attention(q, k, v, out, f"{ours}attention"),
-        *norm(f"{theirs}.layer_norm2", f"{ours}mlp_norm"),
-        *dense(f"{theirs}.mlp.fc1", f"{ours}mlp/fc1"),
-        *dense(f"{theirs}.mlp.fc2", f"{ours}mlp/fc2"),
-    )
-
-
-def joined_attention(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """PyTorch's MultiheadAttention, which keeps query, key and value in one tensor."""
-    parts = [f"{ours}/{name}" for name in ("query", "key", "value")]
-    return (
-        Rule(f"{theirs}.in_proj_weight", tuple(f"{p}/kernel" for p in parts), split(LINEAR)),
-        Rule(f"{theirs}.in_proj_bias", tuple(f"{p}/bias" for p in parts), split(FLAT)),
-        Rule(f"{theirs}.out_proj.weight", f"{ours}/out/kernel", LINEAR_OUT),
-        Rule(f"{theirs}.out_proj.bias", f"{ours}/out/bias"),
-    )
-
-
-def block(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """One layer in OpenAI's layout."""
-    return (
-        *norm(f"{theirs}.ln_1", f"{ours}attention_norm"),
-        *joined_attention(f"{theirs}.attn", f"{ours}attention"),
-        *norm(f"{theirs}.ln_2", f"{ours}mlp_norm"),
-        *dense(f"{theirs}.mlp.c_fc", f"{ours}mlp/fc1"),
-        *dense(f"{theirs}.mlp.c_proj", f"{ours}mlp/fc2"),
-    )
-
-
 # transformers' CLIPVisionModel and our encoder `clip_vision`; SigLIP's has fewer of these rows.
 VISION_RULES = (
     Rule("embeddings.class_embedding", "cls", FLAT),
-    Rule("embeddings.patch_embedding.weight", "patch_embedding/kernel", CONV),
-    Rule("embeddings.patch_embedding.bias", "patch_embedding/bias"),
+    *rows.conv("embeddings.patch_embedding", "patch_embedding"),
     Rule("embeddings.position_embedding.weight", "position_embedding"),
-    *norm("pre_layrnorm", "pre_norm_layer"),
-    *layer("encoder.layers.{i}", "encoder/layers_{i}/"),
-    *norm("post_layernorm", "norm"),
+    *rows.norm("pre_layrnorm", "pre_norm_layer"),
+    *rows.clip_layer("encoder.layers.{i}", "encoder/layers_{i}/"),
+    *rows.norm("post_layernorm", "norm"),
 )
 # transformers' CLIPTextModel and our encoder `clip_text`; SigLIP's is the same.
 TEXT_RULES = (
     Rule("embeddings.token_embedding.weight", "word_embedding/embedding"),
     Rule("embeddings.position_embedding.weight", "position_embedding/embedding"),
-    *layer("encoder.layers.{i}", "encoder/layers_{i}/"),
-    *norm("final_layer_norm", "norm"),
-)
-ORIGINAL_VISION = (
-    Rule("class_embedding", "cls", FLAT),
-    Rule("conv1.weight", "patch_embedding/kernel", CONV),
-    Rule("positional_embedding", "position_embedding"),
-    *norm("ln_pre", "pre_norm_layer"),
-    *block("transformer.resblocks.{i}", "encoder/layers_{i}/"),
-    *norm("ln_post", "norm"),
+    *rows.clip_layer("encoder.layers.{i}", "encoder/layers_{i}/"),
+    *rows.norm("final_layer_norm", "norm"),
 )
 ORIGINAL_TEXT = (
     Rule("token_embedding.weight", "word_embedding/embedding"),
     Rule("positional_embedding", "position_embedding/embedding"),
-    *block("transformer.resblocks.{i}", "encoder/layers_{i}/"),
-    *norm("ln_final", "norm"),
+    *rows.original_clip_layer("transformer.resblocks.{i}", "encoder/layers_{i}/"),
+    *rows.norm("ln_final", "norm"),
 )
 
 
-def side(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def one_side(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The config of one side (`vision` or `text`), which is the whole of a checkpoint of one."""
     if f"_{name}" in str(config.get("model_type")):
         return {**defaults, **config}
@@ -125,7 +65,7 @@ def tower_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         depth=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
         mlp_dim=config["intermediate_size"],
-        activation=activation(config["hidden_act"]),
+        activation=configs.activation(config["hidden_act"]),
         epsilon=config["layer_norm_eps"],
         attention_dropout_rate=config.get("attention_dropout", 0.0),
     )
@@ -133,10 +73,9 @@ def tower_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def vision_fields(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Keywords of the image encoder; it takes images of other sizes, resampling positions."""
-    size = config["image_size"]
     return dict(
         **tower_fields(config),
-        image_size=size if isinstance(size, int) else tuple(size),
+        image_size=configs.sides(config["image_size"]),
         patch_size=config["patch_size"],
         any_size=True,
         crop=True,
@@ -156,24 +95,22 @@ def text_fields(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 def is_original(names: Collection[str]) -> bool:
     """Whether the file is in OpenAI's layout."""
-    return has(names, "visual.class_embedding")
+    return configs.has(names, "visual.class_embedding")
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """`name` of the family's module and its keywords."""
-    found: dict[str, Any] = dict(name="clip")
-    if has(names, "class_embedding"):
-        found["image_encoder"] = vision_fields(side(config, "vision", VISION))
-    if has(names, "token_embedding.weight"):
-        text = side(config, "text", TEXT)
+    fields: dict[str, Any] = dict(name="clip")
+    if configs.has(names, "class_embedding"):
+        fields["image_encoder"] = vision_fields(one_side(config, "vision", VISION))
+    if configs.has(names, "token_embedding.weight"):
+        text = one_side(config, "text", TEXT)
         # Early configs have a wrong end token, 2, which transformers reads as OpenAI's rule.
         end = None if text["eos_token_id"] == 2 or is_original(names) else text["eos_token_id"]
-        found["text_encoder"] = text_fields(text, end_token=end)
+        fields["text_encoder"] = text_fields(text, end_token=end)
     if is_original(names) or {"visual_projection.weight", "text_projection.weight"} & set(names):
-        found["projection"] = config.get("projection_dim", 512)
-    if "classifier.weight" in names:
-        found["labels"] = count_labels(config)
-    return found
+        fields["projection"] = config.get("projection_dim", 512)
+    return fields | dict(labels=configs.classifier_labels(config, names))
 
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
@@ -183,10 +120,10 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
         text = "text." if "text.token_embedding.weight" in names else ""
         return Table(
             rules=(
-                *under("visual.", "image_encoder/", ORIGINAL_VISION),
+                *under("visual.", "image_encoder/", rows.ORIGINAL_CLIP_VISION),
                 *under(text, "text_encoder/", ORIGINAL_TEXT),
-                Rule("visual.proj", "image_projection/kernel", COPY),
-                Rule(f"{text}text_projection", "text_projection/kernel", COPY),
+                Rule("visual.proj", "image_projection/kernel"),
+                Rule(f"{text}text_projection", "text_projection/kernel"),
                 Rule("logit_scale", "logit_scale"),
             ),
             # Numbers of the architecture, and a mask that early files of open_clip hold.
@@ -194,17 +131,12 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
         )
     return Table(
         rules=(
-            *under(prefix(names, "vision_model."), "image_encoder/", VISION_RULES),
-            *under(prefix(names, "text_model."), "text_encoder/", TEXT_RULES),
+            *under(configs.prefix(names, "vision_model."), "image_encoder/", VISION_RULES),
+            *under(configs.prefix(names, "text_model."), "text_encoder/", TEXT_RULES),
             Rule("visual_projection.weight", "image_projection/kernel", LINEAR),
             Rule("text_projection.weight", "text_projection/kernel", LINEAR),
             Rule("logit_scale", "logit_scale"),
-            *dense("classifier", "head"),
+            *rows.dense("classifier", "head"),
         ),
-        unused=(r"embeddings\.position_ids$",),
+        unused=(rows.POSITION_IDS,),
     )
-
-
-def prefix(names: Collection[str], start: str) -> str:
-    """`start` where names have it; a checkpoint of one side may have none."""
-    return start if any(name.startswith(start) for name in names) else ""

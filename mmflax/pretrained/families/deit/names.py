@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import count_labels, dense
-from mmflax.pretrained.families.vit.names import UNUSED, encoder_fields, pooler_fields, rows
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.vit.names import backbone, encoder_fields, pooler_fields
 from mmflax.pretrained.rules import Table
 
 MODEL_TYPES = ("deit",)
@@ -16,7 +16,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return dict(
         name="vit",
         image_encoder=encoder_fields(config, distillation_token=True),
-        labels=count_labels(config) if teacher or "classifier.weight" in names else 0,
+        labels=configs.count_labels(config) if teacher or "classifier.weight" in names else 0,
         teacher=teacher,
         **pooler_fields(config, names),
     )
@@ -27,9 +27,9 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     teacher = "distillation_classifier.weight" in names
     return Table(
         (
-            *rows(names, "deit."),
-            *dense("cls_classifier" if teacher else "classifier", "head"),
-            *dense("distillation_classifier", "distillation_head"),
+            *backbone(names, "deit."),
+            *rows.dense("cls_classifier" if teacher else "classifier", "head"),
+            *rows.dense("distillation_classifier", "distillation_head"),
         ),
-        unused=UNUSED,
+        unused=(rows.MASK_TOKEN,),
     )

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from mmflax.models.encoders import resnet, swin
 from mmflax.models.layers.blocks import choose
+from mmflax.pretrained.families.base import image_zeros
 
 ENCODERS = {"swin": swin.build, "resnet": resnet.build}
 
@@ -23,9 +23,8 @@ class GridFamily(nn.Module):
     labels: int = 0
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        size = self.image_encoder.image_size
-        return {"image": jnp.zeros((rows, *((size, size) if isinstance(size, int) else size), 3))}
+        """A batch with the shapes of a real one, to initialize with."""
+        return image_zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mmflax.models.fusion.co_attention import build as build_fusion
 from mmflax.models.heads import MLMHead, VQAHead
 from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm
 from mmflax.pretrained.families import region_inputs
+from mmflax.pretrained.families.base import built
 
 
 class LxmertFamily(nn.Module):
@@ -84,19 +85,14 @@ class LxmertFamily(nn.Module):
         return out
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
-    fusion: Mapping[str, Any],
-    region_heads: Mapping[str, int] | None = None,
-    **fields: Any,
-) -> LxmertFamily:
+def build(**fields: Any) -> LxmertFamily:
     """An `LxmertFamily`; its parts are given as keywords of regions, bert and co_attention."""
     return LxmertFamily(
-        build_image(**image_encoder),
-        build_text(**text_encoder),
-        build_fusion(**fusion),
-        region_heads=tuple((region_heads or {}).items()),
-        **fields,
+        **built(
+            fields,
+            image_encoder=build_image,
+            text_encoder=build_text,
+            fusion=build_fusion,
+            region_heads=lambda **sizes: tuple(sizes.items()),
+        )
     )

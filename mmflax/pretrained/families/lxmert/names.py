@@ -12,45 +12,31 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.errors import MmflaxError
-from mmflax.pretrained.families.bert.names import (
-    ENCODER,
-    bert_attention,
-    bert_layer,
-    count,
-    count_labels,
-    dense,
-    encoder_fields,
-    has,
-    norm,
-    recognised_text,
-    word_head,
-)
-from mmflax.pretrained.rules import Rule, Shape, Table, under
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.rules import Shape, Table, under
 
 MODEL_TYPES = ("lxmert",)
 
 REGIONS = (
-    *dense("visn_fc.visn_fc", "feature_projection"),
-    *norm("visn_fc.visn_layer_norm", "feature_norm"),
-    *dense("visn_fc.box_fc", "box_projection"),
-    *norm("visn_fc.box_layer_norm", "box_norm"),
-    *bert_layer("r_layers.{i}", "encoder/layers_{i}/"),
+    *rows.dense("visn_fc.visn_fc", "feature_projection"),
+    *rows.norm("visn_fc.visn_layer_norm", "feature_norm"),
+    *rows.dense("visn_fc.box_fc", "box_projection"),
+    *rows.norm("visn_fc.box_layer_norm", "box_norm"),
+    *rows.bert_layer("r_layers.{i}", "encoder/layers_{i}/"),
 )
 
 
-def stream(theirs: str, name: str) -> tuple[Rule, ...]:
+def stream(theirs: str, name: str) -> rows.Rows:
     """One side of a cross layer: `lang` or `visn`, our `text` or `image`."""
     theirs, ours = f"x_layers.{{i}}.{theirs}", f"encoder/layers_{{i}}/{name}/"
     return (
-        *bert_attention(f"{theirs}_self_att", f"{ours}attention"),
-        *dense(f"{theirs}_inter.dense", f"{ours}mlp/fc1"),
-        *dense(f"{theirs}_output.dense", f"{ours}mlp/fc2"),
-        *norm(f"{theirs}_output.LayerNorm", f"{ours}mlp_norm"),
+        *rows.bert_attention(f"{theirs}_self_att", f"{ours}attention"),
+        *rows.bert_mlp(f"{theirs}_inter", f"{theirs}_output", ours),
     )
 
 
 FUSION = (
-    *bert_attention(
+    *rows.bert_attention(
         "x_layers.{i}.visual_attention", "encoder/layers_{i}/cross_attention", inner="att"
     ),
     *stream("lang", "text"),
@@ -58,46 +44,18 @@ FUSION = (
 )
 
 
-def head(theirs: str) -> tuple[Rule, ...]:
-    """Our `VQAHead` of the form "lxmert", a Sequential with GELU at 1."""
-    return (
-        *dense(f"{theirs}.0", "head/fc1"),
-        *norm(f"{theirs}.2", "head/norm"),
-        *dense(f"{theirs}.3", "head/fc2"),
-    )
-
-
-def prefix_of(names: Collection[str], end: str, source: str) -> str:
-    """What stands before a tensor's name that every file of the family has."""
-    found = sorted(name.removesuffix(end) for name in names if name.endswith(end))
-    if not found:
-        raise MmflaxError(f"the checkpoint has no {end}; expected one of {source}.")
-    return found[0]
-
-
-def backbone(names: Collection[str]) -> str:
-    """`lxmert.`, `module.bert.`, `lxrt_encoder.model.bert.` or nothing."""
-    return prefix_of(names, "embeddings.word_embeddings.weight", "LXMERT")
-
-
-def words(config: Mapping[str, Any], names: Collection[str]) -> str:
-    """Whether a file predicts words, and by which table."""
-    if not has(names, "cls.predictions.bias"):
-        return "none"
-    return "tied" if config.get("tie_word_embeddings", True) else "own"
-
-
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """`name` of the family's module and its keywords."""
-    text = encoder_fields({**config, "num_hidden_layers": config["l_layers"]})
-    text["epsilon"] = 1e-12
-    shared = {key: text[key] for key in LAYER_FIELDS}
+    text = configs.bert_fields({**config, "num_hidden_layers": config["l_layers"]}) | dict(
+        epsilon=1e-12
+    )
+    shared = configs.layer_fields(text)
     if config.get("visual_pos_dim", 4) != 4:
         raise MmflaxError(
             f"the config has visual_pos_dim {config['visual_pos_dim']}; expected 4, the corners of "
             "a box."
         )
-    pair = "NLVR2Model" in (config.get("architectures") or ())
+    pair = configs.architecture(config, "NLVR2Model")
     sizes = dict(
         obj=config.get("num_object_labels"),
         attr=config.get("num_attr_labels"),
@@ -113,50 +71,46 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             **shared,
         ),
         fusion=dict(form="lxmert", depth=config["x_layers"], **shared),
-        answers=config["num_qa_labels"] if has(names, "logit_fc.3.weight") and not pair else 0,
-        labels=count_labels(config) if pair else 0,
-        word_head=words(config, names),
-        matching=has(names, "cls.seq_relationship.weight"),
+        answers=config["num_qa_labels"]
+        if configs.has(names, "logit_fc.3.weight") and not pair
+        else 0,
+        labels=configs.count_labels(config) if pair else 0,
+        word_head=configs.word_table(config, names),
+        matching=configs.has(names, "cls.seq_relationship.weight"),
         region_heads={
-            key: size for key, size in sizes.items() if has(names, f"decoder_dict.{key}.weight")
+            key: size
+            for key, size in sizes.items()
+            if configs.has(names, f"decoder_dict.{key}.weight")
         },
     )
 
 
-LAYER_FIELDS = (
-    "width", "num_heads", "mlp_dim", "activation", "epsilon", "dropout_rate",
-    "attention_dropout_rate",
-)  # fmt: skip
-
-
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
-    """Every row of an LXMERT checkpoint, under the prefixes that this one has."""
-    bert = backbone(names)
+    """Every row of an LXMERT checkpoint, under the prefixes that this one has: `lxmert.`,
+    `module.bert.`, `lxrt_encoder.model.bert.` or none."""
+    bert = configs.prefix_of(names, "LXMERT")
     # Heads lie beside the backbone, the original's fine-tuned one at the top.
-    tuned = "logit_fc"
-    root = bert.removesuffix("bert.").removesuffix("lxmert.") if bert else ""
-    predictions = f"{root}cls.predictions"
-    decoder = f"{predictions}.decoder.weight"
-    tied = ((decoder, f"{bert}embeddings.word_embeddings.weight"),)
+    root = bert.removesuffix("bert.").removesuffix("lxmert.")
+    answers = "logit_fc" if "logit_fc.0.weight" in names else f"{root}answer_head.logit_fc"
+    words, regions = f"{root}cls.predictions", f"{root}obj_predict_head"
+    tied = configs.word_table(config, names) == "tied"
     return Table(
         rules=(
-            *under(bert, "text_encoder/", ENCODER),
+            *under(bert, "text_encoder/", rows.BERT),
             *under(f"{bert}encoder.", "image_encoder/", REGIONS),
             *under(f"{bert}encoder.", "fusion/", FUSION),
-            *dense(f"{bert}pooler.dense", "fusion/text_pooler/dense"),
-            *head(tuned if f"{tuned}.0.weight" in names else f"{root}answer_head.{tuned}"),
-            *word_head(f"{predictions}.transform", decoder, f"{predictions}.bias"),
-            *dense(f"{root}cls.seq_relationship", "matching_head"),
-            *dense(f"{root}obj_predict_head.transform.dense", "region_dense"),
-            *norm(f"{root}obj_predict_head.transform.LayerNorm", "region_norm"),
-            *(
-                row
-                for key in ("obj", "attr", "feat")
-                for row in dense(f"{root}obj_predict_head.decoder_dict.{key}", f"region_{key}")
-            ),
+            *rows.dense(f"{bert}pooler.dense", "fusion/text_pooler/dense"),
+            *rows.classifier(answers, "head"),
+            *rows.word_head(f"{words}.transform", f"{words}.decoder.weight", f"{words}.bias"),
+            *rows.dense(f"{root}cls.seq_relationship", "matching_head"),
+            *rows.dense(f"{regions}.transform.dense", "region_dense"),
+            *rows.norm(f"{regions}.transform.LayerNorm", "region_norm"),
+            *rows.dense(f"{regions}.decoder_dict.obj", "region_obj"),
+            *rows.dense(f"{regions}.decoder_dict.attr", "region_attr"),
+            *rows.dense(f"{regions}.decoder_dict.feat", "region_feat"),
         ),
-        tied=tied if words(config, names) == "tied" else (),
-        unused=(r"embeddings\.position_ids$",),  # a constant, saved as a buffer by older releases
+        tied=((f"{words}.decoder.weight", bert + configs.WORD_TABLE),) if tied else (),
+        unused=(rows.POSITION_IDS,),
     )
 
 
@@ -172,16 +126,16 @@ def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     dropout, which are the published ones: GELU and 0.1. A head over twice the width with two
     classes is that of NLVR2.
     """
-    if not has(shapes, "encoder.visn_fc.visn_fc.weight"):
+    if not configs.has(shapes, "encoder.visn_fc.visn_fc.weight"):
         return None
-    bert = backbone(shapes)
+    bert = configs.prefix_of(shapes, "LXMERT")
     layers = re.escape(f"{bert}encoder.")
     config: dict[str, Any] = dict(
         model_type="lxmert",
-        **recognised_text(shapes, bert, "LXMERT"),
-        l_layers=count(shapes, layers + r"layer\.(\d+)\."),
-        x_layers=count(shapes, layers + r"x_layers\.(\d+)\."),
-        r_layers=count(shapes, layers + r"r_layers\.(\d+)\."),
+        **configs.bert_config(shapes, bert, "LXMERT"),
+        l_layers=configs.count(shapes, layers + r"layer\.(\d+)\."),
+        x_layers=configs.count(shapes, layers + r"x_layers\.(\d+)\."),
+        r_layers=configs.count(shapes, layers + r"r_layers\.(\d+)\."),
         visual_feat_dim=shapes[f"{bert}encoder.visn_fc.visn_fc.weight"][1],
         visual_pos_dim=shapes[f"{bert}encoder.visn_fc.box_fc.weight"][1],
     )
@@ -190,9 +144,8 @@ def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
         ("num_object_labels", "decoder_dict.obj.weight"),
         ("num_attr_labels", "decoder_dict.attr.weight"),
     ):
-        found = ending(shapes, end)
-        if found:
-            config[key] = found[0]
+        if shape := ending(shapes, end):
+            config[key] = shape[0]
     first = ending(shapes, "logit_fc.0.weight")
     if first and first[1] == 2 * config["hidden_size"]:
         config |= dict(architectures=["NLVR2Model"], num_labels=config.pop("num_qa_labels"))

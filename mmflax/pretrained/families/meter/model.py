@@ -17,6 +17,7 @@ from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.co_attention import CoAttention
 from mmflax.models.fusion.co_attention import build as build_fusion
 from mmflax.models.heads import MLMHead, VQAHead, name_logits
+from mmflax.pretrained.families.base import built, pair_zeros
 
 
 class MeterFamily(nn.Module):
@@ -38,15 +39,8 @@ class MeterFamily(nn.Module):
     num_images: int = 1
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        grid, side = self.image_encoder.grid(), self.image_encoder.patch_size
-        image = jnp.zeros((rows, grid[0] * side, grid[1] * side, 3), jnp.float32)
-        return {
-            "image": image,
-            "second_image": image,
-            "tokens": jnp.zeros((rows, 4), jnp.int32),
-            "text_mask": jnp.ones((rows, 4), bool),
-        }
+        """A batch with the shapes of a real one, to initialize with."""
+        return pair_zeros(self.image_encoder, rows, self.num_images)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
@@ -85,14 +79,8 @@ class MeterFamily(nn.Module):
 IMAGES = ("image", "second_image")
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
-    fusion: Mapping[str, Any],
-    **fields: Any,
-) -> MeterFamily:
+def build(**fields: Any) -> MeterFamily:
     """A `MeterFamily`; its parts are given as keywords of clip_vision, bert and co_attention."""
     return MeterFamily(
-        build_image(**image_encoder), build_text(**text_encoder), build_fusion(**fusion), **fields
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=build_fusion)
     )

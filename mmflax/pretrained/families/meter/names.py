@@ -11,19 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.errors import MmflaxError
-from mmflax.pretrained.families.bert import names as bert
-from mmflax.pretrained.families.bert.names import (
-    ENCODER,
-    count,
-    dense,
-    heads_of,
-    norm,
-    recognised_text,
-    word_head,
-)
-from mmflax.pretrained.families.bridgetower.names import clip_block, cross_layer
-from mmflax.pretrained.families.roberta import names as roberta
-from mmflax.pretrained.rules import CONV, FLAT, Rule, Shape, Table, under
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.rules import Rule, Shape, Table, under
 
 MODEL_TYPES = ("meter",)
 
@@ -35,15 +24,6 @@ DEFAULTS: dict[str, Any] = dict(
 )  # fmt: skip
 # The classifiers, and how many answers each has; VQA's are counted by the config.
 CLASSIFIERS = {"vqa_classifier": 0, "nlvr2_classifier": 2, "snli_classifier": 3}
-
-IMAGE = (
-    Rule("conv1.weight", "patch_embedding/kernel", CONV),
-    Rule("class_embedding", "cls", FLAT),
-    Rule("positional_embedding", "position_embedding"),
-    *norm("ln_pre", "pre_norm_layer"),
-    *clip_block("transformer.resblocks.{i}", "encoder/layers_{i}/"),
-    *norm("ln_post", "norm"),
-)
 
 
 def text_fields(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
@@ -60,20 +40,20 @@ def text_fields(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
         type_vocab_size=1 if named else 2,
         layer_norm_eps=1e-5 if named else 1e-12,
     )
-    make = roberta.text_fields if named else bert.encoder_fields
+    make = configs.roberta_fields if named else configs.bert_fields
     return make(published | dict(config.get("text_config") or {}))
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """`name` of the family's module and its keywords."""
-    image_depth = count(names, r"vit_model\.visual\.transformer\.resblocks\.(\d+)\.")
+    image_depth = configs.count(names, r"vit_model\.visual\.transformer\.resblocks\.(\d+)\.")
     if not image_depth:
         raise MmflaxError(
             "the checkpoint has no vit_model.visual.transformer, METER's CLIP image encoder; its "
             "models with a Swin Transformer are not read."
         )
     config = DEFAULTS | dict(config)
-    head = classifier(names)
+    head = classifier_of(names)
     pair = head == "nlvr2_classifier"
     return dict(
         name="meter",
@@ -86,11 +66,11 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             any_size=True,
         ),
         text_encoder=text_fields(
-            config, count(names, r"text_transformer\.encoder\.layer\.(\d+)\.")
+            config, configs.count(names, r"text_transformer\.encoder\.layer\.(\d+)\.")
         ),
         fusion=dict(
             width=config["hidden_size"],
-            depth=count(names, r"cross_modal_text_layers\.(\d+)\."),
+            depth=configs.count(names, r"cross_modal_text_layers\.(\d+)\."),
             num_heads=config["num_heads"],
             mlp_dim=config["hidden_size"] * config["mlp_ratio"],
             num_types=3 if pair else 2,
@@ -105,47 +85,44 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     )
 
 
-def classifier(names: Collection[str]) -> str:
+def classifier_of(names: Collection[str]) -> str:
     """The classifier that a file has, or an empty name."""
-    found = [name for name in CLASSIFIERS if f"{name}.0.weight" in names]
-    if len(found) > 1:
-        raise MmflaxError(f"the checkpoint has {' and '.join(found)}; expected one classifier.")
-    return found[0] if found else ""
+    heads = [name for name in CLASSIFIERS if f"{name}.0.weight" in names]
+    if len(heads) > 1:
+        raise MmflaxError(f"the checkpoint has {' and '.join(heads)}; expected one classifier.")
+    return heads[0] if heads else ""
+
+
+def stream(name: str) -> rows.Rows:
+    """One side of the fusion, "text" or "image"."""
+    theirs = f"cross_modal_{name}"
+    return (
+        *rows.dense(f"{theirs}_transform", f"fusion/{name}_projection"),
+        *rows.cross_layer(f"{theirs}_layers.{{i}}", f"fusion/encoder/layers_{{i}}/{name}/"),
+        *rows.dense(f"{theirs}_pooler.dense", f"fusion/{name}_pooler/dense"),
+    )
 
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a METER checkpoint."""
-    head = classifier(names) or "vqa_classifier"
-    streams = (
-        row
-        for name in ("text", "image")
-        for row in (
-            *dense(f"cross_modal_{name}_transform", f"fusion/{name}_projection"),
-            *cross_layer(
-                f"cross_modal_{name}_layers.{{i}}", f"fusion/encoder/layers_{{i}}/{name}/"
-            ),
-            *dense(f"cross_modal_{name}_pooler.dense", f"fusion/{name}_pooler/dense"),
-        )
-    )
+    head = classifier_of(names) or "vqa_classifier"
     return Table(
         rules=(
-            *under("vit_model.visual.", "image_encoder/", IMAGE),
-            *under("text_transformer.", "text_encoder/", ENCODER),
+            *under("vit_model.visual.", "image_encoder/", rows.ORIGINAL_CLIP_VISION),
+            *under("text_transformer.", "text_encoder/", rows.BERT),
             Rule("token_type_embeddings.weight", "fusion/type_embedding/embedding"),
-            *streams,
-            *word_head("mlm_score.transform", "mlm_score.decoder.weight", "mlm_score.bias"),
-            *dense("itm_score.fc", "matching_head"),
-            *dense("rank_output", "ranking_head"),
-            *dense(f"{head}.0", "head/fc1"),
-            *norm(f"{head}.1", "head/norm"),
-            *dense(f"{head}.3", "head/fc2"),
+            *stream("text"),
+            *stream("image"),
+            *rows.word_head("mlm_score.transform", "mlm_score.decoder.weight", "mlm_score.bias"),
+            *rows.dense("itm_score.fc", "matching_head"),
+            *rows.dense("rank_output", "ranking_head"),
+            *rows.classifier(head, "head", "0 1 3"),
         ),
         unused=(
             # What is left of CLIP's text encoder, and BERT's pooler: no forward pass reads them.
             r"^vit_model\.(positional_embedding$|token_embedding\.|ln_final\.)",
             r"^text_transformer\.pooler\.",
-            # A constant, saved as a buffer.
-            r"^text_transformer\.embeddings\.position_ids$",
+            rows.POSITION_IDS,
         ),
     )
 
@@ -169,7 +146,7 @@ def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
             f"the checkpoint is METER's, with {patches} positions of patches, which form no "
             "square, so its image_size is unknown; put a config.json beside it."
         )
-    text = recognised_text(shapes, words, "METER")
+    text = configs.bert_config(shapes, words, "METER")
     roberta = text["type_vocab_size"] == 1
     config: dict[str, Any] = dict(
         model_type="meter",
@@ -178,9 +155,9 @@ def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
         image_size=side * patch,
         patch_size=patch,
         hidden_size=width,
-        num_heads=heads_of(width, "METER"),
+        num_heads=configs.heads_of(width, "METER"),
         mlp_ratio=shapes["cross_modal_text_layers.0.intermediate.dense.weight"][0] // width,
-        input_image_embed_size=heads_of(image_width, "METER") * 64,
+        input_image_embed_size=configs.heads_of(image_width, "METER") * 64,
         input_text_embed_size=text_width,
         text_config=text | dict(layer_norm_eps=1e-5 if roberta else 1e-12),
     )

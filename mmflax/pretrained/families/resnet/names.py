@@ -3,31 +3,19 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import activation, count_labels, dense
-from mmflax.pretrained.rules import CONV, Rule, Table, under
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.rules import Table, under
 
 MODEL_TYPES = ("resnet",)
 
 THEIRS, OURS = "encoder.stages.{s}.layers.{i}", "stage_{s}_block_{i}"
-# How many images the running statistics are of.
-UNUSED = (r"\.num_batches_tracked$",)
 
 
-def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A BatchNorm with its statistics."""
-    return (
-        Rule(f"{theirs}.weight", f"{ours}/scale"),
-        Rule(f"{theirs}.bias", f"{ours}/bias"),
-        Rule(f"{theirs}.running_mean", f"{ours}/mean"),
-        Rule(f"{theirs}.running_var", f"{ours}/var"),
-    )
-
-
-def convolution(theirs: str, ours: str) -> tuple[Rule, ...]:
+def convolution(theirs: str, ours: str) -> rows.Rows:
     """A convolution and its norm."""
     return (
-        Rule(f"{theirs}.convolution.weight", f"{ours}/conv/kernel", CONV),
-        *batch_norm(f"{theirs}.normalization", f"{ours}/norm"),
+        *rows.conv(f"{theirs}.convolution", f"{ours}/conv"),
+        *rows.batch_norm(f"{theirs}.normalization", f"{ours}/norm"),
     )
 
 
@@ -47,7 +35,7 @@ def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         depths=tuple(config.get("depths", (3, 4, 6, 3))),
         block=config.get("layer_type", "bottleneck"),
         image_size=224,
-        activation=activation(config.get("hidden_act", "relu")),
+        activation=configs.activation(config.get("hidden_act", "relu")),
         downsample_first_stage=config.get("downsample_in_first_stage", False),
         stride_first=config.get("downsample_in_bottleneck", False),
     )
@@ -58,13 +46,14 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return dict(
         name="grid",
         image_encoder=dict(name="resnet", **encoder_fields(config)),
-        labels=count_labels(config) if "classifier.1.weight" in names else 0,
+        labels=configs.count_labels(config) if "classifier.1.weight" in names else 0,
     )
 
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a ResNet checkpoint, with or without the prefix `resnet.`."""
-    prefix = "resnet." if any(name.startswith("resnet.") for name in names) else ""
+    resnet = configs.prefix(names, "resnet.")
     return Table(
-        (*under(prefix, "image_encoder/", ENCODER), *dense("classifier.1", "head")), unused=UNUSED
+        (*under(resnet, "image_encoder/", ENCODER), *rows.dense("classifier.1", "head")),
+        unused=(rows.BATCHES,),
     )

@@ -1,14 +1,13 @@
 """SigLIP as published (Zhai et al. 2023, arXiv:2303.15343): every pair is judged by itself."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.models.encoders import siglip_text, vit
 from mmflax.models.layers.pooling import MAPHead
+from mmflax.pretrained.families.base import built
 from mmflax.pretrained.families.dual_encoder import DualEncoder
 
 
@@ -65,19 +64,6 @@ class SigLIP(DualEncoder):
         return cosines * jnp.exp(self.logit_scale) + self.logit_bias
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any] | None = None,
-    text_encoder: Mapping[str, Any] | None = None,
-    projection: int = 0,
-    pooler: bool = True,
-    labels: int = 0,
-) -> nn.Module:
+def build(**fields: Any) -> SigLIP:
     """A `SigLIP`; the encoders are keywords of `vit` and `siglip_text`."""
-    return SigLIP(
-        image_encoder=None if image_encoder is None else vit.build(**image_encoder),
-        text_encoder=None if text_encoder is None else siglip_text.build(**text_encoder),
-        projection=projection,
-        pooler=pooler,
-        labels=labels,
-    )
+    return SigLIP(**built(fields, image_encoder=vit.build, text_encoder=siglip_text.build))

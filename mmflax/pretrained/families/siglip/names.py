@@ -3,13 +3,11 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import count_labels, dense, has, norm
+from mmflax.pretrained.families import configs, rows
 from mmflax.pretrained.families.clip.names import (
     TEXT_RULES,
     VISION_RULES,
-    joined_attention,
-    prefix,
-    side,
+    one_side,
     text_fields,
     vision_fields,
 )
@@ -27,42 +25,40 @@ TEXT = dict(BOTH, vocab_size=32000, max_position_embeddings=64)
 
 POOLER = (
     Rule("probe", "probe"),
-    *joined_attention("attention", "attention"),
-    *norm("layernorm", "mlp_norm"),
-    *dense("mlp.fc1", "mlp/fc1"),
-    *dense("mlp.fc2", "mlp/fc2"),
+    *rows.joined_attention("attention", "attention"),
+    *rows.norm("layernorm", "mlp_norm"),
+    *rows.dense("mlp.fc1", "mlp/fc1"),
+    *rows.dense("mlp.fc2", "mlp/fc2"),
 )
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """`name` of the family's module and its keywords."""
-    found: dict[str, Any] = dict(name="siglip")
-    if has(names, "patch_embedding.weight"):
-        found["image_encoder"] = vision_fields(
-            side(config, "vision", VISION), cls_token=False, pool="map"
+    fields: dict[str, Any] = dict(name="siglip")
+    if configs.has(names, "patch_embedding.weight"):
+        fields["image_encoder"] = vision_fields(
+            one_side(config, "vision", VISION), cls_token=False, pool="map"
         )
-        found["pooler"] = has(names, "head.probe")
-    if has(names, "token_embedding.weight"):
-        text = side(config, "text", TEXT)
-        found["text_encoder"] = text_fields(text)
-        found["projection"] = text.get("projection_size") or text["hidden_size"]
-    if "classifier.weight" in names:
-        found["labels"] = count_labels(config)
-    return found
+        fields["pooler"] = configs.has(names, "head.probe")
+    if configs.has(names, "token_embedding.weight"):
+        text = one_side(config, "text", TEXT)
+        fields["text_encoder"] = text_fields(text)
+        fields["projection"] = text.get("projection_size") or text["hidden_size"]
+    return fields | dict(labels=configs.classifier_labels(config, names))
 
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a SigLIP checkpoint."""
-    vision, text = prefix(names, "vision_model."), prefix(names, "text_model.")
+    vision, text = configs.prefix(names, "vision_model."), configs.prefix(names, "text_model.")
     return Table(
         rules=(
             *under(vision, "image_encoder/", VISION_RULES),
             *under(f"{vision}head.", "image_head/", POOLER),
             *under(text, "text_encoder/", TEXT_RULES),
-            *dense(f"{text}head", "text_projection"),
+            *rows.dense(f"{text}head", "text_projection"),
             Rule("logit_scale", "logit_scale", SCALAR),
             Rule("logit_bias", "logit_bias", SCALAR),
-            *dense("classifier", "head"),
+            *rows.dense("classifier", "head"),
         ),
-        unused=(r"embeddings\.position_ids$",),
+        unused=(rows.POSITION_IDS,),
     )

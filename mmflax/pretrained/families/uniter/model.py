@@ -21,6 +21,7 @@ from mmflax.models.layers.attention import masked_softmax
 from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, choose
 from mmflax.models.layers.masks import attention_mask, joint_mask
 from mmflax.pretrained.families import region_inputs
+from mmflax.pretrained.families.base import built
 
 # How a sentence about two images is told from them -> whether its images are neighbouring rows.
 PAIRS = {"none": False, "paired": True, "paired_attn": True, "triplet": False}
@@ -140,17 +141,8 @@ class UniterFamily(nn.Module):
         return out
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
-    fusion: Mapping[str, Any],
-    **fields: Any,
-) -> UniterFamily:
+def build(**fields: Any) -> UniterFamily:
     """A `UniterFamily`; its parts are given as keywords of regions, bert and merged_attention."""
     return UniterFamily(
-        build_image(**image_encoder),
-        build_text(**text_encoder),
-        MergedAttention(**fusion),
-        **fields,
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=MergedAttention)
     )

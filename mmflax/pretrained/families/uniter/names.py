@@ -10,42 +10,23 @@ it the shapes tell all of that (`recognise`).
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import (
-    bert_layer,
-    dense,
-    encoder_fields,
-    has,
-    norm,
-    recognised_text,
-    word_head,
-)
-from mmflax.pretrained.families.lxmert.names import LAYER_FIELDS, prefix_of
-from mmflax.pretrained.rules import (
-    COPY,
-    FLAT,
-    LINEAR,
-    LINEAR_OUT,
-    Rule,
-    Shape,
-    Table,
-    split,
-    under,
-)
+from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.rules import COPY, Rule, Shape, Table, split, under
 
 MODEL_TYPES = ("uniter",)
 
 TEXT = (
     Rule("word_embeddings.weight", "word_embedding/embedding"),
     Rule("position_embeddings.weight", "position_embedding/embedding"),
-    *norm("LayerNorm", "embedding_norm"),
+    *rows.norm("LayerNorm", "embedding_norm"),
 )
 REGIONS = (
-    *dense("img_linear", "feature_projection"),
-    *norm("img_layer_norm", "feature_norm"),
-    *dense("pos_linear", "box_projection"),
-    *norm("pos_layer_norm", "box_norm"),
+    *rows.dense("img_linear", "feature_projection"),
+    *rows.norm("img_layer_norm", "feature_norm"),
+    *rows.dense("pos_linear", "box_projection"),
+    *rows.norm("pos_layer_norm", "box_norm"),
     Rule("mask_embedding.weight", "hidden_embedding/embedding"),
-    *norm("LayerNorm", "norm"),
+    *rows.norm("LayerNorm", "norm"),
 )
 # Row 0 is the words', the others are the regions'.
 TYPES = Rule(
@@ -57,16 +38,16 @@ TYPES = Rule(
 
 def backbone(names: Collection[str]) -> str:
     """`uniter.`, `module.uniter.` or nothing."""
-    return prefix_of(names, "embeddings.word_embeddings.weight", "UNITER")
+    return configs.prefix_of(names, "UNITER")
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """`name` of the family's module and its keywords."""
-    text = encoder_fields(config) | dict(epsilon=1e-12)
+    text = configs.bert_fields(config) | dict(epsilon=1e-12)
     features = config.get("img_dim", 2048)
     pair = "none"
-    if has(names, "nlvr2_output.weight"):
-        attends = has(names, "attn1.in_proj_weight")
+    if configs.has(names, "nlvr2_output.weight"):
+        attends = configs.has(names, "attn1.in_proj_weight")
         pair = "paired_attn" if attends else config.get("nlvr2", "paired")
     return dict(
         name="uniter",
@@ -83,28 +64,19 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         fusion=dict(
             form="uniter",
             depth=config["num_hidden_layers"],
-            **{key: text[key] for key in LAYER_FIELDS},
+            **configs.layer_fields(text),
         ),
-        answers=config.get("num_answer", 3129) if has(names, "vqa_output.3.weight") else 0,
+        answers=config.get("num_answer", 3129) if configs.has(names, "vqa_output.3.weight") else 0,
         pair=pair,
-        matching=has(names, "itm_output.weight"),
-        ranking=has(names, "rank_output.weight"),
-        word_head=has(names, "cls.predictions.bias"),
-        feature_head=has(names, "feat_regress.bias"),
+        matching=configs.has(names, "itm_output.weight"),
+        ranking=configs.has(names, "rank_output.weight"),
+        word_head=configs.has(names, "cls.predictions.bias"),
+        feature_head=configs.has(names, "feat_regress.bias"),
         region_labels=(
-            config.get("img_label_dim", 1601) if has(names, "region_classifier.net.3.bias") else 0
+            config.get("img_label_dim", 1601)
+            if configs.has(names, "region_classifier.net.3.bias")
+            else 0
         ),
-    )
-
-
-def torch_attention(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """PyTorch's MultiheadAttention, query, key and value in one tensor."""
-    parts = [f"{ours}/{part}" for part in ("query", "key", "value")]
-    return (
-        Rule(f"{theirs}.in_proj_weight", tuple(f"{p}/kernel" for p in parts), split(LINEAR)),
-        Rule(f"{theirs}.in_proj_bias", tuple(f"{p}/bias" for p in parts), split(FLAT)),
-        Rule(f"{theirs}.out_proj.weight", f"{ours}/out/kernel", LINEAR_OUT),
-        Rule(f"{theirs}.out_proj.bias", f"{ours}/out/bias"),
     )
 
 
@@ -119,28 +91,28 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *under(f"{uniter}embeddings.", "text_encoder/", TEXT),
             *under(f"{uniter}img_embeddings.", "image_encoder/", REGIONS),
             *under(uniter, "", (TYPES,)),
-            *under(f"{uniter}encoder.", "fusion/", bert_layer("layer.{i}", "encoder/layers_{i}/")),
-            *dense(f"{uniter}pooler.dense", "fusion/text_pooler/dense"),
-            *dense(f"{root}vqa_output.0", "head/fc1"),
-            *norm(f"{root}vqa_output.2", "head/norm"),
-            *dense(f"{root}vqa_output.3", "head/fc2"),
-            *dense(f"{root}itm_output", "matching_head"),
-            *dense(f"{root}rank_output", "ranking_head"),
-            *dense(f"{root}nlvr2_output", "pair_head"),
-            *torch_attention(f"{root}attn1", "pair_attention/left_attention"),
-            *torch_attention(f"{root}attn2", "pair_attention/right_attention"),
-            *dense(f"{root}fc.0", "pair_attention/join"),
-            *dense(f"{root}attn_pool.fc.0", "pair_attention/score"),
-            *word_head(f"{words}.transform", f"{words}.decoder.weight", f"{words}.bias"),
-            *dense(f"{features}.net.0", "feature_head/dense"),
-            *norm(f"{features}.net.2", "feature_head/norm"),
+            *under(
+                f"{uniter}encoder.", "fusion/", rows.bert_layer("layer.{i}", "encoder/layers_{i}/")
+            ),
+            *rows.dense(f"{uniter}pooler.dense", "fusion/text_pooler/dense"),
+            *rows.classifier(f"{root}vqa_output", "head"),
+            *rows.dense(f"{root}itm_output", "matching_head"),
+            *rows.dense(f"{root}rank_output", "ranking_head"),
+            *rows.dense(f"{root}nlvr2_output", "pair_head"),
+            *rows.joined_attention(f"{root}attn1", "pair_attention/left_attention"),
+            *rows.joined_attention(f"{root}attn2", "pair_attention/right_attention"),
+            *rows.dense(f"{root}fc.0", "pair_attention/join"),
+            *rows.dense(f"{root}attn_pool.fc.0", "pair_attention/score"),
+            *rows.word_head(f"{words}.transform", f"{words}.decoder.weight", f"{words}.bias"),
+            *rows.dense(f"{features}.net.0", "feature_head/dense"),
+            *rows.norm(f"{features}.net.2", "feature_head/norm"),
             Rule(f"{features}.bias", "feature_head/bias"),
-            *dense(f"{regions}.0", "region_head/dense"),
-            *norm(f"{regions}.2", "region_head/norm"),
-            *dense(f"{regions}.3", "region_head"),
+            *rows.dense(f"{regions}.0", "region_head/dense"),
+            *rows.norm(f"{regions}.2", "region_head/norm"),
+            *rows.dense(f"{regions}.3", "region_head"),
         ),
         tied=(
-            (f"{words}.decoder.weight", f"{uniter}embeddings.word_embeddings.weight"),
+            (f"{words}.decoder.weight", uniter + configs.WORD_TABLE),
             (f"{features}.weight", f"{uniter}img_embeddings.img_linear.weight"),
         ),
     )
@@ -153,13 +125,13 @@ def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     dropout, which are the published ones: GELU and 0.1.
     """
     regions = "img_embeddings.img_linear.weight"
-    if not has(shapes, regions):
+    if not configs.has(shapes, regions):
         return None
     uniter = backbone(shapes)
     root = uniter.removesuffix("uniter.")
     config: dict[str, Any] = dict(
         model_type="uniter",
-        **recognised_text(shapes, uniter, "UNITER"),
+        **configs.bert_config(shapes, uniter, "UNITER"),
         img_dim=shapes[f"{uniter}{regions}"][1],
     )
     for key, name in (

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mmflax.models.encoders.vgg import VGG
 from mmflax.models.encoders.vgg import build as build_encoder
+from mmflax.pretrained.families.base import built, image_zeros
 
 SIDE = 7  # of the map that the classifier reads: 224 pixels, halved five times
 
@@ -28,9 +29,8 @@ class VGGFamily(nn.Module):
     dropout_rate: float = 0.5
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        size = self.image_encoder.image_size
-        return {"image": jnp.zeros((rows, *((size, size) if isinstance(size, int) else size), 3))}
+        """A batch with the shapes of a real one, to initialize with."""
+        return image_zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
@@ -63,6 +63,6 @@ def adaptive_mean(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b s s 
     return jnp.einsum("sh,tw,bhwc->bstc", parts(x.shape[1]), parts(x.shape[2]), x)
 
 
-def build(*, image_encoder: Mapping[str, Any], **fields: Any) -> VGGFamily:
+def build(**fields: Any) -> VGGFamily:
     """A `VGGFamily`; `image_encoder` are the keywords of the encoder `vgg`."""
-    return VGGFamily(build_encoder(**image_encoder), **fields)
+    return VGGFamily(**built(fields, image_encoder=build_encoder))

@@ -9,9 +9,8 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from mmflax.pretrained.families.bert.names import dense
-from mmflax.pretrained.families.resnet.names import UNUSED, batch_norm
-from mmflax.pretrained.rules import CONV, Rule, Table
+from mmflax.pretrained.families import rows
+from mmflax.pretrained.rules import Rule, Table
 
 MODEL_TYPES = ("vgg",)
 
@@ -57,15 +56,15 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a VGG checkpoint; where the stacks end shows in the numbers of its layers."""
-    rows: list[Rule] = []
+    table_rows: list[Rule] = []
     for layer, stack, place in convolutions(names):
-        ours, theirs = f"{stack}_{place}", f"features.{layer}"
-        rows.append(Rule(f"{theirs}.weight", f"image_encoder/conv_{ours}/kernel", CONV))
-        rows.append(Rule(f"{theirs}.bias", f"image_encoder/conv_{ours}/bias"))
-        rows.extend(batch_norm(f"features.{layer + 1}", f"image_encoder/norm_{ours}"))
-    heads = (("0", "hidden_0"), ("3", "hidden_1"), ("6", "head"))
-    rows.extend(row for n, ours in heads for row in dense(f"classifier.{n}", ours))
-    return Table(tuple(rows), unused=UNUSED)
+        table_rows += rows.conv(f"features.{layer}", f"image_encoder/conv_{stack}_{place}")
+        table_rows += rows.batch_norm(
+            f"features.{layer + 1}", f"image_encoder/norm_{stack}_{place}"
+        )
+    for layer, ours in ((0, "hidden_0"), (3, "hidden_1"), (6, "head")):
+        table_rows += rows.dense(f"classifier.{layer}", ours)
+    return Table(tuple(table_rows), unused=(rows.BATCHES,))
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from mmflax.models.fusion.co_transformer import build as build_fusion
 from mmflax.models.heads import MLMHead, VQAHead
 from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT
 from mmflax.pretrained.families import region_inputs
+from mmflax.pretrained.families.base import built
 
 
 class VilbertFamily(nn.Module):
@@ -127,14 +128,8 @@ class VilbertFamily(nn.Module):
         return text, mask
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
-    fusion: Mapping[str, Any],
-    **fields: Any,
-) -> VilbertFamily:
+def build(**fields: Any) -> VilbertFamily:
     """A `VilbertFamily`; its parts are given as keywords of regions, bert and co_transformer."""
     return VilbertFamily(
-        build_image(**image_encoder), build_text(**text_encoder), build_fusion(**fusion), **fields
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=build_fusion)
     )

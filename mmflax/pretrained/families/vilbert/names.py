@@ -10,18 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.errors import MmflaxError
-from mmflax.pretrained.families.bert.names import (
-    TABLES,
-    activation,
-    attention,
-    bert_layer,
-    dense,
-    encoder_fields,
-    has,
-    norm,
-    word_head,
-)
-from mmflax.pretrained.families.lxmert.names import LAYER_FIELDS, prefix_of
+from mmflax.pretrained.families import configs, rows
 from mmflax.pretrained.rules import Rule, Table, under
 
 MODEL_TYPES = ("vilbert",)
@@ -29,9 +18,9 @@ MODEL_TYPES = ("vilbert",)
 # Options of the program that change the architecture, and what is read here.
 EXPECTED = {"dynamic_attention": False, "with_coattention": True, "model": "bert"}
 REGIONS = (
-    *dense("image_embeddings", "feature_projection"),
-    *dense("image_location_embeddings", "box_projection"),
-    *norm("LayerNorm", "norm"),
+    *rows.dense("image_embeddings", "feature_projection"),
+    *rows.dense("image_location_embeddings", "box_projection"),
+    *rows.norm("LayerNorm", "norm"),
 )
 
 
@@ -47,10 +36,10 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     for key, value in EXPECTED.items():
         if config.get(key, value) != value:
             raise MmflaxError(f"the config has {key} {config[key]!r}; expected {value!r}.")
-    text = encoder_fields(config) | dict(epsilon=1e-12)
+    text = configs.bert_fields(config) | dict(epsilon=1e-12)
     text_depths, image_depths = ([len(x) for x in segments(config, s)] for s in ("t", "v"))
     image_heads, image_mlp = config["v_num_attention_heads"], config["v_intermediate_size"]
-    image_act = activation(config.get("v_hidden_act", "gelu"))
+    image_act = configs.activation(config.get("v_hidden_act", "gelu"))
     return dict(
         name="vilbert",
         text_encoder=text | dict(depth=text_depths[0]),
@@ -76,89 +65,73 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             inner_width=config["bi_hidden_size"],
             inner_heads=config["bi_num_attention_heads"],
             pool=config.get("fusion_method", "mul"),
-            **{key: text[key] for key in LAYER_FIELDS},
+            **configs.layer_fields(text),
         ),
-        tasks=config.get("num_tasks", 20) if has(names, "task_embeddings.weight") else 0,
-        pretraining=has(names, "cls.predictions.bias"),
+        tasks=config.get("num_tasks", 20) if configs.has(names, "task_embeddings.weight") else 0,
+        pretraining=configs.has(names, "cls.predictions.bias"),
         region_labels=config.get("v_target_size", 1601),
-        answers=config.get("num_labels", 3129) if has(names, "vil_logit.weight") else 0,
+        answers=config.get("num_labels", 3129) if configs.has(names, "vil_logit.weight") else 0,
         gqa_answers=config.get("num_gqa_labels", 1533),
     )
 
 
-def layers(config: Mapping[str, Any], stream: str, theirs: str, name: str) -> tuple[Rule, ...]:
+def layers(config: Mapping[str, Any], stream: str, theirs: str, name: str) -> rows.Rows:
     """Self-attention layers of a stream, in the encoder `name` and in the fusion's stacks."""
-    rows: list[Rule] = []
+    table_rows: list[Rule] = []
     for i, segment in enumerate(segments(config, stream)):
         ours = f"fusion/{name}_{i - 1}" if i else f"{name}_encoder/encoder"
         for k in segment:
-            rows += bert_layer(f"{theirs}.{k}", f"{ours}/layers_{k - segment.start}/")
-    return tuple(rows)
+            table_rows += rows.bert_layer(f"{theirs}.{k}", f"{ours}/layers_{k - segment.start}/")
+    return tuple(table_rows)
 
 
-def connection(own: int, other: int, letter: str, ours: str) -> tuple[Rule, ...]:
+def connection(own: int, other: int, letter: str, ours: str) -> rows.Rows:
     """One stream's side of a connection: it asks by its own query and reads the other's values."""
     theirs = "c_layer.{i}"
     names = f"{theirs}.biattention"
     return (
-        *attention(
+        *rows.attention(
             f"{names}.query{own}",
             f"{names}.key{other}",
             f"{names}.value{other}",
             f"{theirs}.biOutput.dense{own}",
             f"{ours}cross_attention",
         ),
-        *norm(f"{theirs}.biOutput.LayerNorm{own}", f"{ours}cross_attention_norm"),
-        *dense(f"{theirs}.{letter}_intermediate.dense", f"{ours}mlp/fc1"),
-        *dense(f"{theirs}.{letter}_output.dense", f"{ours}mlp/fc2"),
-        *norm(f"{theirs}.{letter}_output.LayerNorm", f"{ours}mlp_norm"),
-    )
-
-
-def answer_head(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """The original's SimpleClassifier: dense, GELU, norm, dense."""
-    return (
-        *dense(f"{theirs}.logit_fc.0", f"{ours}/fc1"),
-        *norm(f"{theirs}.logit_fc.2", f"{ours}/norm"),
-        *dense(f"{theirs}.logit_fc.3", f"{ours}/fc2"),
+        *rows.norm(f"{theirs}.biOutput.LayerNorm{own}", f"{ours}cross_attention_norm"),
+        *rows.bert_mlp(f"{theirs}.{letter}_intermediate", f"{theirs}.{letter}_output", ours),
     )
 
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a ViLBERT checkpoint, with the prefix that this one has."""
-    bert = prefix_of(names, "embeddings.word_embeddings.weight", "ViLBERT")
+    bert = configs.prefix_of(names, "ViLBERT")
     root = bert.removesuffix("bert.")
     words, regions = f"{root}cls.predictions", f"{root}cls.imagePredictions"
+    decoder = (f"{regions}.decoder.weight", f"{regions}.decoder.bias")
     encoder = f"{bert}encoder."
     return Table(
         rules=(
-            *under(bert, "text_encoder/", TABLES),
-            *norm(f"{bert}embeddings.LayerNorm", "text_encoder/embedding_norm"),
+            *under(bert, "text_encoder/", rows.BERT_EMBEDDINGS),
             Rule(f"{bert}embeddings.task_embeddings.weight", "task_embedding/embedding"),
             *under(f"{bert}v_embeddings.", "image_encoder/", REGIONS),
             *under(encoder, "", layers(config, "t", "layer", "text")),
             *under(encoder, "", layers(config, "v", "v_layer", "image")),
             *under(encoder, "fusion/", connection(1, 2, "v", "connection_{i}/image/")),
             *under(encoder, "fusion/", connection(2, 1, "t", "connection_{i}/text/")),
-            *dense(f"{bert}t_pooler.dense", "fusion/text_pooler/dense"),
-            *dense(f"{bert}v_pooler.dense", "fusion/image_pooler/dense"),
-            *word_head(f"{words}.transform", f"{words}.decoder.weight", f"{words}.bias"),
-            *word_head(
-                f"{regions}.transform",
-                f"{regions}.decoder.weight",
-                f"{regions}.decoder.bias",
-                "region_head",
-            ),
-            *dense(f"{root}cls.bi_seq_relationship", "matching_head"),
-            *answer_head(f"{root}vil_prediction", "head"),
-            *answer_head(f"{root}vil_prediction_gqa", "gqa_head"),
-            *answer_head(f"{root}vil_binary_prediction", "pair_head"),
-            *dense(f"{root}vil_logit", "ranking_head"),
-            *dense(f"{root}vil_tri_prediction", "entailment_head"),
-            *dense(f"{root}vision_logit", "region_choice"),
-            *dense(f"{root}linguisic_logit", "word_choice"),
+            *rows.dense(f"{bert}t_pooler.dense", "fusion/text_pooler/dense"),
+            *rows.dense(f"{bert}v_pooler.dense", "fusion/image_pooler/dense"),
+            *rows.word_head(f"{words}.transform", f"{words}.decoder.weight", f"{words}.bias"),
+            *rows.word_head(f"{regions}.transform", *decoder, "region_head"),
+            *rows.dense(f"{root}cls.bi_seq_relationship", "matching_head"),
+            *rows.classifier(f"{root}vil_prediction.logit_fc", "head"),
+            *rows.classifier(f"{root}vil_prediction_gqa.logit_fc", "gqa_head"),
+            *rows.classifier(f"{root}vil_binary_prediction.logit_fc", "pair_head"),
+            *rows.dense(f"{root}vil_logit", "ranking_head"),
+            *rows.dense(f"{root}vil_tri_prediction", "entailment_head"),
+            *rows.dense(f"{root}vision_logit", "region_choice"),
+            *rows.dense(f"{root}linguisic_logit", "word_choice"),
         ),
-        tied=((f"{words}.decoder.weight", f"{bert}embeddings.word_embeddings.weight"),),
+        tied=((f"{words}.decoder.weight", bert + configs.WORD_TABLE),),
         # Made by the original, and never read by it.
         unused=(r"biOutput\.q_dense[12]\.",),
     )

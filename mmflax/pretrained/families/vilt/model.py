@@ -18,6 +18,7 @@ from mmflax.models.encoders.patches import build as build_image
 from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.merged_attention import MergedAttention
 from mmflax.models.heads import MLMHead, VQAHead, name_logits
+from mmflax.pretrained.families.base import built, pair_zeros
 
 
 class ViltFamily(nn.Module):
@@ -40,15 +41,8 @@ class ViltFamily(nn.Module):
     num_images: int = 1
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        grid, side = self.image_encoder.grid(), self.image_encoder.patch_size
-        image = jnp.zeros((rows, grid[0] * side, grid[1] * side, 3), jnp.float32)
-        return {
-            "image": image,
-            "second_image": image,
-            "tokens": jnp.zeros((rows, 4), jnp.int32),
-            "text_mask": jnp.ones((rows, 4), bool),
-        }
+        """A batch with the shapes of a real one, to initialize with."""
+        return pair_zeros(self.image_encoder, rows, self.num_images)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
@@ -87,17 +81,8 @@ class ViltFamily(nn.Module):
 IMAGES = ("image", "second_image")
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
-    fusion: Mapping[str, Any],
-    **fields: Any,
-) -> ViltFamily:
+def build(**fields: Any) -> ViltFamily:
     """A `ViltFamily`; its parts are given as keywords of patches, bert and merged_attention."""
     return ViltFamily(
-        build_image(**image_encoder),
-        build_text(**text_encoder),
-        MergedAttention(**fusion),
-        **fields,
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=MergedAttention)
     )

@@ -15,6 +15,7 @@ from mmflax.models.fusion.merged_attention import MergedAttention
 from mmflax.models.heads import MLMHead
 from mmflax.models.layers.blocks import KERNEL_INIT, choose
 from mmflax.pretrained.families import region_inputs
+from mmflax.pretrained.families.base import built
 
 
 class VisualBertFamily(nn.Module):
@@ -74,17 +75,8 @@ def last_word(text: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None) -> F
     return jnp.take_along_axis(text, index[:, None, None], axis=1)[:, 0]
 
 
-def build(
-    *,
-    image_encoder: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
-    fusion: Mapping[str, Any],
-    **fields: Any,
-) -> VisualBertFamily:
-    """A `VisualBertFamily`; its parts are given as keywords of regions, bert, merged_attention."""
+def build(**fields: Any) -> VisualBertFamily:
+    """A `VisualBertFamily`; its parts are keywords of regions, bert and merged_attention."""
     return VisualBertFamily(
-        build_image(**image_encoder),
-        build_text(**text_encoder),
-        MergedAttention(**fusion),
-        **fields,
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=MergedAttention)
     )

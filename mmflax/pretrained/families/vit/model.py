@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mmflax.models.encoders.vit import ViT
 from mmflax.models.encoders.vit import build as build_encoder
 from mmflax.models.layers.blocks import Pooler
+from mmflax.pretrained.families.base import built, image_zeros
 
 
 class ViTFamily(nn.Module):
@@ -29,9 +30,8 @@ class ViTFamily(nn.Module):
     teacher: bool = False
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
-        size = self.image_encoder.image_size
-        return {"image": jnp.zeros((rows, *((size, size) if isinstance(size, int) else size), 3))}
+        """A batch with the shapes of a real one, to initialize with."""
+        return image_zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
@@ -52,6 +52,6 @@ class ViTFamily(nn.Module):
         return out
 
 
-def build(*, image_encoder: Mapping[str, Any], **fields: Any) -> ViTFamily:
+def build(**fields: Any) -> ViTFamily:
     """A `ViTFamily`; `image_encoder` are the keywords of the encoder `vit`."""
-    return ViTFamily(build_encoder(**image_encoder), **fields)
+    return ViTFamily(**built(fields, image_encoder=build_encoder))

@@ -1,0 +1,31 @@
+"""What the families' modules share: parts built from keywords, and batches to initialize with."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def built(fields: Mapping[str, Any], **builders: Callable[..., Any]) -> dict[str, Any]:
+    """`fields`, with the parts that have builders made of the keywords given for them."""
+    given = {name: fields[name] for name in builders if fields.get(name) is not None}
+    return {**fields, **{name: builders[name](**keywords) for name, keywords in given.items()}}
+
+
+def text_zeros(rows: int) -> dict[str, Any]:
+    """A batch with the shapes of a real one: four tokens."""
+    return {"tokens": jnp.zeros((rows, 4), jnp.int32), "text_mask": jnp.ones((rows, 4), bool)}
+
+
+def image_zeros(encoder: Any, rows: int) -> dict[str, Any]:
+    """… and an image of the size that the encoder was built for."""
+    size = encoder.image_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    return {"image": jnp.zeros((rows, *sides, 3), jnp.float32)}
+
+
+def pair_zeros(encoder: Any, rows: int, num_images: int = 1) -> dict[str, Any]:
+    """… and of a text with one image or two."""
+    image = image_zeros(encoder, rows)
+    second = {"second_image": image["image"]} if num_images == 2 else {}
+    return {**image, **second, **text_zeros(rows)}

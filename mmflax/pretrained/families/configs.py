@@ -1,0 +1,140 @@
+"""Reading the config of a checkpoint, and where there is none the shapes of its tensors."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmflax.errors import MmflaxError
+from mmflax.pretrained.rules import Shape
+
+# What the layers of one transformer agree on.
+LAYER_FIELDS = (
+    "width", "num_heads", "mlp_dim", "activation", "epsilon", "dropout_rate",
+    "attention_dropout_rate",
+)  # fmt: skip
+WORD_TABLE = "embeddings.word_embeddings.weight"
+
+
+def bert_fields(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Keywords of our encoder `bert` for a `config.json` of the BERT family."""
+    return dict(
+        vocab_size=config["vocab_size"],
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        mlp_dim=config["intermediate_size"],
+        max_length=config["max_position_embeddings"],
+        num_token_types=config["type_vocab_size"],
+        activation=activation(config.get("hidden_act", "gelu")),
+        epsilon=config.get("layer_norm_eps", 1e-12),
+        dropout_rate=config.get("hidden_dropout_prob", 0.1),
+        attention_dropout_rate=config.get("attention_probs_dropout_prob", 0.1),
+        **more,
+    )
+
+
+def roberta_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of RoBERTa: the row after the padding's is the first token's position."""
+    return bert_fields(config, position_offset=config.get("pad_token_id", 1) + 1)
+
+
+def layer_fields(encoder: Mapping[str, Any], keys: Collection[str] = LAYER_FIELDS) -> dict:
+    """An encoder's keywords that a fusion of its width shares."""
+    return {key: encoder[key] for key in keys}
+
+
+def activation(name: str) -> str:
+    """Our name of transformers' activation; another one is left to our error message."""
+    return {
+        "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python": "gelu",
+        "silu": "swish",
+    }.get(name, name)  # fmt: skip
+
+
+def sides(value: Any) -> Any:
+    """A size as configs write it: a number, or two of them."""
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def side(value: Any) -> Any:
+    """A size that has to be square here."""
+    pair = sides(value)
+    return pair[0] if isinstance(pair, tuple) and pair[0] == pair[1] else pair
+
+
+def count_labels(config: Mapping[str, Any]) -> int:
+    """Classes of a head, as transformers counts them."""
+    return len(config["id2label"]) if config.get("id2label") else int(config.get("num_labels", 2))
+
+
+def classifier_labels(config: Mapping[str, Any], names: Collection[str]) -> int:
+    """Classes of the `classifier` of a file; 0 without one."""
+    return count_labels(config) if "classifier.weight" in names else 0
+
+
+def architecture(config: Mapping[str, Any], end: str) -> bool:
+    """Whether the config names a class of transformers that ends so."""
+    return any(str(name).endswith(end) for name in config.get("architectures") or ())
+
+
+def has(names: Collection[str], end: str) -> bool:
+    """Whether a tensor's name ends so."""
+    return any(name.endswith(end) for name in names)
+
+
+def count(names: Collection[str], pattern: str) -> int:
+    """How many numbers the names have at this place of the regex, from their start."""
+    return len({match.group(1) for name in names if (match := re.match(pattern, name))})
+
+
+def prefix(names: Collection[str], start: str) -> str:
+    """`start` where names have it: transformers saves a bare model without it."""
+    return start if any(name.startswith(start) for name in names) else ""
+
+
+def prefix_of(names: Collection[str], family: str, end: str = WORD_TABLE) -> str:
+    """What stands before a tensor's name that every file of the family has."""
+    prefixes = sorted(name.removesuffix(end) for name in names if name.endswith(end))
+    if not prefixes:
+        raise MmflaxError(f"the checkpoint has no {end}; expected one of {family}.")
+    return prefixes[0]
+
+
+def word_table(config: Mapping[str, Any], names: Collection[str]) -> str:
+    """Whose table `cls.predictions` multiplies with: "tied" to the words', its "own", or "none"."""
+    if not has(names, "cls.predictions.bias"):
+        return "none"
+    return "tied" if config.get("tie_word_embeddings", True) else "own"
+
+
+def score_table(names: Collection[str]) -> str:
+    """Of `mlm_score`: its "own" where a file has one, as transformers does whatever the config
+    says, or that of the words, to which it is "tied"; or "none"."""
+    if "mlm_score.transform.dense.weight" not in names:
+        return "none"
+    return "own" if "mlm_score.decoder.weight" in names else "tied"
+
+
+def heads_of(width: int, family: str) -> int:
+    """The heads of a layer, which shapes do not show: 64 wide, as published models have them."""
+    if width % 64:
+        raise MmflaxError(
+            f"the checkpoint is {family}'s, {width} wide, which is not a multiple of 64 as the "
+            "published ones are, so its number of heads is unknown; put the model's config.json "
+            "beside it."
+        )
+    return width // 64
+
+
+def bert_config(shapes: Mapping[str, Shape], prefix: str, family: str) -> dict[str, Any]:
+    """What the shapes of a BERT's tables and first layer show of its config, under `prefix`."""
+    words = shapes[prefix + WORD_TABLE]
+    return dict(
+        vocab_size=words[0],
+        hidden_size=words[1],
+        num_attention_heads=heads_of(words[1], family),
+        intermediate_size=shapes[f"{prefix}encoder.layer.0.intermediate.dense.weight"][0],
+        max_position_embeddings=shapes[f"{prefix}embeddings.position_embeddings.weight"][0],
+        type_vocab_size=shapes[f"{prefix}embeddings.token_type_embeddings.weight"][0],
+        num_hidden_layers=count(shapes, re.escape(prefix) + r"encoder\.layer\.(\d+)\."),
+    )
