@@ -1,8 +1,8 @@
 """How far each family of public checkpoints is from its original: docs/checkpoints.md's figures.
 
-    python tests/benchmarks/pretrained_parity.py [FAMILY ...] [--small]
+    python benchmarks/pretrained_parity.py [FAMILY ...] [--small]
 
-For every case of `tests/checkpoints/families/` the original with random weights is written to a
+For every case of `tests/parity/` the original with random weights is written to a
 folder, loaded through `mmflax.from_pretrained`, and both read the same batch in float32. Printed is
 the largest difference of any output or hidden state, over that output's largest value: of all
 small cases, and of the full published size (left out by --small). Needs the extra `parity`.

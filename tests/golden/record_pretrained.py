@@ -4,7 +4,7 @@
 
 Needs the extra `parity` (torch and transformers); the tests that read what it writes do not.
 Weights are random: the originals are those of transformers, or for families that it lacks the ones
-written in tests/checkpoints/families/.
+written in tests/parity/.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomised, save_half, torch_batch
 
 
 def original(head="BridgeTowerModel", base=False, text=(), image=(), **changes):
@@ -89,7 +89,8 @@ WORDS = WHOLE | dict(masks=WHOLE["masks"] | {"logits": "text_mask"})
 
 TINY = dict(text=dict(num_hidden_layers=2), image=dict(num_hidden_layers=2))
 CASES = {
-    "plain": Case(original(**TINY), **WHOLE, golden=True, gradients=True),
+    "plain": Case(original(**TINY), **WHOLE, save=save_half, golden=True, gradients=True),
+    "whole precision": Case(original(**TINY), **WHOLE, gradients=True),
     "words": Case(original("BridgeTowerForMaskedLM"), **WORDS, gradients=True),
     "words tied": Case(original("BridgeTowerForMaskedLM", tie_word_embeddings=True), **WORDS),
     "matching": Case(original("BridgeTowerForImageAndTextRetrieval"), **WHOLE),

@@ -1,4 +1,5 @@
-"""What every family of public checkpoints is held to; one file of cases a family in `families/`.
+"""What every family of public checkpoints is held to; one file of cases a family in
+`tests/parity/`.
 
 A case makes a small original with random weights. From it come, without further code: the recorded
 arrays (`tests/golden/record_pretrained.py`), the test on them that needs no torch, and the live
@@ -51,15 +52,16 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = {}
 
 
+PARITY = pathlib.Path(__file__).parents[1] / "parity"
+
+
 def families() -> list[str]:
-    return sorted(info.name for info in pkgutil.iter_modules([str(HERE)]))
-
-
-HERE = pathlib.Path(__file__).parents[1] / "parity"
+    names = {info.name for info in pkgutil.iter_modules([str(PARITY)])}
+    return sorted(names - {"torch_parts"})
 
 
 def all_cases(attribute: str = "CASES") -> dict[str, Case]:
-    """`family/name` -> case, of every file in `families/` (`BASE` holds those of full size)."""
+    """`family/name` -> case, of every file in `tests/parity/` (`BASE` holds those of full size)."""
     return {
         f"{family}/{name}": case
         for family in families()
@@ -114,6 +116,15 @@ def save_original(case: Case, module: Any, directory: pathlib.Path) -> None:
         case.save(module, str(directory))
     else:
         module.save_pretrained(str(directory))
+
+
+def save_half(module: Any, directory: str) -> None:
+    """As transformers saves it, in float16, half the bytes.
+
+    From then on the module computes with these weights, in float32.
+    """
+    module.half().save_pretrained(directory)
+    module.float()
 
 
 def theirs(case: Case, module: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
