@@ -1,5 +1,7 @@
 """The README's commands: each is one that exists, and the everyday ones run as they are printed."""
 
+import ast
+import importlib
 import json
 import os
 import pathlib
@@ -90,6 +92,26 @@ def test_every_link_leads_to_a_file():
         for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", path.read_text()):
             if not re.match(r"[a-z]+:", target):
                 assert (path.parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_notebook_imports_what_exists():
+    """The whole notebook runs under make test-all."""
+    cells = json.loads((ROOT / "colab" / "quickstart.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    tree = ast.parse(re.sub(r"^\s*%.*", "    pass", code, flags=re.MULTILINE))
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmflax"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                names[alias.name] = getattr(module, alias.name)
+    assert len(names) > 3
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = names.get(node.value.id)
+            assert module is None or hasattr(module, node.attr), ast.unparse(node)
 
 
 # Appended to `train`: a few steps on a few scenes.
