@@ -69,6 +69,34 @@ def modules():
         yield name.removesuffix(".__init__"), path
 
 
+def table() -> str:
+    """The rules as rows of docs/architecture.md."""
+    rows = []
+    for name, rooms in ALLOWED.items():
+        room = name.removeprefix("mmflax.")
+        if room not in EVERYBODY:
+            others = sorted(rooms - {room.split(".")[0]})
+            rows.append(f"| `{room}` | {', '.join(others) or 'nothing'} |")
+    shared = ", ".join(f"`{room}`" for room in sorted(EVERYBODY))
+    return "\n".join(rows) + f"\n\nEverybody may import {shared}."
+
+
+def test_the_documentation_has_these_rules():
+    assert table() in (ROOT.parent / "docs" / "architecture.md").read_text(), table()
+
+
+def test_linen_stays_behind_init_and_apply():
+    """So that a module of another library can take a model's place."""
+    inside = ("mmflax.models", "mmflax.tasks", "mmflax.pretrained", "mmflax.distributed.mesh")
+    wrong = [
+        name
+        for name, path in modules()
+        if any(target.startswith("flax.linen") for target in imports(path))
+        and not name.startswith(inside)
+    ]
+    assert wrong == []
+
+
 def test_imports_run_one_way():
     wrong = [
         f"{name} imports {target}"

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -63,7 +62,7 @@ def from_pretrained(
 class RunModel:
     """A task's model, called as a family is: `apply({"params": params}, batch) -> dict`."""
 
-    module: nn.Module
+    module: Any
     processor: Processor
 
     def apply(self, variables: Any, batch: Mapping[str, Any], **fields: Any) -> Any:
