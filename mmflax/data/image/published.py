@@ -136,16 +136,15 @@ class PublishedImages:
                 f"not known of {name}ImageProcessor; remove it if it does not."
             )
         values |= {key: value for key, value in config.items() if value is not None}
-        square = bool(values["default_to_square"])
-        size = _size(values["size"], square, "size", source)
-        crop = _size(values["crop_size"], True, "crop_size", source)
-        pad = _size(values["pad_size"], True, "pad_size", source)
+        values["size"] = _size(values, "size", source, bool(values["default_to_square"]))
+        values["crop_size"] = _size(values, "crop_size", source)
+        pad = _size(values, "pad_size", source)
         if values["resample"] not in _FILTERS:
             raise MmflaxError(
                 f"{source} has resample {values['resample']!r}; expected one of "
                 f"{', '.join(f'{number} ({word})' for number, word in _FILTERS.items())}."
             )
-        resize, crops = _steps(name, values, size, crop, source)
+        resize, crops = _steps(name, values, source)
         if not values["do_resize"]:
             resize, crops = None, crops[-1:] if values["do_center_crop"] else ()
         return cls(
@@ -195,8 +194,7 @@ class PublishedImages:
         out = np.zeros((len(pixels), height, width, 3), np.float32)
         mask = np.zeros((len(pixels), height, width), bool)
         table = self._table()
-        for row, one in enumerate(pixels):
-            h, w = one.shape[:2]
+        for row, (one, (h, w)) in enumerate(zip(pixels, sizes, strict=True)):
             for channel in range(3):
                 out[row, :h, :w, channel] = table[channel][one[..., channel]]
             mask[row, :h, :w] = True
@@ -225,12 +223,10 @@ class PublishedImages:
 
     def _table(self) -> np.ndarray:
         """float32 [3 256]: the value of every level of a color channel, rounded as the original."""
-        levels = np.arange(256)
-        line = levels.astype(np.float32)
-        if self.factor is not None:
-            line = (levels.astype(np.float64) * self.factor).astype(np.float32)
-            if self.offset:
-                line -= np.float32(1)
+        factor = 1.0 if self.factor is None else self.factor
+        line = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
+        if self.factor is not None and self.offset:
+            line -= np.float32(1)
         table = np.tile(line, (3, 1))
         std = np.asarray(self.std, np.float32)[:, None]
         if self.mean is not None:
@@ -271,8 +267,11 @@ def _processor(config: Mapping[str, Any], model_type: str, source: str) -> str:
     )
 
 
-def _size(value: Any, square: bool, name: str, source: str) -> dict[str, int] | None:
+def _size(
+    values: Mapping[str, Any], name: str, source: str, square: bool = True
+) -> dict[str, int] | None:
     """In the form of the newest configs: height and width, or shortest_edge."""
+    value = values[name]
     if value is None:
         return None
     if isinstance(value, int):
@@ -293,14 +292,10 @@ def _square(size: Mapping[str, int], name: str, source: str) -> Size:
 
 
 def _steps(
-    name: str,
-    values: Mapping[str, Any],
-    size: Mapping[str, int] | None,
-    crop: Mapping[str, int] | None,
-    source: str,
+    name: str, values: Mapping[str, Any], source: str
 ) -> tuple[Resize | None, tuple[Size, ...]]:
-    """How a processor resizes and crops; each family reads its sizes in its own way."""
-    assert size is not None
+    """Resizing and crops; each family reads its sizes in its own way."""
+    size, crop = values["size"], values["crop_size"]
     edge = size.get("shortest_edge")
     crops: tuple[Size, ...] = ()
     if values["do_center_crop"] and name != "Vilt":
@@ -316,11 +311,11 @@ def _steps(
         return Resize("squash", size["height"], size["width"]), crops
     if name in ("BridgeTower", "Vilt"):
         return Resize("divisible", edge, divisor=values["size_divisor"]), crops
-    if name == "ConvNext" and edge >= _SQUASH_FROM:
+    if name != "ConvNext":
+        return Resize("crop", edge), crops
+    if edge >= _SQUASH_FROM:
         return Resize("squash", edge, edge), crops
-    if name == "ConvNext":
-        return Resize("crop", int(edge / values["crop_pct"])), ((edge, edge), *crops)
-    return Resize("crop", edge), crops
+    return Resize("crop", int(edge / values["crop_pct"])), ((edge, edge), *crops)
 
 
 def _three(values: Mapping[str, Any], name: str, source: str) -> tuple[float, ...]:

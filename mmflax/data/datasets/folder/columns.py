@@ -104,17 +104,17 @@ def parse(where: str, task: str, entry: Mapping[str, Any], image: Callable[[str,
         optional = column not in layout.required
         if column.plural in entry:
             values[column.plural] = _texts(where, column.plural, entry[column.plural])
-        if column.name not in entry or (optional and entry[column.name] is None):
+        value = entry.get(column.name)
+        if column.name not in entry or (optional and value is None):
             continue
-        value = entry[column.name]
         if column.absent and (value is None or (isinstance(value, str) and not value.strip())):
-            values[column.name] = None
+            value = None
         elif column.kind == "truth":
-            values[column.name] = _truth(where, column.name, value)
+            value = _truth(where, column.name, value)
         else:
-            values[column.name] = _text(where, column.name, value)
-            if column.kind == "image":
-                values[column.name] = image(column.name, values[column.name])
+            value = _text(where, column.name, value)
+            value = image(column.name, value) if column.kind == "image" else value
+        values[column.name] = value
     return _RAW[task](where, values) | {"question_type": values.get("question_type", "all")}
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from mmflax.data.dataset import Raw
 
 View = Callable[[list[Raw]], list[Raw]]
-_IMAGE_KEYS = ("image", "second_image")
-_PREFIXES = ("", "second_")  # of regions and boxes
+_PREFIXES = ("", "second_")  # of the keys of each picture
 _FLOAT = np.dtype("<f4")
 
 
@@ -55,15 +54,13 @@ class PreparedSource:
     def __getitem__(self, index: int, /) -> Raw:
         record, raw = self._example(index)
         part, place = self._place(record)
-        for number in range(self._pictures):
+        for number, prefix in enumerate(_PREFIXES[: self._pictures]):
             stored = self._open(part, self._kind)[place * self._pictures + number]
-            if self._kind == "images":
-                raw[_IMAGE_KEYS[number]] = stored["image"]
-                continue
-            for key in ("regions", "boxes"):
-                name = _PREFIXES[number] + key
-                array = np.frombuffer(stored[key], _FLOAT)
-                raw[name] = array.reshape(-1, self._unread[name].shape[1])
+            for key in ("image",) if self._kind == "images" else ("regions", "boxes"):
+                raw[prefix + key] = stored[key]
+                if key != "image":
+                    array = np.frombuffer(stored[key], _FLOAT)
+                    raw[prefix + key] = array.reshape(-1, self._unread[prefix + key].shape[1])
         return raw
 
     def without_images(self, index: int) -> Raw:
@@ -86,14 +83,12 @@ class PreparedSource:
 
     def _placeholders(self, regions: Sequence[int] | None) -> dict[str, Any]:
         """Placeholders of images that are not read."""
-        if regions is None:
-            return dict.fromkeys(_IMAGE_KEYS[: self._pictures], b"")
-        shapes = {"regions": tuple(regions), "boxes": (regions[0], 4)}
-        return {
-            prefix + key: np.broadcast_to(np.float32(0), shape)
-            for prefix in _PREFIXES[: self._pictures]
-            for key, shape in shapes.items()
-        }
+        empty: dict[str, Any] = {"image": b""}
+        if regions is not None:
+            shapes = {"regions": tuple(regions), "boxes": (regions[0], 4)}
+            empty = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+        prefixes = _PREFIXES[: self._pictures]
+        return {prefix + key: value for prefix in prefixes for key, value in empty.items()}
 
     def _place(self, record: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._record_ends, record, side="right"))

@@ -160,8 +160,7 @@ class Images:
     def __init__(self, places: Iterable[pathlib.Path]):
         self._at: dict[str, tuple[pathlib.Path, str, int]] = {}  # name -> place, member, bytes
         self._zips: dict[pathlib.Path, zipfile.ZipFile] = {}
-        self.places = list(dict.fromkeys(places))
-        for place in self.places:
+        for place in dict.fromkeys(places):
             for member, size in self._members(place):
                 name = _base(member)
                 if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._"):
@@ -169,9 +168,6 @@ class Images:
 
     def __contains__(self, name: str) -> bool:
         return name in self._at
-
-    def __len__(self) -> int:
-        return len(self._at)
 
     def size(self, name: str) -> int:
         """Bytes of the file."""

@@ -63,15 +63,15 @@ class RegionFiles:
     kind = "regions"
 
     def __init__(self, places: Iterable[pathlib.Path], most: int, name: str):
-        self.places = list(dict.fromkeys(places))
+        places = list(dict.fromkeys(places))
         self.most = most
         self.dim = 0  # numbers of a region's feature
         self._at: dict[str, tuple[pathlib.Path, int, int, int]] = {}
         self._files: dict[pathlib.Path, IO[bytes]] = {}
-        total = sum(place.stat().st_size for place in self.places) >> 20
+        total = sum(place.stat().st_size for place in places) >> 20
+        passed = 0
         with progress(name, "looking through {} MB of regions", "{} MB of regions", total) as go:
-            passed = 0
-            for place in self.places:
+            for place in places:
                 for number, start, line in _lines(place):
                     row = self._checked(_where(place, number), line)
                     self._at.setdefault(row.name, (place, number, start, len(line)))

@@ -98,75 +98,52 @@ class _Scenes:
         ]
         with Image.open(io.BytesIO(record["image"])) as png:
             image = png.convert("RGB")
-        shared = {
-            "image": image,
-            "caption": record["caption"].decode(),
-            "scene": record["id"].decode(),
-        }
+        caption, scene = record["caption"].decode(), record["id"].decode()
+        shared = {"image": image, "caption": caption, "scene": scene}
         if len(self._kept) < _KEEP_SCENES:
             self._kept[index] = (shared, questions)
         return shared, questions
 
 
-class QuestionSource:
-    """One raw example a question of a scene."""
+class SceneSource:
+    """Raw examples over scenes.
+
+    Args:
+      scenes: what is on disk.
+      owners: the scene of each example, ascending.
+      fields: ``(index, which, questions) -> fields`` of an example in addition to its scene's;
+        ``which`` counts within the scene.
+    """
 
     def __init__(
-        self, scenes: _Scenes, questions_per_scene: Sequence[int], change: Callable[..., Raw]
+        self, scenes: _Scenes, owners: np.ndarray, fields: Callable[[int, int, list[Raw]], Raw]
     ):
         self._scenes = scenes
-        self._ends = np.cumsum(questions_per_scene)
-        self._change = change
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int, /) -> Raw:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        scene_index = int(np.searchsorted(self._ends, index, side="right"))
-        shared, questions = self._scenes.read(scene_index)
-        which = index - int(self._ends[scene_index]) + len(questions)
-        raw = {**shared, "id": f"{shared['scene']}/{which}", **questions[which]}
-        return self._change(raw, scene_index, which)
-
-
-class ExampleSource:
-    """One raw example for each of ``tasks.examples``."""
-
-    def __init__(self, scenes: _Scenes, examples: Sequence[tasks.Example]):
-        self._scenes = scenes
-        self._examples = examples
-        # Sorted by scene, so that an example's number within it is its distance from the first.
-        owners = np.array([example.scene for example in examples])
+        self._owners = owners
         self._which = np.arange(len(owners)) - np.searchsorted(owners, owners)
+        self._fields = fields
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._owners)
 
     def __getitem__(self, index: int, /) -> Raw:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        example = self._examples[index]
-        shared, _ = self._scenes.read(example.scene)
-        raw = {**shared, "id": f"{shared['scene']}/{self._which[index]}", **example.fields}
-        if example.second is not None:
-            second, _ = self._scenes.read(example.second)
-            raw |= {"second_image": second["image"], "second_scene": second["scene"]}
-        return raw
+        which = int(self._which[index])
+        shared, questions = self._scenes.read(int(self._owners[index]))
+        added = self._fields(index, which, questions)
+        return {**shared, "id": f"{shared['scene']}/{which}", **added}
 
 
-def _open(builder: Any, split: str, task: str, annotators: int) -> QuestionSource | ExampleSource:
+def _open(builder: Any, split: str, task: str, annotators: int) -> SceneSource:
     import tensorflow_datasets as tfds
 
-    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    scenes = _Scenes(records)
+    skip = {"image": tfds.decode.SkipDecoding()}
+    scenes = _Scenes(builder.as_data_source(split, decoders=skip))
     metadata, seed = builder.info.metadata, builder.builder_config.seed
-    if task not in tasks.QUESTIONS:
-        things = [[Thing(*thing) for thing in scene] for scene in metadata[drawn.things_key(split)]]
-        return ExampleSource(scenes, tasks.examples(task, split, seed, things))
 
-    def change(raw: Raw, scene: int, which: int) -> Raw:
+    def asked(index: int, which: int, questions: list[Raw]) -> Raw:
+        raw, scene = dict(questions[which]), int(owners[index])
         answer, kind = raw["answer"], raw["question_type"]
         if annotators:
             raw["answers"] = tasks.annotators(answer, kind, annotators, seed, split, scene, which)
@@ -174,7 +151,22 @@ def _open(builder: Any, split: str, task: str, annotators: int) -> QuestionSourc
             raw |= {"target": answer, "references": [answer]}
         return raw
 
-    return QuestionSource(scenes, metadata[drawn.counts_key(split)], change)
+    if task in tasks.QUESTIONS:
+        counts = metadata[drawn.counts_key(split)]
+        owners = np.repeat(np.arange(len(counts)), counts)
+        return SceneSource(scenes, owners, asked)
+
+    def made(index: int, which: int, questions: list[Raw]) -> Raw:
+        example = examples[index]
+        if example.second is None:
+            return example.fields
+        second, _ = scenes.read(example.second)
+        pair = {"second_image": second["image"], "second_scene": second["scene"]}
+        return {**example.fields, **pair}
+
+    things = [[Thing(*thing) for thing in scene] for scene in metadata[drawn.things_key(split)]]
+    examples = tasks.examples(task, split, seed, things)
+    return SceneSource(scenes, np.array([example.scene for example in examples]), made)
 
 
 def _prepared(data_dir: Folder, digest: str, **fields: int) -> Any:

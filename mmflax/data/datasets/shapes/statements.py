@@ -119,18 +119,14 @@ def captions(objects: Objects) -> Iterator[Statement]:
             else None
         ),
     )
-    present = {
-        (color, shape): objects.count((None, color, shape)) > 0
-        for color in COLORS
-        for shape in SHAPES
-    }
+    pairs = itertools.product(COLORS, SHAPES)
+    present = {(color, shape): objects.count((None, color, shape)) > 0 for color, shape in pairs}
     for (color, shape), (color2, shape2) in itertools.combinations(present, 2):
-        if color == color2 or shape == shape2:
-            continue
-        true = present[color, shape] & present[color2, shape2]
-        swapped = present[color2, shape] & present[color, shape2]
-        text = f"a {color} {shape} and a {color2} {shape2}"
-        yield _truth(text, "binding", true, ~true & swapped)
+        if color != color2 and shape != shape2:
+            true = present[color, shape] & present[color2, shape2]
+            swapped = present[color2, shape] & present[color, shape2]
+            text = f"a {color} {shape} and a {color2} {shape2}"
+            yield _truth(text, "binding", true, ~true & swapped)
 
 
 def _altered(
@@ -287,9 +283,7 @@ _KINDS = {"small": "size", "large": "size"} | dict.fromkeys(_SIDES, "place")
 
 def _tests() -> list[Test]:
     """Anything, each color, each shape, and each pair of them."""
-    return [
-        (None, color, shape) for color, shape in itertools.product((None, *COLORS), (None, *SHAPES))
-    ]
+    return list(itertools.product((None,), (None, *COLORS), (None, *SHAPES)))
 
 
 def _rivals() -> Iterable[tuple[Test, Test]]:
