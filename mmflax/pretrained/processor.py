@@ -24,9 +24,9 @@ from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
 
 IMAGES, WHOLE = "preprocessor_config.json", "processor_config.json"
-_WORDS = (files.JSON, files.VOCABULARY, files.BPE_VOCABULARY, files.SPIECE)
+_TOKENIZER = (files.JSON, files.VOCABULARY, files.BPE_VOCABULARY, files.SPIECE)
 _FILES = (
-    IMAGES, WHOLE, files.CONFIG, files.SPECIAL, files.ADDED, files.MERGES, *_WORDS,
+    IMAGES, WHOLE, files.CONFIG, files.SPECIAL, files.ADDED, files.MERGES, *_TOKENIZER,
 )  # fmt: skip
 _LENGTH = "mmflax_max_length"  # a key of ours in tokenizer_config.json
 _ALIGN_LENGTH = 64  # ALIGN's own processor cuts texts there, whatever its tokenizer says
@@ -73,17 +73,16 @@ class PublishedProcessor:
         config = files.read_json(root / files.MODEL_CONFIG)
         model_type = files.family(config)
         image_config, name = _image_config(root)
-        words = _has_words(root)
-        if image_config is None and not words:
+        if image_config is None and not _has_tokenizer(root):
             raise MmflaxError(
                 f"{root} has no preprocessing; expected {IMAGES} or {WHOLE} for images, or "
-                f"{', '.join(_WORDS)} for texts."
+                f"{', '.join(_TOKENIZER)} for texts."
             )
         pixels = None
         if image_config is not None:
             pixels = PublishedImages.from_config(image_config, model_type, str(root / name))
         tokenizer, length, types = None, 0, False
-        if words:
+        if _has_tokenizer(root):
             tokenizer = Tokenizer.load(root)
             given = files.read_json(root / files.CONFIG)
             length = max_length or given.get(_LENGTH) or _length(tokenizer, config, root)
@@ -101,7 +100,7 @@ class PublishedProcessor:
     def exists(directory: epath.PathLike) -> bool:
         """Whether a directory has anything that `load` reads."""
         root = epath.Path(directory)
-        return root.is_dir() and (_image_config(root)[0] is not None or _has_words(root))
+        return root.is_dir() and (_image_config(root)[0] is not None or _has_tokenizer(root))
 
     def images(self, images: Sequence[Any], *, canvas: Size | str | None = None) -> Batch:
         """`image` float32 [b h w 3], and `pixel_mask` bool [b h w] of families that pad.
@@ -127,7 +126,7 @@ class PublishedProcessor:
           texts: the texts; too long ones lose their end.
           pairs: a second text for each, read together with it.
         """
-        tokenizer = self._words()
+        tokenizer = self._required_tokenizer()
         for given in (texts, () if pairs is None else pairs):
             if isinstance(given, str) or not all(isinstance(text, str) for text in given):
                 raise MmflaxError(f"The texts are {given!r}; give a list of str.")
@@ -138,9 +137,9 @@ class PublishedProcessor:
         mask = np.full(shape, tokenizer.reads_padding)
         for row, text in enumerate(texts):
             second = None if pairs is None else pairs[row]
-            ids, kinds = tokenizer.ids_and_types(text, self.max_length, second)
+            ids, segments = tokenizer.ids_and_types(text, self.max_length, second)
             tokens[row, : len(ids)] = ids
-            types[row, : len(ids)] = kinds
+            types[row, : len(ids)] = segments
             mask[row, : len(ids)] = True
         batch = {"tokens": tokens, "text_mask": mask}
         return {**batch, "token_types": types} if self.token_types else batch
@@ -161,7 +160,7 @@ class PublishedProcessor:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of ids, without special tokens."""
-        return self._words().decode(tokens)
+        return self._required_tokenizer().decode(tokens)
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes the files it was loaded from, so that `load` and transformers find them.
@@ -195,7 +194,7 @@ class PublishedProcessor:
         Raises:
           MmflaxError: the family's preprocessing is not one to a fixed square.
         """
-        tokenizer = self._words()
+        tokenizer = self._required_tokenizer()
         if self.pixels is None:
             raise MmflaxError(
                 f"This checkpoint has no image preprocessing ({IMAGES}), which a Processor needs."
@@ -211,16 +210,16 @@ class PublishedProcessor:
         """Keywords of a `Processor` that does the same to images; none where it reads none."""
         return {} if self.pixels is None else {**_square_fields(self.pixels), "draft": False}
 
-    def _words(self) -> Tokenizer:
+    def _required_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise MmflaxError(
-                f"This checkpoint has no tokenizer ({', '.join(_WORDS)}): it reads no texts."
+                f"This checkpoint has no tokenizer ({', '.join(_TOKENIZER)}): it reads no texts."
             )
         return self.tokenizer
 
 
-def _has_words(root: epath.Path) -> bool:
-    return any((root / name).exists() for name in _WORDS)
+def _has_tokenizer(root: epath.Path) -> bool:
+    return any((root / name).exists() for name in _TOKENIZER)
 
 
 def _image_config(root: epath.Path) -> tuple[dict[str, Any] | None, str]:
@@ -287,8 +286,8 @@ def _square_fields(pixels: PublishedImages) -> dict[str, Any]:
             "PublishedProcessor.images instead, or build a Processor of your own."
         )
     mean, std = pixels.mean, pixels.std
-    if mean is None or pixels.factor != 1 / 255 or pixels.offset or pixels.again:
-        slope, start = pixels.line()
+    if mean is None or pixels.factor != 1 / 255 or pixels.offset or pixels.std_twice:
+        slope, start = pixels.scale_and_shift()
         wide = 1 / (255 * slope)
         mean, std = tuple(map(float, -start * wide)), tuple(map(float, wide))
     return {

@@ -99,7 +99,7 @@ class PublishedImages:
         around it.
       mean, std, factor: `pixel * factor`, less 1 with `offset`, less `mean`, over `std`; None skips
         a step.
-      again: divide by `std` once more (EfficientNet's `include_top`).
+      std_twice: divide by `std` once more (EfficientNet's `include_top`).
       pads: zeros below and on the right, to `pad_size` or to the largest; `masks` says where.
       white: lay transparent images on white, not only drop their alpha.
     """
@@ -111,7 +111,7 @@ class PublishedImages:
     std: tuple[float, ...]
     factor: float | None
     offset: bool = False
-    again: bool = False
+    std_twice: bool = False
     pads: bool = False
     pad_size: Size | None = None
     masks: bool = False
@@ -155,7 +155,7 @@ class PublishedImages:
             std=_three(values, "image_std", source),
             factor=float(values["rescale_factor"]) if values["do_rescale"] else None,
             offset=bool(values.get("rescale_offset", False)),
-            again=bool(values.get("include_top", False)),
+            std_twice=bool(values.get("include_top", False)),
             # ConvNeXt's and EfficientNet's processors never pad.
             pads=bool(values["do_pad"]) and name not in ("ConvNext", "EfficientNet"),
             pad_size=None if pad is None else _square(pad, "pad_size", source),
@@ -210,14 +210,14 @@ class PublishedImages:
         height, width = self.resize.target(1333, 800)
         return (height, width) if self.resize.how == "squash" else (height, height)
 
-    def line(self) -> tuple[np.ndarray, np.ndarray]:
+    def scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 [3] each: a pixel of 0..255 becomes `pixel * slope + start`."""
         std = np.asarray(self.std, np.float64)
         slope = np.full(3, 1.0 if self.factor is None else self.factor)
         start = np.full(3, -1.0 if self.offset and self.factor is not None else 0.0)
         if self.mean is not None:
             slope, start = slope / std, (start - np.asarray(self.mean)) / std
-        if self.again:
+        if self.std_twice:
             slope, start = slope / std, start / std
         return slope, start
 
@@ -231,7 +231,7 @@ class PublishedImages:
         std = np.asarray(self.std, np.float32)[:, None]
         if self.mean is not None:
             table = (table - np.asarray(self.mean, np.float32)[:, None]) / std
-        return table / std if self.again else table
+        return table / std if self.std_twice else table
 
     def _pixels(self, raw: Any) -> np.ndarray:
         """uint8 [h w 3] of the final size, before padding."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,8 +153,7 @@ class Tokenizer:
     def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """``[CLS] pieces [SEP]`` padded to ``max_length``: (int32 [t], bool [t], true = use).
 
-        A longer text loses its end, never the ``[SEP]``. Other families have other tokens around
-        their pieces, see ``template``.
+        A longer text loses its end, never the ``[SEP]``; other families have another ``template``.
         """
         ids, _ = self.ids_and_types(text, max_length)
         tokens = np.full(max_length, self.pad_id, np.int32)
@@ -171,13 +170,12 @@ class Tokenizer:
         Of two texts that are too long together, the longer one loses first.
         """
         pieces = self._pieces(text)
+        others = None if second is None else self._pieces(second)
         room = max(0, max_length - self.template.num_special(second is not None))
-        if second is None:
-            ids, types = self.template.apply(self._cut(pieces, room))
-        else:
-            others = self._pieces(second)
+        if others is not None:
             room, rest = share(len(pieces), len(others), room)
-            ids, types = self.template.apply(self._cut(pieces, room), self._cut(others, rest))
+            others = self._cut(others, rest)
+        ids, types = self.template.apply(self._cut(pieces, room), others)
         return ids[:max_length], types[:max_length]
 
     def count(self, text: str) -> int:
@@ -191,11 +189,9 @@ class Tokenizer:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
             return False
-        mine, theirs = self.files(), other.files()
-        if mine == theirs or mine.keys() != theirs.keys():
-            return mine == theirs
         # The scores of a Unigram model lose their last bit whenever tokenizers reads them.
-        return all(_rounded(mine[name]) == _rounded(theirs[name]) for name in mine)
+        mine, theirs = self.files(), other.files()
+        return mine == theirs or _rounded(mine) == _rounded(theirs)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -220,8 +216,11 @@ class Tokenizer:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
 
-def _rounded(text: str) -> Any:
-    return json.loads(text, parse_float=lambda number: round(float(number), 9))
+def _rounded(files: Mapping[str, str]) -> dict[str, Any]:
+    def rounded(number: str) -> float:
+        return round(float(number), 9)
+
+    return {name: json.loads(text, parse_float=rounded) for name, text in files.items()}
 
 
 def _backend(

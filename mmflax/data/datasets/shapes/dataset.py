@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder, data_root, locked, progress, quiet
-from mmflax.data.datasets.shapes import scenes as drawn
+from mmflax.data.datasets.shapes import scenes as shapes_scenes
 from mmflax.data.datasets.shapes import tasks
 from mmflax.data.datasets.shapes.things import Thing
 from mmflax.errors import MmflaxError
@@ -65,12 +65,12 @@ def build(
             f"annotators is {annotators}, but the examples of {task} have no answers of people; "
             f"it goes with {' and '.join(tasks.QUESTIONS)}."
         )
-    digest = drawn.fingerprint(image_size, seed)
+    digest = shapes_scenes.fingerprint(image_size, seed)
     fields = {"num_scenes": num_scenes, "image_size": image_size, "seed": seed}
     with quiet():
         builder = _prepared(data_dir, digest, **fields)
-        splits = {split: _open(builder, split, task, annotators) for split in drawn.SPLITS}
-    info = {"task": task, "version": drawn.VERSION, "fingerprint": digest}
+        splits = {split: _open(builder, split, task, annotators) for split in shapes_scenes.SPLITS}
+    info = {"task": task, "version": shapes_scenes.VERSION, "fingerprint": digest}
     return Dataset(name="shapes", splits=splits, info=info | {"files": str(builder.data_path)})
 
 
@@ -152,7 +152,7 @@ def _open(builder: Any, split: str, task: str, annotators: int) -> SceneSource:
         return raw
 
     if task in tasks.QUESTIONS:
-        counts = metadata[drawn.counts_key(split)]
+        counts = metadata[shapes_scenes.counts_key(split)]
         owners = np.repeat(np.arange(len(counts)), counts)
         return SceneSource(scenes, owners, asked)
 
@@ -164,7 +164,9 @@ def _open(builder: Any, split: str, task: str, annotators: int) -> SceneSource:
         pair = {"second_image": second["image"], "second_scene": second["scene"]}
         return {**example.fields, **pair}
 
-    things = [[Thing(*thing) for thing in scene] for scene in metadata[drawn.things_key(split)]]
+    things = [
+        [Thing(*thing) for thing in scene] for scene in metadata[shapes_scenes.things_key(split)]
+    ]
     examples = tasks.examples(task, split, seed, things)
     return SceneSource(scenes, np.array([example.scene for example in examples]), made)
 
@@ -176,7 +178,7 @@ def _prepared(data_dir: Folder, digest: str, **fields: int) -> Any:
     root = data_root(data_dir)
     numbers = "scenes{num_scenes}_size{image_size}_seed{seed}".format(**fields)
     name = f"{numbers}_{digest[:12]}"
-    total = sum(drawn.split_sizes(fields["num_scenes"]).values())
+    total = sum(shapes_scenes.split_sizes(fields["num_scenes"]).values())
     with (
         locked("shapes", root / "shapes", f".{name}.lock"),
         progress("shapes", "drawing {} scenes", "drew {} scenes", total) as on_scene,
