@@ -16,7 +16,7 @@ from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.prepare import Split, info, prepare
 from mmflax.data.datasets.public.prepared import PreparedSource
-from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
+from mmflax.data.datasets.public.published import Example, File, LocalFile, field
 from mmflax.errors import MmflaxError
 
 SITE = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
@@ -94,26 +94,25 @@ def _view(stored: list[Raw], task: str, unit: str) -> list[Raw]:
 
 def _read(
     files: Sequence[LocalFile], split: str, parse: Callable[[LocalFile], list[Any]]
-) -> Iterator[Record]:
+) -> Iterator[Example]:
     (file,) = files
+    names: set[str] = set()
     for number, entry in enumerate(parse(file)):
         where = f"{file}: image {number}"
         if field(where, entry, "split", str) != split:
             continue
         name = field(where, entry, "filename", str)
+        where += f" ({name})"
         image = str(entry["cocoid"] if "cocoid" in entry else name.rsplit(".", 1)[0])
-        captions: list[Raw] = []
-        for sentence in field(f"{where} ({name})", entry, "sentences", list):
-            captions.append(
-                {
-                    "id": str(field(f"{where} ({name})", sentence, "sentid", int)),
-                    "image_id": image,
-                    "caption": " ".join(field(f"{where} ({name})", sentence, "raw", str).split()),
-                }
-            )
-        if not captions:
-            raise MmflaxError(f"{where} ({name}) has no sentences; download it again.")
-        yield record([name], captions)
+        sentences = field(where, entry, "sentences", list)
+        if not sentences or name in names:
+            problem = "is listed twice" if sentences else "has no sentences"
+            raise MmflaxError(f"{where} {problem}; download it again.")
+        names.add(name)
+        for sentence in sentences:
+            id = str(field(where, sentence, "sentid", int))
+            caption = " ".join(field(where, sentence, "raw", str).split())
+            yield Example((name,), {"id": id, "image_id": image, "caption": caption})
 
 
 def _images(file: LocalFile) -> list[Any]:

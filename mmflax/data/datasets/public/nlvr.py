@@ -18,7 +18,7 @@ from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.nlvr2 import true_or_false
 from mmflax.data.datasets.public.prepare import Split, open_dataset
-from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
+from mmflax.data.datasets.public.published import Example, File, LocalFile, field
 from mmflax.errors import MmflaxError
 
 ORDERS = 6
@@ -50,7 +50,7 @@ def _split(name: str, published: str, count: int, optional: bool = False) -> Spl
     return Split(name, (annotations,), (images,), read, count, optional)
 
 
-def _read(files: Sequence[LocalFile], split: str) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile], split: str) -> Iterator[Example]:
     (file,) = files
     for where, entry in file.lines():
         identifier = field(where, entry, "identifier", str)
@@ -58,11 +58,11 @@ def _read(files: Sequence[LocalFile], split: str) -> Iterator[Record]:
             raise MmflaxError(f"{where}: the identifier is {identifier!r}; expected n-m.")
         for order in range(ORDERS):
             image = f"{split}-{identifier}-{order}"
-            example = {
+            fields = {
                 "id": image,
                 "image_id": image,
                 "question": field(where, entry, "sentence", str).strip(),
                 "answer": true_or_false(where, entry),
                 "group": f"{split}-{identifier.split('-')[0]}",
             }
-            yield record([f"{image}.png"], [example])
+            yield Example((f"{image}.png",), fields)

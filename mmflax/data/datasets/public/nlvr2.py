@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
-from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
+from mmflax.data.datasets.public.published import Example, File, LocalFile, field
 from mmflax.errors import MmflaxError
 
 _SITE = "https://github.com/lil-lab/nlvr (nlvr2/data)"
@@ -60,9 +60,8 @@ def _split(name: str, published: str, count: int, optional: bool = False) -> Spl
     return Split(name, (annotations,), (images,), _read, count, optional, pictures=2)
 
 
-def _read(files: Sequence[LocalFile]) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile]) -> Iterator[Example]:
     (file,) = files
-    pairs: dict[str, list[Raw]] = {}
     for where, entry in file.lines():
         identifier = field(where, entry, "identifier", str)
         words = identifier.split("-")
@@ -71,17 +70,15 @@ def _read(files: Sequence[LocalFile]) -> Iterator[Record]:
                 f"{where}: the identifier is {identifier!r}; expected split-set-pair-sentence."
             )
         split, images, pair, sentence = words
-        pairs.setdefault(f"{split}-{images}-{pair}", []).append(
-            {
-                "id": identifier,
-                "image_id": f"{split}-{images}-{pair}",
-                "question": field(where, entry, "sentence", str).strip(),
-                "answer": true_or_false(where, entry),
-                "group": f"{split}-{images}--{sentence}",
-            }
-        )
-    for pair, examples in pairs.items():
-        yield record([f"{pair}-img0.png", f"{pair}-img1.png"], examples)
+        image = f"{split}-{images}-{pair}"
+        fields = {
+            "id": identifier,
+            "image_id": image,
+            "question": field(where, entry, "sentence", str).strip(),
+            "answer": true_or_false(where, entry),
+            "group": f"{split}-{images}--{sentence}",
+        }
+        yield Example((f"{image}-img0.png", f"{image}-img1.png"), fields)
 
 
 def true_or_false(where: str, entry: Raw) -> str:

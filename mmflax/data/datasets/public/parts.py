@@ -95,7 +95,7 @@ class Part:
         return {
             self._images.kind: self._folders[self._pictures],
             "texts": self._folders[PreparedTexts],
-            "sizes": [len(record.ids) for record in self._records],
+            "sizes": [len(record.marks) for record in self._records],
         }
 
     def written(self, folder: pathlib.Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mmflax.data.dataset import Dataset, Source, Subset
 from mmflax.data.datasets.cache import Folder, data_root, locked, progress, quiet
 from mmflax.data.datasets.public.prepared import PreparedSource, View
-from mmflax.data.datasets.public.published import File, Images, LocalFile, Record, locate
+from mmflax.data.datasets.public.published import Example, File, Images, LocalFile, Record, locate
 from mmflax.data.datasets.public.published_regions import Pictures, RegionFiles, region_file
 from mmflax.errors import MmflaxError
 from mmflax.files import write_file
@@ -32,7 +32,7 @@ class Split(NamedTuple):
       name: the split's name here.
       annotations: the files that ``read`` gets, in this order.
       images: folders that hold its images, or files of their regions.
-      read: ``(files) -> records``.
+      read: ``(files) -> examples``.
       published: how many examples its authors count; 0 where they do not say.
       optional: left out when its first annotation file is not there.
       pictures: images of each record.
@@ -41,7 +41,7 @@ class Split(NamedTuple):
     name: str
     annotations: tuple[File, ...]
     images: tuple[File, ...]
-    read: Callable[[Sequence[LocalFile]], Iterable[Record]]
+    read: Callable[[Sequence[LocalFile]], Iterable[Example]]
     published: int = 0
     optional: bool = False
     pictures: int = 1
@@ -212,28 +212,27 @@ def _read(
 ) -> tuple[list[Record], int]:
     """The records whose images are there, and how many examples were left out."""
     where = f"{name}, split {split.name}"
-    records = list(split.read([files[file] for file in split.annotations]))
-    seen: set[str] = set()
-    shown: set[tuple[str, ...]] = set()
-    for record in records:
-        for id in record.ids:
-            if id in seen:
-                raise MmflaxError(f"{where}: the id {id!r} occurs twice; download the files again.")
-            seen.add(id)
-        if record.images in shown:
-            raise MmflaxError(
-                f"{where}: the image {record.images[0]} is listed twice; download the files again."
-            )
-        shown.add(record.images)
-    if not partial and split.published and len(seen) != split.published:
+    groups: dict[tuple[str, ...], list[Example]] = {}  # by image, in the order of the files
+    ids: set[str] = set()
+    for example in split.read([files[file] for file in split.annotations]):
+        id = example.fields["id"]
+        if id in ids:
+            raise MmflaxError(f"{where}: the id {id!r} occurs twice; download the files again.")
+        ids.add(id)
+        groups.setdefault(example.images, []).append(example)
+    if not partial and split.published and len(ids) != split.published:
         raise MmflaxError(
-            f"{where}: found {len(seen):,} examples where {split.published:,} are published; "
+            f"{where}: found {len(ids):,} examples where {split.published:,} are published; "
             f"download {split.annotations[0].describe()} again, or set partial=True to take these."
         )
-    kept = [r for r in records if all(image in images for image in r.images)]
-    left = len(seen) - sum(len(record.ids) for record in kept)
+    kept = [
+        Record.of(names, examples)
+        for names, examples in groups.items()
+        if all(name in images for name in names)
+    ]
+    left = len(ids) - sum(len(record.marks) for record in kept)
     if left and not partial:
-        absent = [i for record in records for i in record.images if i not in images]
+        absent = [name for names in groups for name in names if name not in images]
         places = " or ".join(str(files[file].path) for file in split.images)
         raise MmflaxError(
             f"{where}: {len(set(absent)):,} images are named but not in {places}, such as "
@@ -258,9 +257,8 @@ def _check_disjoint(name: str, splits: Iterable[tuple[str, list[Record]]]) -> No
 
 def _marked(records: Iterable[Record]) -> dict[str, list[int]]:
     """For each smaller split the places of its examples."""
-    marks = (names for record in records for names in record.marks or ((),) * len(record.ids))
     marked: dict[str, list[int]] = {}
-    for place, names in enumerate(marks):
+    for place, names in enumerate(marks for record in records for marks in record.marks):
         for name in names:
             marked.setdefault(name, []).append(place)
     return marked

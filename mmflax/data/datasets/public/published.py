@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from PIL import Image
@@ -50,29 +50,33 @@ class File(NamedTuple):
         return f"{self.names[0]}{zipped} from {self.origin}"
 
 
-class Record(NamedTuple):
-    """One stored record: an image (or a pair) with all its examples.
+class Example(NamedTuple):
+    """One example as published.
 
     Attributes:
-      images: names of the image files, without folders.
-      ids: of the examples, each unique within its split.
-      content: the examples as JSON, without their images.
-      marks: for each example the names of the smaller splits that it is also part of.
+      images: names of its image files, without folders.
+      fields: the raw example without its images; the ``id`` is unique within the split.
+      marks: names of the smaller splits that it is also part of.
     """
 
     images: tuple[str, ...]
-    ids: tuple[str, ...]
+    fields: Raw
+    marks: tuple[str, ...] = ()
+
+
+class Record(NamedTuple):
+    """One stored record: an image (or a pair) with the JSON of its examples."""
+
+    images: tuple[str, ...]
     content: str
-    marks: tuple[tuple[str, ...], ...] = ()
+    marks: tuple[tuple[str, ...], ...]
 
-
-def record(
-    images: Iterable[str], examples: Iterable[Raw], marks: Iterable[tuple[str, ...]] = ()
-) -> Record:
-    """A record of these examples; each has an ``id``."""
-    rows = list(examples)
-    content = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
-    return Record(tuple(images), tuple(str(row["id"]) for row in rows), content, tuple(marks))
+    @classmethod
+    def of(cls, images: tuple[str, ...], examples: Sequence[Example]) -> Record:
+        """A record of the examples of these images."""
+        rows = [example.fields for example in examples]
+        content = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+        return cls(images, content, tuple(example.marks for example in examples))
 
 
 def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, LocalFile]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.flickr30k import IMAGES
 from mmflax.data.datasets.public.prepare import Split, open_dataset
-from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
+from mmflax.data.datasets.public.published import Example, File, LocalFile, field
 from mmflax.errors import MmflaxError
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -37,9 +37,8 @@ def build(*, data_dir: Folder = None, source_dir: Folder = None, partial: bool =
     return open_dataset("snli_ve", "flickr30k", splits, data_dir, source_dir, partial)
 
 
-def _read(files: Sequence[LocalFile]) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile]) -> Iterator[Example]:
     (file,) = files
-    by_image: dict[str, list[Raw]] = {}
     for where, entry in file.lines():
         # The first release of the files spelled the key in the second way.
         key = "Flickr30K_ID" if "Flickr30K_ID" in entry else "Flikr30kID"
@@ -49,13 +48,10 @@ def _read(files: Sequence[LocalFile]) -> Iterator[Record]:
             raise MmflaxError(
                 f"{where}: gold_label is {label!r}; expected one of {', '.join(LABELS)}."
             )
-        by_image.setdefault(image, []).append(
-            {
-                "id": field(where, entry, "pairID", str),
-                "image_id": image,
-                "question": field(where, entry, "sentence2", str).strip(),
-                "answer": label,
-            }
-        )
-    for image, examples in by_image.items():
-        yield record([f"{image}.jpg"], examples)
+        fields = {
+            "id": field(where, entry, "pairID", str),
+            "image_id": image,
+            "question": field(where, entry, "sentence2", str).strip(),
+            "answer": label,
+        }
+        yield Example((f"{image}.jpg",), fields)

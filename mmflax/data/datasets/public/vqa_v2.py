@@ -15,7 +15,7 @@ from typing import Any
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
-from mmflax.data.datasets.public.published import File, LocalFile, Record, field, record
+from mmflax.data.datasets.public.published import Example, File, LocalFile, field
 from mmflax.errors import MmflaxError
 
 _SITE = "https://visualqa.org/download.html"
@@ -80,7 +80,7 @@ def _images(folder: str) -> File:
     return File((folder,), "https://cocodataset.org/#download", f"{folder}.zip")
 
 
-def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Record]:
+def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Example]:
     questions, annotations = files
     answers: dict[int, dict[str, Any]] = {}
     content = annotations.json(hook=_answer)
@@ -89,7 +89,6 @@ def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Record]:
         if question_id in answers:
             raise MmflaxError(f"{annotations}: question_id {question_id} is annotated twice.")
         answers[question_id] = entry
-    by_image: dict[int, list[Raw]] = {}
     for question_id, image, text in _asked(questions):
         entry = answers.pop(question_id, {})
         where = f"{annotations}: question_id {question_id}"
@@ -98,43 +97,38 @@ def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Record]:
                 f"{where} is {'about another image' if entry else 'missing'}, though it is asked "
                 f"in {questions}; download both files again."
             )
-        by_image.setdefault(image, []).append(
-            {
-                "id": str(question_id),
-                "image_id": str(image),
-                "question": text,
-                "answer": field(where, entry, "multiple_choice_answer", str),
-                "answers": field(where, entry, "answers", list),
-                "answer_type": field(where, entry, "answer_type", str),
-                "question_type": field(where, entry, "question_type", str),
-            }
-        )
+        fields = {
+            "id": str(question_id),
+            "image_id": str(image),
+            "question": text,
+            "answer": field(where, entry, "multiple_choice_answer", str),
+            "answers": field(where, entry, "answers", list),
+            "answer_type": field(where, entry, "answer_type", str),
+            "question_type": field(where, entry, "question_type", str),
+        }
+        yield Example((f"COCO_{folder}_{image:012d}.jpg",), fields)
     if answers:
         raise MmflaxError(
             f"{annotations}: question_id {next(iter(answers))} is annotated, but not asked in "
             f"{questions}; download both files again."
         )
-    for image, examples in by_image.items():
-        yield record([f"COCO_{folder}_{image:012d}.jpg"], examples)
 
 
-def _read_test(files: Sequence[LocalFile]) -> Iterator[Record]:
+def _read_test(files: Sequence[LocalFile]) -> Iterator[Example]:
     """All test questions; those of test-dev, a part of them, are marked."""
     everything, development = files
     marked = {question_id for question_id, _, _ in _asked(development)}
-    by_image: dict[int, list[Raw]] = {}
+    unknown = set(marked)
     for question_id, image, text in _asked(everything):
-        example = {"id": str(question_id), "image_id": str(image), "question": text}
-        by_image.setdefault(image, []).append(example)
-    unknown = marked - {int(e["id"]) for examples in by_image.values() for e in examples}
+        fields = {"id": str(question_id), "image_id": str(image), "question": text}
+        marks = ("test_dev",) if question_id in marked else ()
+        unknown.discard(question_id)
+        yield Example((f"COCO_test2015_{image:012d}.jpg",), fields, marks)
     if unknown:
         raise MmflaxError(
             f"{development}: question_id {min(unknown)} is not in {everything}, of which it should "
             "be a part; download both files again."
         )
-    for image, examples in by_image.items():
-        marks = [("test_dev",) if int(example["id"]) in marked else () for example in examples]
-        yield record([f"COCO_test2015_{image:012d}.jpg"], examples, marks)
 
 
 def _asked(questions: LocalFile) -> Iterator[tuple[int, int, str]]:
