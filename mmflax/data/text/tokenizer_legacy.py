@@ -80,7 +80,10 @@ def from_merges(
 def from_spiece(
     path: epath.Path, kind: str, config: Mapping[str, Any], named: Collection[str | None]
 ) -> tokenizers.Tokenizer:
-    """Unigram from a `spiece.model` of ALBERT, SigLIP or T5; `named` are the special tokens."""
+    """Unigram from a `spiece.model` of ALBERT, SigLIP or T5; `named` are the special tokens.
+
+    Byte fallback is the file's, as in SentencePiece; transformers leaves it out of T5 and ALBERT.
+    """
     if kind not in ("albert", "siglip", "t5"):
         raise MmflaxError(
             f"{path} belongs to a tokenizer of an unknown class, and the file alone does not say "

@@ -37,8 +37,9 @@ from mmflax.data.datasets.shapes.things import (
     cell,
     describe,
     listed,
+    pick,
     place,
-)  # fmt: skip
+)
 from mmflax.errors import MmflaxError
 
 Scenes = Sequence[Sequence[Thing]]
@@ -109,25 +110,34 @@ def _slips(answer: str) -> list[str]:
 # Examples that stand alone ------------------------------------------------------------------------
 
 
-def _captioning(scenes: Scenes, split: str, seed: int) -> list[Example]:
-    """Color and shape of every object; sizes and places would make captions hard to learn."""
-    made = []
-    for index, things in enumerate(scenes):
-        rng = _generator(seed, split, index, "captioning")
-        by_column = _listed(sorted(things, key=lambda t: cell(t)[::-1]))
-        by_row = _listed(sorted(things, key=cell))
-        opening = ("there is {}", "the picture shows {}", "i see {}")[int(rng.random() * 3)]
-        references = [by_column, opening.format(by_column), f"from left to right {by_column}"]
-        if by_row != by_column:
-            references.append(f"from top to bottom {by_row}")
-        fields = {
-            "question": None,
-            "target": by_column,
-            "references": references,
-            "question_type": "one" if len(things) == 1 else "several",
-        }
-        made.append(Example(index, fields))
+def _each_scene(
+    task: str, fields: Callable[[Sequence[Thing], np.random.Generator], dict[str, Any]]
+) -> Callable[[Scenes, str, int], list[Example]]:
+    """One example a scene."""
+
+    def made(scenes: Scenes, split: str, seed: int) -> list[Example]:
+        return [
+            Example(index, fields(things, _generator(seed, split, index, task)))
+            for index, things in enumerate(scenes)
+        ]
+
     return made
+
+
+def _captioning(things: Sequence[Thing], rng: np.random.Generator) -> dict[str, Any]:
+    """Color and shape of every object; sizes and places would make captions hard to learn."""
+    by_column = _listed(sorted(things, key=lambda t: cell(t)[::-1]))
+    by_row = _listed(sorted(things, key=cell))
+    opening = pick(rng, ("there is {}", "the picture shows {}", "i see {}"))
+    references = [by_column, opening.format(by_column), f"from left to right {by_column}"]
+    if by_row != by_column:
+        references.append(f"from top to bottom {by_row}")
+    return {
+        "question": None,
+        "target": by_column,
+        "references": references,
+        "question_type": "one" if len(things) == 1 else "several",
+    }
 
 
 def _listed(things: Sequence[Thing]) -> str:
@@ -164,35 +174,30 @@ _RELATIONS = {
 }
 
 
-def _translation(scenes: Scenes, split: str, seed: int) -> list[Example]:
+def _translation(things: Sequence[Thing], rng: np.random.Generator) -> dict[str, Any]:
     """English speaks of things, German of circles, squares and triangles, with their genders."""
-    made = []
-    for index, things in enumerate(scenes):
-        rng = _generator(seed, split, index, "translation")
-        order = [things[int(i)] for i in np.argsort(rng.random(len(things)), kind="stable")]
-        draw = rng.random()
-        one = order[0]
-        english, german = _definite(one, things, "nominative")
-        others = [t for t in order[1:] if t.color != one.color]
-        if others and draw < 0.6:
-            (row, column), (row2, column2) = cell(one), cell(others[0])
-            ways = [("left of", "right of")] * (column != column2) + [("above", "below")] * (
-                row != row2
-            )
-            way = ways[int(rng.random() * len(ways))]
-            before = column < column2 if way[0] == "left of" else row < row2
-            name = way[0] if before else way[1]
-            english2, german2 = _definite(others[0], things, "dative")
-            source = f"the {english} is {name} the {english2}"
-            target = f"{_NOUNS[one.shape][0]} {german} ist {_RELATIONS[name]} {german2}"
-            kind = "relation"
-        else:
-            source = f"the {english} is {one.size}"
-            target = f"{_NOUNS[one.shape][0]} {german} ist {_SIZES[one.size]}"
-            kind = "size"
-        fields = {"question": source, "target": target, "references": [target]}
-        made.append(Example(index, fields | {"question_type": kind}))
-    return made
+    order = [things[int(i)] for i in np.argsort(rng.random(len(things)), kind="stable")]
+    draw = rng.random()
+    one = order[0]
+    english, german = _definite(one, things, "nominative")
+    others = [t for t in order[1:] if t.color != one.color]
+    if others and draw < 0.6:
+        (row, column), (row2, column2) = cell(one), cell(others[0])
+        ways = [("left of", "right of")] * (column != column2) + [("above", "below")] * (
+            row != row2
+        )
+        way = pick(rng, ways)
+        before = column < column2 if way[0] == "left of" else row < row2
+        name = way[0] if before else way[1]
+        english2, german2 = _definite(others[0], things, "dative")
+        source = f"the {english} is {name} the {english2}"
+        target = f"{_NOUNS[one.shape][0]} {german} ist {_RELATIONS[name]} {german2}"
+        kind = "relation"
+    else:
+        source = f"the {english} is {one.size}"
+        target = f"{_NOUNS[one.shape][0]} {german} ist {_SIZES[one.size]}"
+        kind = "size"
+    return {"question": source, "target": target, "references": [target], "question_type": kind}
 
 
 def _definite(thing: Thing, things: Sequence[Thing], case: str) -> tuple[str, str]:
@@ -295,12 +300,12 @@ def _generator(seed: int, split: str, scene: int, task: str) -> np.random.Genera
 
 
 _TASKS: dict[str, Callable[[Scenes, str, int], list[Example]]] = {
-    "captioning": _captioning,
+    "captioning": _each_scene("captioning", _captioning),
     "matching": _balanced(statements.captions, ("yes", "no"), "matching"),
     "retrieval": _retrieval,
     "entailment": _entailment,
     "nlvr": _balanced(statements.sentences, ("true", "false"), "nlvr", per_label=2, grouped=True),
     "nlvr2": _nlvr2,
     "classification": _balanced(statements.feelings, ("positive", "negative"), "classification"),
-    "translation": _translation,
+    "translation": _each_scene("translation", _translation),
 }
