@@ -59,9 +59,9 @@ def detected(name: str, boxes: int = 36, dim: int = 10) -> dict[str, np.ndarray]
 
 def region_row(name: str, boxes: int = 36, dim: int = 10) -> list[str]:
     """The cells of a row of LXMERT's files."""
-    found = detected(name, boxes, dim)
+    detection = detected(name, boxes, dim)
     ids, shares = np.arange(boxes), np.ones(boxes, np.float32)
-    arrays = (ids, shares, ids, shares), (found["boxes"], found["features"])
+    arrays = (ids, shares, ids, shares), (detection["boxes"], detection["features"])
     objects, regions = (
         [base64.b64encode(array.tobytes()).decode() for array in part] for part in arrays
     )
@@ -164,15 +164,15 @@ def caption_image(name: str, number: int, split: str, captions: int = 5, **more)
 
 def coco_images() -> list[dict]:
     """Two images for each of train, restval, val and test; one has six captions."""
-    found = []
+    rows = []
     for number, split in enumerate(("train", "restval", "val", "test") * 2):
         folder = "train2014" if split == "train" else "val2014"
         name = f"COCO_{folder}_{number:012d}.jpg"
         captions = 6 if number == 0 else 5
-        found.append(
+        rows.append(
             caption_image(name, number, split, captions, filepath=folder, cocoid=number + 500)
         )
-    return found
+    return rows
 
 
 def write_coco(root: pathlib.Path, images=None, zipped: bool = False) -> None:

@@ -71,13 +71,15 @@ def test_swapped_questions_keep_their_answers():
         for question, answer, kind in scene.questions:
             raw = {"image": scene.image, "question": question, "answer": answer,
                    "caption": scene.caption, "answers": [answer] * 3}  # fmt: skip
-            found = swap(raw, draws(0))
-            np.testing.assert_array_equal(pixels(found["image"]), scene.image[:, ::-1])
+            augmented = swap(raw, draws(0))
+            np.testing.assert_array_equal(pixels(augmented["image"]), scene.image[:, ::-1])
             things = mirrored(scene.things)
-            assert test_shapes_scenes.solve(found["question"], kind, things) == found["answer"]
-            assert found["answers"] == [found["answer"]] * 3
-            assert parts(found["caption"]) == parts(shapes_things.caption(things))
-            changed += found["question"] != question
+            assert (
+                test_shapes_scenes.solve(augmented["question"], kind, things) == augmented["answer"]
+            )
+            assert augmented["answers"] == [augmented["answer"]] * 3
+            assert parts(augmented["caption"]) == parts(shapes_things.caption(things))
+            changed += augmented["question"] != question
     assert changed > 20
 
 
@@ -91,7 +93,7 @@ def test_swapped_statements_keep_their_labels(task):
         raw = {**made.fields, "image": scenes[made.scene].image}
         if made.second is not None:
             raw["second_image"] = scenes[made.second].image
-        found = swap(raw, draws(0))
+        augmented = swap(raw, draws(0))
         named = "left" in made.fields["question"] or "right" in made.fields["question"]
         sided += named
         # Which scene each picture now shows, found by its pixels.
@@ -100,10 +102,10 @@ def test_swapped_statements_keep_their_labels(task):
             shown.reverse()
         for key, scene in zip(("image", "second_image"), shown, strict=True):
             if scene is not None:
-                np.testing.assert_array_equal(pixels(found[key]), scenes[scene].image[:, ::-1])
-        again = shapes_tasks.Example(0, {"question": found["question"]}, 1)
+                np.testing.assert_array_equal(pixels(augmented[key]), scenes[scene].image[:, ::-1])
+        again = shapes_tasks.Example(0, {"question": augmented["question"]}, 1)
         views = [mirrored(things[scene]) for scene in shown if scene is not None]
-        assert test_shapes_tasks.solve(task, again, views) == found["answer"] == raw["answer"]
+        assert test_shapes_tasks.solve(task, again, views) == augmented["answer"] == raw["answer"]
     assert sided > (0 if task == "nlvr2" else 5)
 
 
@@ -121,10 +123,10 @@ def test_safe_flips_leave_out_what_names_a_side():
         ({"question": "are the lefties bright?"}, True),
     ):
         raw = {"image": noise(), **texts}
-        found = safe(raw, draws(0))
+        augmented = safe(raw, draws(0))
         expected = noise()[:, ::-1] if flips else noise()
-        np.testing.assert_array_equal(pixels(found["image"]), expected, err_msg=str(texts))
-        assert {key: found[key] for key in texts} == texts
+        np.testing.assert_array_equal(pixels(augmented["image"]), expected, err_msg=str(texts))
+        assert {key: augmented[key] for key in texts} == texts
 
 
 def test_swap_trades_words_everywhere_and_keeps_capitals():
@@ -135,12 +137,14 @@ def test_swap_trades_words_everywhere_and_keeps_capitals():
         references=["der rechte Baum rechts"],
         answer="counterclockwise",
     )
-    found = swap(raw, draws(0))
-    assert found["question"] == "Right of the RIGHT tree, is the rightmost bird facing North-East?"
-    assert found["target"] == "rechts vom Baum"
-    assert found["references"] == ["der rechte Baum links"]
-    assert found["answer"] == "clockwise"
-    twice = swap(found, draws(0))
+    augmented = swap(raw, draws(0))
+    assert (
+        augmented["question"] == "Right of the RIGHT tree, is the rightmost bird facing North-East?"
+    )
+    assert augmented["target"] == "rechts vom Baum"
+    assert augmented["references"] == ["der rechte Baum links"]
+    assert augmented["answer"] == "clockwise"
+    twice = swap(augmented, draws(0))
     assert {k: twice[k] for k in ("question", "target", "answer")} == {
         k: raw[k] for k in ("question", "target", "answer")
     }
@@ -152,12 +156,12 @@ def test_swap_trades_words_everywhere_and_keeps_capitals():
 def test_pairs_that_count_their_pictures_are_not_mirrored():
     swap = augment.build(flip="swap", flip_rate=1.0)
     raw = example("the first picture has a dog on the left", second_image=noise(seed=1))
-    found = swap(raw, draws(0))
-    assert found["question"] == raw["question"]
-    np.testing.assert_array_equal(pixels(found["image"]), noise())
+    augmented = swap(raw, draws(0))
+    assert augmented["question"] == raw["question"]
+    np.testing.assert_array_equal(pixels(augmented["image"]), noise())
     # Nothing names a side: both are mirrored where they are.
-    found = swap(example("the first picture has a dog", second_image=noise(seed=1)), draws(0))
-    np.testing.assert_array_equal(pixels(found["second_image"]), noise(seed=1)[:, ::-1])
+    augmented = swap(example("the first picture has a dog", second_image=noise(seed=1)), draws(0))
+    np.testing.assert_array_equal(pixels(augmented["second_image"]), noise(seed=1)[:, ::-1])
 
 
 def nearest_color(pixel):
@@ -191,8 +195,8 @@ def test_named_colors_stay_what_they_are(fields):
 def test_lit_scenes_keep_their_brightness():
     change = augment.build(brightness=1.0)
     for question, same in (("is the room dark?", True), ("is it a room?", False)):
-        found = change(example(question), draws(3))
-        assert (pixels(found["image"]) == noise()).all() == same
+        augmented = change(example(question), draws(3))
+        assert (pixels(augmented["image"]) == noise()).all() == same
 
 
 @pytest.mark.parametrize("keep", [(), ("color",), ("light",), ("place",), ("color", "place")])
@@ -246,9 +250,9 @@ def test_place_words_hold_geometry_back(monkeypatch):
 def test_every_operation_gives_a_picture_of_the_same_form(name, level):
     image = Image.fromarray(np.clip(noise(31), 20, 235)).resize((40, 31))
     before = pixels(image).copy()
-    found = augment_images.OPERATIONS[name].make(level)(image)
-    assert found.size == (40, 31) and found.mode == "RGB"
-    assert (pixels(found) == before).all() == (name == "identity")
+    augmented = augment_images.OPERATIONS[name].make(level)(image)
+    assert augmented.size == (40, 31) and augmented.mode == "RGB"
+    assert (pixels(augmented) == before).all() == (name == "identity")
     np.testing.assert_array_equal(pixels(image), before)
 
 
@@ -273,15 +277,15 @@ def test_crops_keep_to_their_scale_and_ratio():
     full = pixels(image)
     corners = set()
     for seed in range(40):
-        found = augment_images.random_resized_crop(draws(seed), (0.2, 0.5), (0.5, 2.0))(image)
-        width, height = found.size
+        augmented = augment_images.random_resized_crop(draws(seed), (0.2, 0.5), (0.5, 2.0))(image)
+        width, height = augmented.size
         assert 0.18 < width * height / 1350 < 0.53 and 0.45 < width / height < 2.2
         spots = [
             (y, x)
             for y in range(31 - height)
             for x in range(46 - width)
-            if (full[y, x] == pixels(found)[0, 0]).all()
-            and (full[y : y + height, x : x + width] == pixels(found)).all()
+            if (full[y, x] == pixels(augmented)[0, 0]).all()
+            and (full[y : y + height, x : x + width] == pixels(augmented)).all()
         ]
         assert len(spots) == 1
         corners |= set(spots)
@@ -293,11 +297,13 @@ def test_crops_keep_to_their_scale_and_ratio():
 def test_erasing_covers_a_box_of_the_area():
     black = Image.fromarray(np.zeros((50, 50, 3), np.uint8))
     for seed in range(40):
-        found = pixels(augment_images.random_erasing(draws(seed), (0.1, 0.3), (0.5, 2.0))(black))
-        rows, columns = np.nonzero(found.any(2))
+        augmented = pixels(
+            augment_images.random_erasing(draws(seed), (0.1, 0.3), (0.5, 2.0))(black)
+        )
+        rows, columns = np.nonzero(augmented.any(2))
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert 0.08 < height * width / 2500 < 0.33 and 0.4 < height / width < 2.5
-        assert found.any(2).sum() == height * width and np.unique(found).size > 100
+        assert augmented.any(2).sum() == height * width and np.unique(augmented).size > 100
     assert not pixels(black).any()
     covered = [
         (pixels(augment.build(erase_rate=0.3)(example(), draws(s))["image"]) != noise()).any()
@@ -325,10 +331,10 @@ def test_jitter_stays_in_range_and_zero_changes_nothing():
 def test_both_pictures_of_a_pair_change_alike():
     change = augment.build(**{**EVERYTHING, "flip": "safe", "randaugment_ops": 3})
     for seed in range(20):
-        found = change(example(second_image=noise()), draws(seed))
-        np.testing.assert_array_equal(pixels(found["image"]), pixels(found["second_image"]))
+        augmented = change(example(second_image=noise()), draws(seed))
+        np.testing.assert_array_equal(pixels(augmented["image"]), pixels(augmented["second_image"]))
         alone = change(example(), draws(seed))
-        np.testing.assert_array_equal(pixels(found["image"]), pixels(alone["image"]))
+        np.testing.assert_array_equal(pixels(augmented["image"]), pixels(alone["image"]))
 
 
 def test_any_kind_of_image_and_none():
@@ -393,12 +399,12 @@ def test_equal_generators_give_equal_examples_and_others_differ():
     change = augment.build(**EVERYTHING)
     raw = example("is the bird to the left of the tree?", second_image=noise(seed=4))
     before = {key: np.array(value) for key, value in raw.items()}
-    found = [change(raw, draws(seed)) for seed in (0, 0, 1)]
+    augmented = [change(raw, draws(seed)) for seed in (0, 0, 1)]
     for key in ("image", "second_image"):
-        first, again, other = (pixels(one[key]) for one in found)
+        first, again, other = (pixels(one[key]) for one in augmented)
         np.testing.assert_array_equal(first, again)
         assert first.shape != other.shape or (first != other).any()
-    assert found[0]["question"] == found[1]["question"]
+    assert augmented[0]["question"] == augmented[1]["question"]
     for key, value in before.items():
         np.testing.assert_array_equal(np.array(raw[key]), value)
 

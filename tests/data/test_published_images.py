@@ -24,8 +24,8 @@ def original(config):
 
 def theirs(processor, images):
     """Their pixels as [b h w 3], and their mask."""
-    found = processor(images, return_tensors="np")
-    return np.moveaxis(found["pixel_values"], 1, -1), found.get("pixel_mask")
+    output = processor(images, return_tensors="np")
+    return np.moveaxis(output["pixel_values"], 1, -1), output.get("pixel_mask")
 
 
 @pytest.mark.parity
@@ -37,9 +37,9 @@ def test_pixels_are_those_of_transformers(name):
     for turn in range(4 if name == "convnext" else 24):
         image = random_image(rng, modes[turn % len(modes)], SIDES.get(name, (9, 70)))
         pixels, _ = theirs(processor, [image])
-        found = ours([image], canvas="batch")["image"]
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, pixels.astype(np.float32))
+        output = ours([image], canvas="batch")["image"]
+        assert output.dtype == np.float32
+        np.testing.assert_array_equal(output, pixels.astype(np.float32))
 
 
 @pytest.mark.parity
@@ -50,11 +50,11 @@ def test_batches_are_padded_as_by_transformers(name):
     for _ in range(6):
         images = [random_image(rng, sides=SIDES.get(name, (9, 70))) for _ in range(3)]
         pixels, mask = theirs(processor, images)
-        found = ours(images, canvas="batch")
-        np.testing.assert_array_equal(found["image"], pixels)
-        assert ("pixel_mask" in found) == (mask is not None)
+        output = ours(images, canvas="batch")
+        np.testing.assert_array_equal(output["image"], pixels)
+        assert ("pixel_mask" in output) == (mask is not None)
         if mask is not None:
-            np.testing.assert_array_equal(found["pixel_mask"], mask.astype(bool))
+            np.testing.assert_array_equal(output["pixel_mask"], mask.astype(bool))
 
 
 @pytest.mark.parity
@@ -81,11 +81,11 @@ def test_the_canvas_is_the_same_for_every_image_unless_it_is_told():
     vilt = PublishedImages.from_config(CONFIGS["vilt"])
     assert vilt.largest() == (96, 96)
     wide, tall = Image.new("RGB", (90, 40), "white"), Image.new("RGB", (40, 90), "white")
-    found = vilt([wide])
-    assert found["image"].shape == (1, 96, 96, 3) and found["pixel_mask"].shape == (1, 96, 96)
-    used = found["pixel_mask"][0]
+    output = vilt([wide])
+    assert output["image"].shape == (1, 96, 96, 3) and output["pixel_mask"].shape == (1, 96, 96)
+    used = output["pixel_mask"][0]
     assert used[:32, :96].all() and used.sum() == 32 * 96 or used[:64, :96].all()
-    assert (found["image"][0][~used] == 0).all() and (found["image"][0][used] == 1).all()
+    assert (output["image"][0][~used] == 0).all() and (output["image"][0][used] == 1).all()
     both = vilt([wide, tall], canvas="batch")
     alone = vilt([wide], canvas="batch")["image"][0]
     height, width = alone.shape[:2]

@@ -46,7 +46,7 @@ def scenes():
 
 
 @pytest.fixture(scope="module")
-def found(scenes):
+def by_task(scenes):
     return {
         (task, split): shapes_tasks.examples(task, split, 0, scenes[split])
         for task in shapes_tasks.names()
@@ -164,46 +164,46 @@ def solve(task, example, scenes):
 
 
 @pytest.mark.parametrize("task", TOGETHER)
-def test_every_label_follows_from_the_words_and_the_objects(task, found, scenes):
+def test_every_label_follows_from_the_words_and_the_objects(task, by_task, scenes):
     for split in SIZES:
-        for example in found[task, split]:
+        for example in by_task[task, split]:
             expected = solve(task, example, scenes[split])
             assert example.fields["answer"] == expected, (example, scenes[split][example.scene])
-    assert {e.fields["answer"] for e in found[task, "train"]} == LABELS[task]
+    assert {e.fields["answer"] for e in by_task[task, "train"]} == LABELS[task]
 
 
 @pytest.mark.parametrize("task", TOGETHER)
-def test_each_text_has_every_label_equally_often(task, found):
+def test_each_text_has_every_label_equally_often(task, by_task):
     for split in SIZES:
         labels = defaultdict(Counter)
-        for example in found[task, split]:
+        for example in by_task[task, split]:
             labels[example.fields["question"]][example.fields["answer"]] += 1
         for text, counts in labels.items():
             assert set(counts) == LABELS[task] and len(set(counts.values())) == 1, (text, counts)
 
 
 @pytest.mark.parametrize("task", TOGETHER)
-def test_words_alone_are_worth_chance(task, found):
-    sources = [[example.fields for example in found[task, split]] for split in ("train", "test")]
+def test_words_alone_are_worth_chance(task, by_task):
+    sources = [[example.fields for example in by_task[task, split]] for split in ("train", "test")]
     prior = question_prior(*sources)
     chance = 1 / len(LABELS[task])
     assert prior == pytest.approx(dict.fromkeys(prior, chance))
 
 
 @pytest.mark.parametrize("task", TOGETHER)
-def test_a_picture_alone_is_worth_little_more(task, found, scenes):
+def test_a_picture_alone_is_worth_little_more(task, by_task, scenes):
     """Guessing by what a picture shows: the number of objects, or how many of each kind."""
     for look in (len, lambda things: tuple(sorted(Counter(t.color for t in things).values()))):
         seen = defaultdict(Counter)
-        for example in found[task, "train"]:
+        for example in by_task[task, "train"]:
             seen[look(scenes["train"][example.scene])][example.fields["answer"]] += 1
         right = sum(counts.most_common(1)[0][1] for counts in seen.values())
-        assert right / len(found[task, "train"]) < 1 / len(LABELS[task]) + 0.03
+        assert right / len(by_task[task, "train"]) < 1 / len(LABELS[task]) + 0.03
 
 
 @pytest.mark.parametrize("task", TOGETHER)
-def test_most_scenes_serve_and_kinds_are_mixed(task, found):
-    examples = found[task, "train"]
+def test_most_scenes_serve_and_kinds_are_mixed(task, by_task):
+    examples = by_task[task, "train"]
     served = len({example.scene for example in examples}) / SIZES["train"]
     assert served > (0.6 if task == "entailment" else 0.95)
     kinds = Counter(example.fields["question_type"] for example in examples)
@@ -211,10 +211,10 @@ def test_most_scenes_serve_and_kinds_are_mixed(task, found):
 
 
 @pytest.mark.parametrize("task", ["nlvr", "nlvr2"])
-def test_groups_hold_one_sentence_over_several_pictures(task, found):
+def test_groups_hold_one_sentence_over_several_pictures(task, by_task):
     for split in SIZES:
         groups = defaultdict(list)
-        for example in found[task, split]:
+        for example in by_task[task, split]:
             assert example.fields["group"].startswith(split)
             groups[example.fields["group"]].append(example)
         assert sum(len(members) == 4 for members in groups.values()) > 0.8 * len(groups)
@@ -225,9 +225,9 @@ def test_groups_hold_one_sentence_over_several_pictures(task, found):
             assert answers["true"] == answers["false"] >= 1
 
 
-def test_false_captions_are_nearly_true(found, scenes):
+def test_false_captions_are_nearly_true(by_task, scenes):
     """One word of them, or a swap, is what makes them false."""
-    false = [e for e in found["matching", "test"] if e.fields["answer"] == "no"]
+    false = [e for e in by_task["matching", "test"] if e.fields["answer"] == "no"]
     near = 0
     for example in false:
         words, things = example.fields["question"].split(), scenes["test"][example.scene]
@@ -248,8 +248,8 @@ def test_false_captions_are_nearly_true(found, scenes):
 # Alone --------------------------------------------------------------------------------------------
 
 
-def test_captions_name_every_object_in_order(found, scenes):
-    for example in found["captioning", "train"]:
+def test_captions_name_every_object_in_order(by_task, scenes):
+    for example in by_task["captioning", "train"]:
         things = scenes["train"][example.scene]
         target, references = example.fields["target"], example.fields["references"]
         parts = re.split(", | and ", target)
@@ -261,13 +261,13 @@ def test_captions_name_every_object_in_order(found, scenes):
         for reference in references:
             words = Counter(re.findall(r"\w+", reference))
             assert not Counter(re.findall(r"\w+", target)) - words
-    shares = Counter(example.fields["target"] for example in found["captioning", "train"])
+    shares = Counter(example.fields["target"] for example in by_task["captioning", "train"])
     assert shares.most_common(1)[0][1] < 0.05 * SIZES["train"]
 
 
-def test_retrieval_captions_fit_one_picture_alone(found, scenes):
+def test_retrieval_captions_fit_one_picture_alone(by_task, scenes):
     for split in SIZES:
-        examples = found["retrieval", split]
+        examples = by_task["retrieval", split]
         assert len(examples) > 0.9 * SIZES[split]
         assert len({example.fields["image_id"] for example in examples}) == len(examples)
         kept = [scenes[split][example.scene] for example in examples]
@@ -291,7 +291,7 @@ WHERE = {"oben": "top", "unten": "bottom", "links": "left", "rechts": "right"}
 RELATIONS = {"links von": "left of", "rechts von": "right of", "über": "above", "unter": "below"}
 
 
-def test_translations_say_what_the_picture_shows(found, scenes):
+def test_translations_say_what_the_picture_shows(by_task, scenes):
     def german(words, things):
         adjective, noun, *where = words.split()
         where = " ".join(WHERE[word] for word in where if word in WHERE)
@@ -301,7 +301,7 @@ def test_translations_say_what_the_picture_shows(found, scenes):
         (thing,) = described(f"{color} {GERMAN[noun]}" + f" at the {where}" * bool(where), things)
         return thing
 
-    for example in found["translation", "train"]:
+    for example in by_task["translation", "train"]:
         things = scenes["train"][example.scene]
         source, target = example.fields["question"], example.fields["target"]
         assert example.fields["references"] == [target]
@@ -321,10 +321,10 @@ def test_translations_say_what_the_picture_shows(found, scenes):
             assert related([one], name, [second]) and other.split()[0].endswith("en")
 
 
-def test_a_text_alone_cannot_be_translated(found):
+def test_a_text_alone_cannot_be_translated(by_task):
     rows = [
         [{"question": e.fields["question"], "answer": e.fields["target"]} for e in examples]
-        for examples in (found["translation", "train"], found["translation", "test"])
+        for examples in (by_task["translation", "train"], by_task["translation", "test"])
     ]
     assert question_prior(*rows)["accuracy"] < 0.45
 
@@ -355,21 +355,21 @@ def test_annotators_err_plausibly_and_never_by_majority():
 # Both ---------------------------------------------------------------------------------------------
 
 
-def test_examples_are_a_pure_function_of_their_names(found, scenes):
-    for task, split in found:
-        assert shapes_tasks.examples(task, split, 0, scenes[split]) == found[task, split]
+def test_examples_are_a_pure_function_of_their_names(by_task, scenes):
+    for task, split in by_task:
+        assert shapes_tasks.examples(task, split, 0, scenes[split]) == by_task[task, split]
         if task not in ("retrieval",):
-            assert shapes_tasks.examples(task, split, 1, scenes[split]) != found[task, split]
-            assert shapes_tasks.examples(task, "other", 0, scenes[split]) != found[task, split]
-    for examples in found.values():
+            assert shapes_tasks.examples(task, split, 1, scenes[split]) != by_task[task, split]
+            assert shapes_tasks.examples(task, "other", 0, scenes[split]) != by_task[task, split]
+    for examples in by_task.values():
         owners = [example.scene for example in examples]
         assert owners == sorted(owners)
 
 
-def test_content_is_recorded(found):
+def test_content_is_recorded(by_task):
     digests = {
         task: hashlib.sha256(repr([tuple(e) for e in examples]).encode()).hexdigest()[:16]
-        for (task, split), examples in found.items()
+        for (task, split), examples in by_task.items()
         if split == "test"
     }
     assert digests == GOLDEN

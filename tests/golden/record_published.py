@@ -52,11 +52,11 @@ def record(name: str, case: cases.Case) -> None:
         pairs = [texts[(index * 5 + 1) % len(texts)] for index in range(len(texts))]
         options = dict(padding="max_length", truncation=True, max_length=cases.LENGTH)
         options |= dict(return_token_type_ids=True, return_attention_mask=True, return_tensors="np")
-        for kind, found in (
+        for kind, output in (
             ("", tokenizer(texts, **options)),
             ("pair:", tokenizer(texts, pairs, **options)),
         ):
-            arrays |= {f"{kind}{key}": value.astype(np.int32) for key, value in found.items()}
+            arrays |= {f"{kind}{key}": value.astype(np.int32) for key, value in output.items()}
         odd.write_json(root / "texts.json", {"texts": texts, "pairs": pairs})
         (root / "spiece.model").unlink(missing_ok=True)
     if case.images:
@@ -72,10 +72,10 @@ def record(name: str, case: cases.Case) -> None:
             # TIFF keeps every mode; the images are read back as opened images, not as files.
             image.save(root / f"image{index}.tiff", compression="tiff_adobe_deflate")
         opened = [Image.open(root / f"image{index}.tiff") for index in range(len(images))]
-        found = processor(opened, return_tensors="np")
-        arrays["pixel_values"] = np.moveaxis(found["pixel_values"], 1, -1)
-        if "pixel_mask" in found:
-            arrays["pixel_mask"] = found["pixel_mask"].astype(bool)
+        output = processor(opened, return_tensors="np")
+        arrays["pixel_values"] = np.moveaxis(output["pixel_values"], 1, -1)
+        if "pixel_mask" in output:
+            arrays["pixel_mask"] = output["pixel_mask"].astype(bool)
     np.savez_compressed(root / "arrays.npz", **arrays)
     size = sum(file.stat().st_size for file in root.iterdir())
     assert size < LIMIT, f"{name} takes {size} bytes; make it smaller"

@@ -44,24 +44,24 @@ def test_batches_are_those_of_transformers(name, tmp_path):
     if cases.CASES[name].words:
         given = json.loads((root / "texts.json").read_text())
         for start, pairs in (("", None), ("pair:", given["pairs"])):
-            found = processor.texts(given["texts"], pairs)
-            np.testing.assert_array_equal(found["tokens"], expected[f"{start}input_ids"])
+            batch = processor.texts(given["texts"], pairs)
+            np.testing.assert_array_equal(batch["tokens"], expected[f"{start}input_ids"])
             mask = expected[f"{start}attention_mask"].astype(bool)
-            np.testing.assert_array_equal(found["text_mask"], mask | (name == "siglip"))
+            np.testing.assert_array_equal(batch["text_mask"], mask | (name == "siglip"))
             if processor.token_types:
                 np.testing.assert_array_equal(
-                    found["token_types"], expected[f"{start}token_type_ids"]
+                    batch["token_types"], expected[f"{start}token_type_ids"]
                 )
-            assert found["tokens"].dtype == np.int32 and found["text_mask"].dtype == bool
+            assert batch["tokens"].dtype == np.int32 and batch["text_mask"].dtype == bool
         uses = {"bert", "bert-cased", "albert", "align", "vilt"}
-        assert ("token_types" in found) == (name in uses)
+        assert ("token_types" in batch) == (name in uses)
     if cases.CASES[name].images:
-        found = processor.images(pictures(root), canvas="batch")
-        np.testing.assert_allclose(found["image"], expected["pixel_values"], atol=1e-6)
-        assert found["image"].dtype == np.float32
-        assert ("pixel_mask" in found) == ("pixel_mask" in expected)
-        if "pixel_mask" in found:
-            np.testing.assert_array_equal(found["pixel_mask"], expected["pixel_mask"])
+        batch = processor.images(pictures(root), canvas="batch")
+        np.testing.assert_allclose(batch["image"], expected["pixel_values"], atol=1e-6)
+        assert batch["image"].dtype == np.float32
+        assert ("pixel_mask" in batch) == ("pixel_mask" in expected)
+        if "pixel_mask" in batch:
+            np.testing.assert_array_equal(batch["pixel_mask"], expected["pixel_mask"])
 
 
 @pytest.mark.parametrize("name", NAMES)
