@@ -1,6 +1,7 @@
 """Strict settings for the whole suite: simulated devices, no silent promotion, checked shapes."""
 
 import atexit
+import contextlib
 import os
 import tempfile
 
@@ -27,12 +28,26 @@ _hook = install_import_hook(
 )
 
 
-@pytest.fixture
-def quickly():
-    """Compiles without XLA's optimizations, where compiling takes the longest."""
+# Folders whose tests compile without XLA's optimizations: compiling is most of what they do.
+QUICK = {"inference", "models", "pretrained", "run", "tasks"}
+
+
+@contextlib.contextmanager
+def compiling_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def quickly(request):
+    """Compile without XLA's optimizations in ``QUICK`` folders, unless marked ``optimized``."""
+    optimized = request.node.get_closest_marker("optimized")
+    if request.path.parent.name in QUICK | {"tests"} and not optimized:
+        with compiling_quickly():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -57,4 +72,5 @@ def trained(shapes_dir, tmp_path_factory):
 
     config = tiny.config(shapes_dir)
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    return workdir, config, train(config, str(workdir), quiet=True)
+    with compiling_quickly():
+        return workdir, config, train(config, str(workdir), quiet=True)

@@ -12,11 +12,6 @@ from mmflax.models.fusion import co_attention
 from mmflax.models.vision_language import VisionLanguageModel
 
 
-@pytest.fixture(autouse=True)
-def quick(quickly):
-    """Compiling is most of what the tests of models do."""
-
-
 def tiny_model(*, form="meter", **fields):
     """Width 16, 4 heads, 5 image tokens (a 2x2 grid and CLS); one layer, then two that fuse."""
     sizes = dict(width=16, num_heads=4, mlp_dim=32, **fields)

@@ -18,7 +18,6 @@ GOLDEN = cases.golden_names()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.usefixtures("quickly")
 def test_recorded_outputs_come_out_again(name):
     case = cases.all_cases()[name]
     directory, batch, expected = cases.load_golden(name)

@@ -84,7 +84,6 @@ PARTS = {
 }
 
 
-@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("family", PARTS)
 def test_the_parts_of_a_family_are_those_of_a_vision_language_model(family):
     """With the family's parameters, the same parts give what the family gives."""

@@ -170,7 +170,6 @@ def originals(source, batch, output):
     return np.asarray(found(loaded.params, batch))
 
 
-@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_of_encoders_starts_with_the_similarities_of_its_checkpoint(name, monkeypatch):
     source, batch, recorded = cases.load_golden(GOLDEN[name])
@@ -191,7 +190,6 @@ def test_a_pair_of_encoders_starts_with_the_similarities_of_its_checkpoint(name,
     assert np.abs(found - torchs).max() <= cases.TOLERANCE * np.abs(torchs).max()
 
 
-@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(
     ("name", "arg"), [("bridgetower", "snli_ve"), ("vilt", "vqa"), ("meter", "vqa")]
 )

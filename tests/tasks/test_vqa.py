@@ -133,7 +133,7 @@ def test_head_order_of_norm_and_activation(form):
     np.testing.assert_allclose(out, 0.8413447 if form == "meter" else 1.0, rtol=1e-6)
 
 
-def test_caption_words_reach_encoder_and_word_table_alone(batch, quickly):
+def test_caption_words_reach_encoder_and_word_table_alone(batch):
     """The extra loss trains what grounds words: the image encoder and the table, not the fusion.
 
     Also as compiled here, where a number computed twice may differ in its last digit.
