@@ -10,7 +10,7 @@ _TITLES = {
     "majority": "majority",
     "question_prior": "question prior",
 }
-# Not shares of anything, so not shown as hundredths.
+# Metrics that are not fractions of 1, which tables show as they are.
 _PLAIN = ("loss", "median_rank", "mean_rank", "nll", "rsum", "examples")
 
 
@@ -52,8 +52,19 @@ def _order(name: str) -> tuple[int, str]:
     return (2 if name.startswith("loss/") else 1 if "/" in name else 0, name)
 
 
+def scale(name: str) -> int:
+    """What a metric is multiplied by in tables and figures: fractions by 100."""
+    return 1 if {name.partition("/")[0], name.rpartition("/")[2]} & set(_PLAIN) else 100
+
+
 def cell(name: str, value: float | None) -> str:
+    """A metric's value as tables show it."""
     if value is None:
         return "-"
-    plain = name.partition("/")[0] in _PLAIN or name.rpartition("/")[2] in _PLAIN
-    return f"{value:.3f}" if plain else f"{100 * value:.1f}"
+    digits = 1 if scale(name) == 100 or name.endswith("rsum") else 3
+    return f"{scale(name) * value:.{digits}f}"
+
+
+def label(name: str) -> str:
+    """A metric's name with its scale."""
+    return f"{name} x 100" if scale(name) == 100 else name

@@ -25,7 +25,7 @@ def retrieval(
     """All measures from scores [images texts]; equal groups = they belong together.
 
     Returns `i2t/recall@K` (an image finds its texts), `t2i/recall@K`, their `median_rank` and
-    `mean_rank` (1 is best), and `rsum`, the sum of all recalls (papers print it times 100).
+    `mean_rank` (1 is best), and `rsum`, the sum of the recalls as percentages (0..600 by default).
     """
     scores = np.asarray(scores)
     images, texts = _numbered(image_groups, text_groups)
@@ -44,7 +44,7 @@ def both_ways(
     found: dict[str, float] = {}
     for way, values in (("i2t", image_to_text), ("t2i", text_to_image)):
         found |= {f"{way}/{name}": value for name, value in summary(values, ks).items()}
-    return found | {"rsum": sum(v for name, v in found.items() if "recall@" in name)}
+    return found | {"rsum": 100 * sum(v for name, v in found.items() if "recall@" in name)}
 
 
 def summary(values: np.ndarray, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from mmflax.errors import MmflaxError
-from mmflax.evaluation.tables import cell
+from mmflax.evaluation.tables import cell, label, scale
 from mmflax.files import write_file
 from mmflax.inference.attention_figure import save
 
@@ -106,7 +106,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The table, best mean first, with what its columns mean."""
     metric, kinds = found["metric"], found["kinds"]
     types = list(next(iter(kinds.values()))["by_type"])
-    head = ["fusion", "parameters", "mlp_dim", "depth", f"{metric} x 100", "95 % seeds",
+    head = ["fusion", "parameters", "mlp_dim", "depth", label(metric), "95 % seeds",
             "95 % examples", f"minus {found['reference']}", "text only", *types]  # fmt: skip
 
     def interval(pair: Sequence[float] | None) -> str:
@@ -154,7 +154,7 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metric = found["metric"]
+    metric, times = found["metric"], scale(found["metric"])
     kinds = sorted(found["kinds"].items(), key=lambda item: item[1]["mean"])
     types = list(kinds[0][1]["by_type"])
     fig = Figure(figsize=(6 + 0.9 * len(types), 1.6 + 0.5 * len(kinds)), layout="constrained")
@@ -163,26 +163,26 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
     axes = np.atleast_1d(fig.subplots(1, len(widths), width_ratios=widths))
     ax = axes[0]
     for row, (_, entry) in enumerate(kinds):
-        for pair, width, colour, label in (
+        for pair, width, color, title in (
             (entry["example_interval"], 7, "#c6dbef", "95 % over examples"),
             (entry["seed_interval"], 2, "#08519c", "95 % over seeds"),
         ):
             if pair is not None:
-                ax.plot(100 * np.array(pair), [row, row], lw=width, color=colour,
-                        label=label if row == 0 else None, solid_capstyle="butt")  # fmt: skip
-        ax.plot(100 * np.array(entry["values"]), [row] * len(entry["values"]), "o", ms=4,
+                ax.plot(times * np.array(pair), [row, row], lw=width, color=color,
+                        label=title if row == 0 else None, solid_capstyle="butt")  # fmt: skip
+        ax.plot(times * np.array(entry["values"]), [row] * len(entry["values"]), "o", ms=4,
                 mfc="none", color="#636363", label="one seed" if row == 0 else None)  # fmt: skip
-        ax.plot(100 * entry["mean"], row, "D", ms=6, color="#08519c",
+        ax.plot(times * entry["mean"], row, "D", ms=6, color="#08519c",
                 label="mean" if row == 0 else None)  # fmt: skip
     ax.set_yticks(range(len(kinds)), [f"{k}\n{e['parameters']:,}" for k, e in kinds], fontsize=8)
     ax.set_ylim(-0.6, len(kinds) - 0.4)
-    ax.set_xlabel(f"{metric} x 100, {found['split']}")
+    ax.set_xlabel(f"{label(metric)}, {found['split']}")
     ax.grid(axis="x", color="#eeeeee")
     ax.set_axisbelow(True)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     if types:
         shares = np.array([[e["by_type"][name]["mean"] for name in types] for _, e in kinds])
-        axes[1].imshow(100 * shares, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=130)
+        axes[1].imshow(shares, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1.3)
         for row, column in np.ndindex(shares.shape):
             axes[1].text(column, row, cell(metric, float(shares[row, column])), ha="center",
                          va="center", fontsize=8)  # fmt: skip
