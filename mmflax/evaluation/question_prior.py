@@ -14,7 +14,8 @@ def question_prior(train: Source, split: Source) -> dict[str, float]:
     strongest guess that counting can make, after Goyal et al. 2017 (section 3, "language priors").
 
     Returns:
-      ``{"accuracy": …, "accuracy/<question type>": …}`` on ``split``.
+      ``{"accuracy": …, "accuracy/<question type>": …}`` on ``split``, without types where there is
+      only "all".
     """
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
@@ -33,4 +34,5 @@ def question_prior(train: Source, split: Source) -> dict[str, float]:
         for name in ("accuracy", f"accuracy/{kind}"):
             right[name] += guess == raw["answer"]
             total[name] += 1
-    return {name: right[name] / total[name] for name in sorted(total)}
+    names = {"accuracy"} if set(total) == {"accuracy", "accuracy/all"} else set(total)
+    return {name: right[name] / total[name] for name in sorted(names)}

@@ -59,8 +59,10 @@ def _accuracy(predicted: list[str], actual: list[str], _: Records) -> dict[str, 
 
 def _vqa(predicted: list[str], answers: list[list[str]], records: Records) -> dict[str, float]:
     def column(key: str) -> list[str] | None:
-        values = [record.get(key) for record in records]
-        return None if None in values else [str(value) for value in values]
+        values = {record.get(key) for record in records}
+        if None in values or values == {"all"}:
+            return None
+        return [str(record[key]) for record in records]
 
     return vqa.vqa_accuracy(predicted, answers, column("question_type"), column("answer_type"))
 

@@ -54,8 +54,8 @@ def class_loss(
 def by_type(
     name: str, metric: Metric, batch: Batch, question_types: tuple[str, ...]
 ) -> dict[str, Metric]:
-    """The metric, and `<name>/<type>` for each of `question_types` (none: it is not read)."""
-    if not question_types:
+    """The metric, and `<name>/<type>` for each of `question_types` unless "all" is the only one."""
+    if set(question_types) <= {"all"}:
         return {name: metric}
     members = by_group(metric, batch["question_type"], question_types)
     return {name: metric} | {f"{name}/{kind}": part for kind, part in members.items()}
