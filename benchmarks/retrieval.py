@@ -5,9 +5,9 @@ fuses the nearest 64 of every query; brute force sends every pair through the wh
 pixels and words (timed on a sample of pairs, then multiplied), or through the fusion alone from
 kept encoder outputs (the same). Loss: with a trained run, recall at 1 of both on a full grid.
 
-    python tests/benchmarks/retrieval.py                            # 1,000 images x 5,000 texts
-    python tests/benchmarks/retrieval.py --fusion cross_attention --bert-depth 6 --fusion-depth 6
-    python tests/benchmarks/retrieval.py --workdir runs/retrieval   # only what is lost
+    python benchmarks/retrieval.py                            # 1,000 images x 5,000 texts
+    python benchmarks/retrieval.py --fusion cross_attention --bert-depth 6 --fusion-depth 6
+    python benchmarks/retrieval.py --workdir runs/retrieval   # only what is lost
 """
 
 import argparse
@@ -25,7 +25,8 @@ import mmflax
 from mmflax import registry
 from mmflax.data.dataset import Subset, in_memory
 from mmflax.data.processor import Processor
-from mmflax.inference.search import Retriever, evaluate_corpora, images_of
+from mmflax.evaluation.retrieval import evaluate_corpora, images_of
+from mmflax.inference.search import Retriever
 from mmflax.models.encoders import bert, vit
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.run.build import Experiment

@@ -21,7 +21,7 @@ class EvaluationConfig(Section):
       max_examples: evaluated during training, evenly spaced; None is the whole split.
       bootstrap: resamples for the 95 % intervals of `mmflax evaluate`; 0 leaves them out.
       rerank: retrieval's candidates of each query that pass through the fusion.
-      views: also evaluate the text alone and the image alone, which takes three forward passes.
+      views: modality views, a forward pass each: full, and any of text_only and image_only.
     """
 
     section = "evaluation"
@@ -30,4 +30,4 @@ class EvaluationConfig(Section):
     max_examples: int | None = ranged(None, least=1)
     bootstrap: int = ranged(1000, least=0)
     rerank: int = ranged(64, least=0)
-    views: bool = True
+    views: tuple[str, ...] = ("full", "text_only", "image_only")

@@ -1,9 +1,10 @@
-"""Images or texts encoded once: what a search keeps of them, and how it is made."""
+"""Images and texts encoded once, and the fusion's scores of chosen pairs of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -35,25 +36,75 @@ class Corpus:
         return len(self.rows["embedding"])
 
 
-class CorpusEncoder:
-    """Runs a `Search`'s encoders in padded batches of `batch_size`, each compiled once.
+class PairScorer:
+    """Encodes images and texts, and scores pairs of them: a task's `Search` with its parameters.
 
-    `dtype` is what floating arrays other than the embeddings are kept in; None: as they come.
+    Everything runs in padded batches of fixed sizes, so each function is compiled once a corpus
+    shape, and padding changes nothing.
+
+    Args:
+      batch_size: images or texts encoded at a time.
+      match_batch_size: pairs fused at a time; default 4 x `batch_size`.
+      cache_dtype: how the encoders' outputs are kept, such as "bfloat16" (half the memory, and
+        scores differ in the third digit); default as they come. Embeddings stay float32.
+      placement: "host" gathers the rows of each batch there and sends them; "device" sends the
+        corpus once and gathers there, which is faster where its memory holds it.
     """
 
     def __init__(
-        self, search: Search, params: Any, processor: Processor, *, batch_size: int, dtype: Any
+        self,
+        search: Search | None,
+        params: Any,
+        processor: Processor,
+        *,
+        batch_size: int = 64,
+        match_batch_size: int | None = None,
+        cache_dtype: Any = None,
+        placement: str = "host",
     ):
+        if search is None:
+            raise MmflaxError(
+                "This task does not rank images and texts; train the task 'retrieval', then search."
+            )
+        match_batch_size = 4 * batch_size if match_batch_size is None else match_batch_size
+        for name, size in (("batch_size", batch_size), ("match_batch_size", match_batch_size)):
+            if size < 1:
+                raise MmflaxError(f"{name} is {size}; it must be at least 1.")
+        if placement not in ("host", "device"):
+            raise MmflaxError(f"placement is {placement!r}; expected host or device.")
         self.processor = dataclasses.replace(processor, absent_images=True, second_images=False)
-        self.batch_size = batch_size
-        self._params = params
-        self._dtype = None if dtype is None else jnp.dtype(dtype)
+        self.batch_size, self.match_batch_size = batch_size, match_batch_size
+        self.reranks = search.match is not None
+        self._params, self._placement = params, placement
+        self._cache_dtype = None if cache_dtype is None else jnp.dtype(cache_dtype)
         self._dtypes: dict[str, tuple[tuple[str, Any], ...]] = {}
-        jit, spread = parallel(params)
+        jit, split = parallel(params)
+
+        def encoder(kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+            def run(params: Any, batch: Any) -> Any:
+                rows = split(encode(params, split(batch)))
+                self._dtypes[kind] = tuple((name, row.dtype) for name, row in rows.items())
+                return {name: self._kept(name, row) for name, row in rows.items()}
+
+            return jit(run)
+
+        def match(params: Any, sides: Any, indices: Any, dtypes: Any) -> Any:
+            if indices is not None:
+                sides = [
+                    {name: row[index] for name, row in side.items()}
+                    for side, index in zip(sides, indices, strict=True)
+                ]
+            image, text = (
+                {name: row.astype(dict(dtype)[name]) for name, row in split(side).items()}
+                for side, dtype in zip(sides, dtypes, strict=True)
+            )
+            return search.match(params, image, text)  # type: ignore[misc]
+
         self._encoders = {
-            "image": jit(self._run("image", search.encode_image, spread)),
-            "text": jit(self._run("text", search.encode_text, spread)),
+            "image": encoder("image", search.encode_image),
+            "text": encoder("text", search.encode_text),
         }
+        self._match = jit(match, static_argnums=3)
 
     def images(self, images: Iterable[Any]) -> Corpus:
         """Encodes images: PIL images, paths, encoded bytes or uint8 arrays [h w 3]."""
@@ -63,19 +114,49 @@ class CorpusEncoder:
         """Encodes texts."""
         return self._encode("text", ({"image": None, "question": text} for text in texts))
 
-    def _run(self, kind: str, encode: Callable[..., Any], spread: Any) -> Callable[..., Any]:
-        def run(params: Any, batch: Any) -> Any:
-            rows = spread(encode(params, spread(batch)))
-            self._dtypes[kind] = tuple((name, row.dtype) for name, row in rows.items())
-            return {name: self._kept(name, row) for name, row in rows.items()}
+    def match(
+        self, images: Corpus, texts: Corpus, image_index: np.ndarray, text_index: np.ndarray
+    ) -> np.ndarray:
+        """The fusion's scores [p] of the pairs (image_index[i], text_index[i]).
 
-        return run
+        A pair that occurs twice is computed once.
+        """
+        if not self.reranks:
+            raise MmflaxError("This model has no fusion to match with; train with task.fused=True.")
+        pairs = np.asarray(image_index, np.int64) * len(texts) + np.asarray(text_index, np.int64)
+        # In order of images, so that neighbors share the rows they read.
+        pairs, places = np.unique(pairs, return_inverse=True)
+        scores = np.empty(len(pairs), np.float32)
+        corpora = (images, texts)
+        dtypes = tuple(corpus.dtypes for corpus in corpora)
+        stored = None
+        if self._placement == "device":
+            stored = [jax.device_put(dict(corpus.rows)) for corpus in corpora]
+        size, waiting = self.match_batch_size, None
+        for start in range(0, len(pairs), size):
+            part = slice(start, min(start + size, len(pairs)))
+            batch = pad_rows({"pair": pairs[part]}, size)["pair"]
+            indices = [index.astype(np.int32) for index in np.divmod(batch, len(texts))]
+            if stored is not None:
+                out = self._match(self._params, stored, indices, dtypes)
+            else:
+                rows = [
+                    {name: row[index] for name, row in corpus.rows.items()}
+                    for corpus, index in zip(corpora, indices, strict=True)
+                ]
+                out = self._match(self._params, rows, None, dtypes)
+            if waiting is not None:  # one late, so that gathering overlaps with computing
+                _collect(scores, *waiting)
+            waiting = part, out
+        if waiting is not None:
+            _collect(scores, *waiting)
+        return scores[places.reshape(-1)]
 
     def _kept(self, name: str, row: jax.Array) -> jax.Array:
         if name == "embedding":
             return row.astype(jnp.float32)
         floating = jnp.issubdtype(row.dtype, jnp.floating)
-        return row.astype(self._dtype) if self._dtype is not None and floating else row
+        return row if self._cache_dtype is None or not floating else row.astype(self._cache_dtype)
 
     def _encode(self, kind: str, raws: Iterable[Mapping[str, Any]]) -> Corpus:
         parts: dict[str, list[np.ndarray]] = {}
@@ -105,25 +186,24 @@ def parallel(params: Any) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
     mesh = place.mesh
     axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
     shards = int(np.prod([mesh.shape[axis] for axis in axes]))
-    split = NamedSharding(mesh, PartitionSpec(axes))
+    sharding = NamedSharding(mesh, PartitionSpec(axes))
 
-    def spread(tree: Any) -> Any:
+    def split(tree: Any) -> Any:
         return jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, split) if x.shape[0] % shards == 0 else x,
+            lambda x: (
+                jax.lax.with_sharding_constraint(x, sharding) if x.shape[0] % shards == 0 else x
+            ),
             tree,
         )
 
-    jit = functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-    return jit, spread
+    return functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec())), split
 
 
 def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for value in values:
-        chunk.append(value)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    iterator = iter(values)
+    while chunk := list(itertools.islice(iterator, size)):
         yield chunk
+
+
+def _collect(scores: np.ndarray, part: slice, out: jax.Array) -> None:
+    scores[part] = np.asarray(jax.device_get(out), np.float32)[: part.stop - part.start]

@@ -1,17 +1,41 @@
-"""Blind baselines: what a model scores without the image, without the text, or without looking.
+"""Modality views of a batch: everything, the text only, the image only.
 
-An exact accuracy means little until it stands beside what the text alone gives (Goyal et al. 2017,
-"Making the V in VQA matter"), so the eval step computes all of them in one pass.
+A multimodal score means little until it stands beside what the text alone reaches (Goyal et al.
+2017, "Making the V in VQA matter").
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
+import flax.linen as nn
 import jax.numpy as jnp
 
+from mmflax.errors import MmflaxError
 from mmflax.tasks.task import Batch
 
-VIEWS = ("full", "text_only", "image_only", "majority")
+VIEWS = ("full", "text_only", "image_only")
+
+
+def check_views(views: Sequence[str]) -> tuple[str, ...]:
+    """The views in the order of `VIEWS`; raises for an unknown one, and without ``full``."""
+    given = [views] if isinstance(views, str) else list(views)
+    if not set(given) <= set(VIEWS) or "full" not in given:
+        raise MmflaxError(
+            f"evaluation.views is {', '.join(map(str, given)) or 'empty'}; expected full, and any "
+            "of text_only, image_only."
+        )
+    return tuple(view for view in VIEWS if view in given)
+
+
+def modality_views(batch: Batch, views: Sequence[str], model: nn.Module) -> dict[str, Batch]:
+    """{view: the batch as that view shows it}; `model` has a `backbone` to count image tokens."""
+    shown = {}
+    if "full" in views:
+        shown["full"] = batch
+    if "text_only" in views:
+        shown["text_only"] = without_image(batch, model.backbone.image_encoder.num_tokens())
+    if "image_only" in views:
+        shown["image_only"] = without_text(batch)
+    return shown
 
 
 def without_image(batch: Batch, image_tokens: int) -> Batch:
@@ -22,39 +46,3 @@ def without_image(batch: Batch, image_tokens: int) -> Batch:
 def without_text(batch: Batch) -> Batch:
     """The batch with no text: an all-false ``text_mask`` [b t]."""
     return {**batch, "text_mask": jnp.zeros_like(batch["text_mask"])}
-
-
-def seen(batch: Batch, image_tokens: int) -> dict[str, Batch]:
-    """The batch by what may be looked at: `full`, `text_only` and `image_only`."""
-    return {
-        "full": batch,
-        "text_only": without_image(batch, image_tokens),
-        "image_only": without_text(batch),
-    }
-
-
-def blind_eval_step(
-    eval_step: Callable[[Any, Any], dict[str, Any]],
-    majority: Callable[[Any], dict[str, Any]] | None,
-    image_tokens: int,
-) -> Callable[[Any, Batch], dict[str, Any]]:
-    """``eval_step`` run with everything, without the image and without the text.
-
-    The blind values come back as ``text_only/<metric>``, ``image_only/<metric>`` and, where there
-    is one, ``majority/<metric>`` (the same constant answer to everything).
-    """
-
-    def step(params: Any, batch: Batch) -> dict[str, Any]:
-        views = {view: eval_step(params, b) for view, b in seen(batch, image_tokens).items()}
-        full = views.pop("full")
-        if majority is not None:
-            views["majority"] = majority(batch)
-        blind = {
-            f"{view}/{name}": value
-            for view, sums in views.items()
-            for name, value in sums.items()
-            if name != "loss"
-        }
-        return {**full, **blind}
-
-    return step

@@ -42,6 +42,7 @@ from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
+from mmflax.evaluation.modality_views import check_views
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.pretrained import hub
 from mmflax.pretrained.processor import PublishedProcessor
@@ -109,7 +110,9 @@ class Experiment:
     def evaluation(self) -> EvaluationConfig:
         """With the training's batch size where the config gives none."""
         given = {k: v for k, v in self.config.get("evaluation", {}).items() if v is not None}
-        return EvaluationConfig.read({"batch_size": self.data["batch_size"], **given})
+        evaluation = EvaluationConfig.read({"batch_size": self.data["batch_size"], **given})
+        check_views(evaluation.views)
+        return evaluation
 
     def mesh(self, devices: Any = None) -> jax.sharding.Mesh:
         """The mesh over all (or the given) devices; the batch must divide over it."""

@@ -1,18 +1,22 @@
-"""Evaluation of a trained run on a split."""
+"""Evaluation: a run's metrics in the training loop, and on a split when it has been trained."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
+from mmflax.data.dataset import Source, Subset
 from mmflax.distributed import processes
+from mmflax.evaluation.engine import Evaluator
 from mmflax.evaluation.question_prior import question_prior
 from mmflax.files import write_file
-from mmflax.run import scoring
-from mmflax.run.build import Experiment, assemble
+from mmflax.run.build import Built, Experiment, assemble, example_batch
 from mmflax.run.restore import restore
 
 
@@ -21,15 +25,18 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
 
     Returns:
       ``{"split", "step", "examples", "seconds", "metrics": {view: {metric: value}}, "intervals":
-      {metric: [low, high]}}``; the views are full, text_only, image_only and, where the task picks
-      an answer, majority and question_prior. Intervals (95 %) are the full view's.
+      {metric: [low, high]}}``; the views are those of ``evaluation.views`` and, where the task
+      picks an answer, majority and question_prior. Intervals (95 %) are the full view's.
     """
     root = pathlib.Path(workdir)
     experiment, built, params, step = restore(root, step)
     dataset = experiment.dataset()
     source = dataset.source(split)
     began = time.perf_counter()
-    views, intervals = scoring.score_split(experiment, built, dataset, split, params)
+    options = experiment.evaluation
+    views, intervals = evaluator(experiment, built).score(
+        params, source, bootstrap=options.bootstrap, rerank=options.rerank
+    )
     if "majority" in views:
         views["question_prior"] = question_prior(dataset.source("train"), source)
     result = {
@@ -47,9 +54,50 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     return result
 
 
+def evaluator(experiment: Experiment, built: Built) -> Evaluator:
+    """The evaluation of this run's task, as its config describes it."""
+    return Evaluator(
+        built.task,
+        built.processor,
+        built.mesh,
+        batch_size=experiment.evaluation.batch_size,
+        views=experiment.evaluation.views,
+        num_threads=experiment.data["num_threads"],
+        max_bad_fraction=experiment.data["max_bad_fraction"],
+    )
+
+
+def in_loop(
+    experiment: Experiment, built: Built, source: Source
+) -> Callable[[Any], dict[str, float]]:
+    """``fn(params) -> {metric: value}`` on at most ``evaluation.max_examples`` of the split."""
+    limit = experiment.evaluation.max_examples
+    part = source if limit is None else _spaced(source, limit)
+    engine = evaluator(experiment, built)
+    return lambda params: engine.means(params, part)
+
+
 def metric_names(config: Mapping[str, Any], split: str) -> set[str]:
-    """What evaluating this experiment on the split will report, without training it."""
+    """What `evaluate` will call the full view's metrics on the split, from an untrained model."""
     experiment = Experiment(config)
     dataset = experiment.dataset()
     built = assemble(experiment, experiment.learn_processor(dataset), experiment.mesh())
-    return scoring.metric_names(experiment, built, dataset, split)
+    params = built.init(jax.random.key(0))
+    few = _spaced(dataset.source(split), experiment.evaluation.batch_size)
+    rerank = experiment.evaluation.rerank
+    scores = evaluator(experiment, built).score(params, few, bootstrap=0, rerank=rerank)
+    example = example_batch(built.processor, 1)
+
+    def metrics(params: Any) -> Any:
+        outputs: Any = built.task.model.apply({"params": params}, example, train=False)
+        return built.task.metrics(outputs, example)
+
+    # Also those that count none of these few.
+    return {*scores.metrics["full"], *jax.eval_shape(metrics, params)}
+
+
+def _spaced(source: Source, limit: int) -> Source:
+    """At most `limit` examples, evenly spaced, so that every type of them is among these."""
+    if limit >= len(source):
+        return source
+    return Subset(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())

@@ -14,8 +14,9 @@ from mmflax.data import pipeline
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
-from mmflax.run import init_from, scoring
+from mmflax.run import init_from
 from mmflax.run.build import Built, Experiment, apply_fn, assemble, training_flops
+from mmflax.run.evaluate import in_loop
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
 from mmflax.training.state import create_sharded
@@ -70,7 +71,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     evals = {}
     if experiment.evaluation.split in dataset.splits:
         name = experiment.evaluation.split
-        evals[name] = scoring.evaluator(experiment, built, dataset, name)
+        evals[name] = in_loop(experiment, built, dataset.source(name))
     key = jax.random.key(experiment.seed)
     if begun is not None and not quiet and main:
         print(begun.table(), flush=True)

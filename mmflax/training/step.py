@@ -1,4 +1,4 @@
-"""The train step and the eval step: pure functions of arrays, without mesh or files."""
+"""The train step: a pure function of arrays, without mesh or files."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -131,16 +131,6 @@ def make_train_step(
         return state, sums
 
     return train_step
-
-
-def make_eval_step(apply_fn: Apply, loss: Loss, metrics: Metrics) -> Callable[[Any, Batch], Sums]:
-    """``(params, batch) -> {name: (sum, count)}``, scalars, padding rows left out."""
-
-    def eval_step(params: Any, batch: Batch) -> Sums:
-        outputs = apply_fn(params, batch, None, False)
-        return sum_rows(loss(outputs, batch), metrics(outputs, batch), batch)
-
-    return eval_step
 
 
 def sum_rows(losses: jax.Array, metrics: Sums, batch: Batch) -> Sums:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 import time
+import types
 
 import flax.linen as nn
 import jax
@@ -17,12 +18,21 @@ from mmflax.checkpoints.store import Store
 from mmflax.distributed import processes
 from mmflax.distributed.mesh import data_shard, make_mesh
 from mmflax.errors import MmflaxError
-from mmflax.evaluation.exact import make_evaluate
+from mmflax.evaluation.engine import Evaluator
+from mmflax.tasks.task import Task
 from mmflax.training import loop, observe, optim
 from mmflax.training.state import abstract_sharded, create_sharded
-from mmflax.training.step import make_eval_step, make_train_step
+from mmflax.training.step import make_train_step
 
 RULES = (("kernel", ("fsdp", None)), ("bias", ()))
+
+
+class Model(nn.Dense):
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, batch, *, train):
+        return super().__call__(batch["x"])
 
 
 class Batches:
@@ -53,12 +63,13 @@ class Batches:
 def main(directory, steps, wait=0.0, fails=-1):
     processes.initialize()
     mesh = make_mesh(-1, 2, 1)
-    model = nn.Dense(8)
-    shapes = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, 8))), jax.random.key(0))
+    model = Model()
+    example = {"x": jnp.zeros((1, 8))}
+    shapes = jax.eval_shape(lambda key: model.init(key, example, train=False), jax.random.key(0))
     tx, _ = optim.build(shapes["params"], schedule=dict(peak=0.05))
 
     def apply(params, batch, key, train):
-        return model.apply({"params": params}, batch["x"])
+        return model.apply({"params": params}, batch, train=train)
 
     def loss(outputs, batch):
         return jnp.sum((outputs - batch["y"]) ** 2, axis=-1)
@@ -67,10 +78,11 @@ def main(directory, steps, wait=0.0, fails=-1):
         return {}
 
     def init(key):
-        return model.init(key, jnp.zeros((1, 8)))["params"]
+        return model.init(key, example, train=False)["params"]
 
     batches = Batches(mesh, float(wait), jax.process_index() == int(fails))
-    evaluate = make_evaluate(make_eval_step(apply, loss, metrics), mesh)
+    task, processor = Task(Model(), loss, metrics), types.SimpleNamespace(answers=())
+    evaluator = Evaluator(task, processor, mesh, batch_size=8, views=("full",))
 
     def validate(params):
         x = np.random.default_rng(99).normal(size=(24, 8)).astype(np.float32)
@@ -78,7 +90,7 @@ def main(directory, steps, wait=0.0, fails=-1):
         whole = [
             {"x": x[i : i + 8], "y": x[i : i + 8], "mask": mask[i : i + 8]} for i in (0, 8, 16)
         ]
-        return evaluate(params, [batches.mine(batch) for batch in whole])
+        return evaluator.means_of_batches(params, [batches.mine(batch) for batch in whole])
 
     parts = (init, tx, jax.random.key(0), mesh, RULES)
     store = Store(directory + "/checkpoints")

@@ -9,6 +9,7 @@ from mmflax.data.dataset import in_memory
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.evaluation import ranking
+from mmflax.evaluation.retrieval import evaluate_corpora, evaluate_retrieval, images_of
 from mmflax.inference import search
 from mmflax.metrics.retrieval import both_ways, ranks, retrieval
 from mmflax.models.encoders import bert, vit
@@ -68,7 +69,7 @@ def retriever(fused, processor):
 def corpora(retriever, data):
     """(images, texts, owner): what `evaluate_retrieval` makes of the split."""
     source = data.source("train")
-    owner, first = search.images_of(source)
+    owner, first = images_of(source)
     images = retriever.images(source[i]["image"] for i in first)
     return images, retriever.texts(source[i]["question"] for i in range(len(source))), owner
 
@@ -78,7 +79,7 @@ def brute(fused, processor, data, corpora):
     """Match scores [images texts]: every pair from pixels and words through the whole model."""
     task, params = fused
     source = data.source("train")
-    owner, first = search.images_of(source)
+    owner, first = images_of(source)
 
     @jax.jit
     def whole(batch):
@@ -99,7 +100,7 @@ def brute(fused, processor, data, corpora):
 
 def test_owners_and_first_places_follow_the_image_ids(data):
     source = data.source("train")
-    owner, first = search.images_of(source)
+    owner, first = images_of(source)
     ids = [source[i]["image_id"] for i in range(len(source))]
     assert len(first) == 7 == len(set(ids))
     assert [ids[first[o]] for o in owner] == ids
@@ -129,7 +130,7 @@ def test_pairs_asked_twice_are_fused_once(retriever, corpora, monkeypatch):
 def test_reranking_everything_equals_brute_force(fused, processor, data, corpora, brute):
     task, params = fused
     *_, owner = corpora
-    found = search.evaluate_retrieval(
+    found = evaluate_retrieval(
         task.search, params, processor, data.source("train"), batch_size=5, rerank=1000
     )
     expected = retrieval(brute, list(range(7)), owner.tolist())
@@ -143,7 +144,7 @@ def test_the_first_k_by_match_then_the_rest_by_embedding(retriever, corpora, bru
     """Ranks against lists that are ordered in Python, one query at a time."""
     images, texts, owner = corpora
     products = images.rows["embedding"] @ texts.rows["embedding"].T
-    found = search.evaluate_corpora(retriever, images, texts, owner, rerank=k)
+    found = evaluate_corpora(retriever, images, texts, owner, rerank=k)
 
     def expected(products, match, query_groups, item_groups):
         result = []
@@ -165,7 +166,7 @@ def test_the_first_k_by_match_then_the_rest_by_embedding(retriever, corpora, bru
 
 def test_no_reranking_is_the_embeddings_order(fused, retriever, corpora, processor, data):
     images, texts, owner = corpora
-    found = search.evaluate_corpora(retriever, images, texts, owner, rerank=0)
+    found = evaluate_corpora(retriever, images, texts, owner, rerank=0)
     products = images.rows["embedding"] @ texts.rows["embedding"].T
     assert found == retrieval(products, list(range(7)), owner.tolist())
 
@@ -173,9 +174,7 @@ def test_no_reranking_is_the_embeddings_order(fused, retriever, corpora, process
 def test_embedding_weight_adds_the_cosine(retriever, corpora, brute):
     images, texts, owner = corpora
     products = images.rows["embedding"] @ texts.rows["embedding"].T
-    found = search.evaluate_corpora(
-        retriever, images, texts, owner, rerank=99, embedding_weight=50.0
-    )
+    found = evaluate_corpora(retriever, images, texts, owner, rerank=99, embedding_weight=50.0)
     expected = retrieval(brute + 50.0 * products, list(range(7)), owner.tolist())
     assert expected.items() <= found.items()
     assert expected != retrieval(brute, list(range(7)), owner.tolist())
@@ -200,7 +199,7 @@ def test_batch_sizes_and_their_padding_change_nothing(size, fused, processor, da
 def test_compact_caches_and_device_caches_match_alike(fused, processor, data, corpora, brute):
     task, params = fused
     source = data.source("train")
-    owner, first = search.images_of(source)
+    owner, first = images_of(source)
     for fields, rtol in (
         (dict(placement="device"), 2e-5),
         (dict(cache_dtype="float16"), 0.01),
@@ -225,8 +224,8 @@ def test_parameters_on_a_mesh_find_the_same(fused, processor, data):
     placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     fields = dict(batch_size=8, rerank=3)
     source = data.source("train")
-    expected = search.evaluate_retrieval(task.search, params, processor, source, **fields)
-    found = search.evaluate_retrieval(task.search, placed, processor, source, **fields)
+    expected = evaluate_retrieval(task.search, params, processor, source, **fields)
+    found = evaluate_retrieval(task.search, placed, processor, source, **fields)
     assert found == expected
 
 
@@ -237,7 +236,7 @@ def test_find_images_and_texts(retriever, corpora, data, brute):
     found = retriever.find_images(source[t]["question"], images, top=3, rerank=99)
     assert [f.index for f in found] == np.argsort(-brute[:, t])[:3].tolist()
     np.testing.assert_allclose([f.match for f in found], np.sort(brute[:, t])[::-1][:3], rtol=1e-4)
-    _, first = search.images_of(source)
+    _, first = images_of(source)
     pictures = [source[i]["image"] for i in first]
     assert [f.index for f in retriever.find_images(source[t]["question"], pictures, top=3)] == [
         f.index for f in found
@@ -255,7 +254,7 @@ def test_find_images_and_texts(retriever, corpora, data, brute):
 def test_a_dual_encoder_searches_by_embedding_alone(processor, data):
     task, params = build(processor)
     source = data.source("train")
-    found = search.evaluate_retrieval(task.search, params, processor, source)
+    found = evaluate_retrieval(task.search, params, processor, source)
     assert "rsum" in found and "first_stage/rsum" not in found
     retriever = search.Retriever(task.search, params, processor)
     texts = retriever.texts(["a red circle", "a blue square"])
@@ -317,4 +316,4 @@ def test_a_split_with_something_absent_is_refused(key, fused, processor):
     task, params = fused
     example = {"image": np.zeros((8, 8, 3), np.uint8), "question": "red", "id": "x7"} | {key: None}
     with pytest.raises(MmflaxError, match="Example x7 has no"):
-        search.evaluate_retrieval(task.search, params, processor, [example])
+        evaluate_retrieval(task.search, params, processor, [example])

@@ -1,0 +1,107 @@
+"""Retrieval over a whole split: recall at K both ways, in two stages (Li et al. 2021, ALBEF).
+
+Every image and every text is encoded once, their embeddings rank everything, and of each query only
+the nearest pairs go through the fusion, which reads the encoders' kept outputs and never the
+pixels. For 5,000 images and 25,000 texts that is 1.9 million fused pairs instead of 125 million.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mmflax.data.dataset import Source
+from mmflax.data.processor import Processor
+from mmflax.errors import MmflaxError
+from mmflax.evaluation.corpus import Corpus, PairScorer
+from mmflax.evaluation.ranking import nearest, reranked
+from mmflax.metrics.retrieval import both_ways
+from mmflax.tasks.task import Search
+
+
+def evaluate_retrieval(
+    search: Search,
+    params: Any,
+    processor: Processor,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    rerank: int = 64,
+    embedding_weight: float = 0.0,
+    cache_dtype: Any = None,
+) -> dict[str, float]:
+    """Recall at K both ways over a whole split, `image_id` saying which texts are of one image.
+
+    Args:
+      source: examples with an image and a text each; those of equal `image_id` share the image,
+        which is encoded once (Karpathy's splits have five texts an image).
+      rerank: how many of each query's nearest the fusion judges; 0 = none.
+      embedding_weight: this times the cosine is added to the fusion's score (ALBEF's code 0,
+        BLIP's 1).
+
+    Returns:
+      `i2t/recall@K`, `t2i/recall@K`, `…/median_rank`, `…/mean_rank` and `rsum` of the final order;
+      where the fusion judged, also `first_stage/i2t/recall@1`, `first_stage/t2i/recall@1` and
+      `first_stage/rsum` of the embeddings alone.
+    """
+    owner, first = images_of(source)
+    scorer = PairScorer(search, params, processor, batch_size=batch_size, cache_dtype=cache_dtype)
+    images = scorer.images(source[index].get("image") for index in first)
+    texts = scorer.texts(source[index].get("question") for index in range(len(source)))
+    return evaluate_corpora(
+        scorer, images, texts, owner, rerank=rerank, embedding_weight=embedding_weight
+    )
+
+
+def evaluate_corpora(
+    scorer: PairScorer,
+    images: Corpus,
+    texts: Corpus,
+    owner: np.ndarray,
+    *,
+    rerank: int = 64,
+    embedding_weight: float = 0.0,
+) -> dict[str, float]:
+    """`evaluate_retrieval` of corpora that are encoded; `owner` [texts] is each text's image."""
+    x, y = images.rows["embedding"], texts.rows["embedding"]
+    own = np.arange(len(images))
+    plain = both_ways(reranked(x, y, own, owner), reranked(y, x, owner, own))
+    if not (scorer.reranks and rerank):
+        return plain
+    to_text, text_scores = nearest(x, y, rerank)
+    to_image, image_scores = nearest(y, x, rerank)
+    # Both directions at once: a pair that both ask about is fused once.
+    image_index = np.concatenate([np.repeat(own, to_text.shape[1]), to_image.reshape(-1)])
+    text_index = np.concatenate(
+        [to_text.reshape(-1), np.repeat(np.arange(len(texts)), to_image.shape[1])]
+    )
+    match = scorer.match(images, texts, image_index, text_index)
+    for_text = match[: to_text.size].reshape(to_text.shape) + embedding_weight * text_scores
+    for_image = match[to_text.size :].reshape(to_image.shape) + embedding_weight * image_scores
+    found = both_ways(
+        reranked(x, y, own, owner, to_text, for_text),
+        reranked(y, x, owner, own, to_image, for_image),
+    )
+    kept = ("i2t/recall@1", "t2i/recall@1", "rsum")
+    return found | {f"first_stage/{name}": plain[name] for name in kept}
+
+
+def images_of(source: Source) -> tuple[np.ndarray, list[int]]:
+    """Each example's image, numbered in order of appearance, and where each is seen first."""
+    numbers: dict[str, int] = {}
+    owner, first = np.empty(len(source), np.int64), []
+    for index in range(len(source)):
+        raw = source[index]
+        for key, what in (("image", "image"), ("question", "text")):
+            if raw.get(key) is None:
+                raise MmflaxError(
+                    f"Example {raw.get('id', index)} has no {what}; retrieval is scored on "
+                    "examples with both: leave it out of the split."
+                )
+        name = str(raw.get("image_id", index))
+        if name not in numbers:
+            numbers[name] = len(numbers)
+            first.append(index)
+        owner[index] = numbers[name]
+    return owner, first
