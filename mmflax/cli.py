@@ -22,12 +22,12 @@ _EXAMPLES = {
     "--config.optim.schedule.peak=5e-4",
     "evaluate": "mmflax evaluate --workdir runs/shapes --split test --json",
     "predict": 'mmflax predict --workdir runs/shapes --image photo.png --text "what color is the '
-    'circle?" --attention attention_figure.png',
+    'circle?" --attention attention.png',
     "plan": "mmflax plan --config configs/shapes_vqa.py --topology v5e:4x4 --config.mesh.fsdp=4",
     "ablate": "mmflax ablate --config configs/shapes_vqa.py --fusion concat,gated,co_attention "
     "--seeds 3 --workdir runs/ablation --jobs 2",
     "convert": "mmflax convert path/to/bert-base-uncased bert-mmflax --to mmflax --check",
-    "data": "mmflax data --config configs/shapes_vqa.py --out sheet.png",
+    "data": "mmflax data --config configs/shapes_vqa.py --out batch.png",
 }
 
 
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--text", action="append", help="what the model reads, such as a question; may repeat"
     )
     predict.add_argument("--top", type=int, default=3, help="answers to list (default: 3)")
-    predict.add_argument("--attention", metavar="OUT.png", help="draw where the model looked")
+    predict.add_argument("--attention", metavar="OUT.png", help="draw its text-to-image attention")
     predict.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
 
     ablate = _command(commands, "ablate", _ablate, "train with each kind of fusion; one table")
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         "--family", metavar="NAME", help="what reads SRC, such as my_package.my_family"
     )
 
-    data = _command(commands, "data", _data, "draw examples exactly as the model sees them")
+    data = _command(commands, "data", _data, "draw a batch from the model's input arrays")
     _config_option(data)
     data.add_argument("--split", default="train", help="(default: train)")
     data.add_argument("--rows", type=int, default=3, help="rows of six examples (default: 3)")
@@ -262,7 +262,7 @@ def _predict(options: Any, overrides: list[str]) -> None:
     values = [dataclasses.asdict(p) for p in found]
     lines = [p.answer + _shares(p.top) for p in found]
     if options.attention:
-        lines.append(f"where it looked: {options.attention}")
+        lines.append(f"attention: {options.attention}")
     _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
 
 
@@ -354,13 +354,13 @@ def _ablate(options: Any, overrides: list[str]) -> None:
 
 def _data(options: Any, overrides: list[str]) -> None:
     from mmflax.config.reading import load_config
-    from mmflax.inference.batch_figure import draw_sheet
+    from mmflax.inference.batch_figure import draw
     from mmflax.run.examples import first_batch
 
     if options.rows < 1:
         raise MmflaxError(f"--rows is {options.rows}; draw at least 1.")
     shown = first_batch(load_config(options.config, overrides), options.split, 6 * options.rows)
-    draw_sheet(shown.batch, shown.processor, options.out)
+    draw(shown.batch, shown.processor, options.out)
     value = {
         "out": options.out,
         "splits": {name: len(source) for name, source in shown.dataset.splits.items()},
@@ -373,7 +373,7 @@ def _data(options: Any, overrides: list[str]) -> None:
         value,
         f"{shown.dataset.describe()}\n  {len(shown.processor.answers)} answers, "
         f"{shown.processor.tokenizer.vocab_size} word pieces, questions of at most "
-        f"{shown.processor.max_length} tokens\nexamples as the model sees them: {options.out}",
+        f"{shown.processor.max_length} tokens\na batch as the model reads it: {options.out}",
     )
 
 

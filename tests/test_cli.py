@@ -90,7 +90,7 @@ def test_evaluate_prints_a_table_or_json(trained, capsys):
 
 
 def test_data_draws_what_the_model_sees(config_file, tmp_path, capsys):
-    out = tmp_path / "sheet.png"
+    out = tmp_path / "batch.png"
     code, text, _ = call(capsys, "data", "--config", config_file, "--out", out, "--rows", 1)
     assert code == 0 and "answers" in text
     assert width(out) > 600

@@ -1,8 +1,7 @@
-"""How far a figure would move with other examples: percentile bootstrap (Efron & Tibshirani 1993,
-chapter 13).
+"""Bootstrap confidence intervals by percentiles (Efron & Tibshirani 1993, chapter 13).
 
-With `groups` whole groups are drawn (the cluster bootstrap), since questions about one picture are
-not independent, and intervals that take them for independent are too narrow.
+With `groups` whole groups are resampled (the cluster bootstrap), since questions about one image
+are not independent, and intervals that take them for independent are too narrow.
 """
 
 from __future__ import annotations
@@ -27,22 +26,20 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """(low, high) of a statistic of `values` [n]: by default their mean, which is fast.
+    """Confidence interval (low, high) of a statistic of `values` [n], by default their mean.
 
     Args:
-      values: numbers, or records of any kind if there is a `statistic` of lists of them.
+      values: numbers, or any records if there is a `statistic` of lists of them.
       groups: [n]; examples of equal group are drawn together.
-      samples: how many resamplings; the same `seed` gives the same ones on every machine.
-      level: the share of resamplings within the interval. Those where the statistic is NaN (a
-        class that was not drawn) are left out; NaN if none remains.
+      samples: resamplings; the same `seed` gives the same ones on every machine.
+      level: confidence. Resamplings where the statistic is NaN (a class that was not drawn) are
+        left out; NaN if none remains.
     """
-    how = dict(groups=groups, samples=samples, seed=seed, level=level)
+    options: Any = dict(groups=groups, samples=samples, seed=seed, level=level)
     if statistic is None:
         values = np.asarray(values, np.float64)
-        return mean_interval(values, np.ones_like(values), **how)  # type: ignore[arg-type]
-    one = statistic
-    found = record_interval(values, lambda drawn: {"value": one(drawn)}, **how)  # type: ignore[arg-type]
-    return found["value"]
+        return mean_interval(values, np.ones_like(values), **options)
+    return record_interval(values, lambda drawn: {"": statistic(drawn)}, **options)[""]
 
 
 def mean_interval(
@@ -54,9 +51,9 @@ def mean_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """(low, high) of sum of `total` [n] over sum of `count` [n], as metrics travel; see `interval`.
+    """Confidence interval of sum(`total`) / sum(`count`) over examples [n]; see `interval`.
 
-    Resamplings that count nothing are left out.
+    Resamplings whose count is 0 are left out.
     """
     total, count = np.asarray(total, np.float64), np.asarray(count, np.float64)
     if total.shape != count.shape or total.ndim != 1:
@@ -77,26 +74,26 @@ def record_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """{metric: (low, high)} of all that `score` makes of lists of records; see `interval`.
+    """Confidence interval of every metric of `score(records)`; see `interval`.
 
-    A metric that a resampling does not have (a question type that was not drawn) is judged by the
+    A metric that a resampling lacks (a question type that was not drawn) is estimated from the
     resamplings that have it.
     """
     members = _members(groups, len(records), samples, level)
     bits = np.random.PCG64(seed)
-    found: dict[str, list[float]] = {}
+    estimates: dict[str, list[float]] = {}
     for _ in range(samples):
         rows = [row for group in _draw(bits, 1, len(members))[0] for row in members[group]]
         for name, value in score([records[row] for row in rows]).items():
-            found.setdefault(name, []).append(value)
-    return {name: _ends(np.array(values, np.float64), level) for name, values in found.items()}
+            estimates.setdefault(name, []).append(value)
+    return {name: _ends(np.array(values, np.float64), level) for name, values in estimates.items()}
 
 
-def _ends(found: np.ndarray, level: float) -> tuple[float, float]:
-    found = found[~np.isnan(found)]
-    if not len(found):
+def _ends(estimates: np.ndarray, level: float) -> tuple[float, float]:
+    estimates = estimates[~np.isnan(estimates)]
+    if not len(estimates):
         return float("nan"), float("nan")
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -112,14 +109,14 @@ def _means(
         owner[rows] = group
     totals = np.bincount(owner, total, len(members))
     sizes = np.bincount(owner, count, len(members))
-    found = np.full(samples, np.nan)
+    means = np.full(samples, np.nan)
     # A block of resamplings at a time keeps memory flat for a split of any size.
     block = max(1, (1 << 22) // len(members))
     for start in range(0, samples, block):
         draw = _draw(bits, min(block, samples - start), len(members))
         drawn, size = totals[draw].sum(axis=1), sizes[draw].sum(axis=1)
-        np.divide(drawn, size, out=found[start : start + len(draw)], where=size > 0)
-    return found
+        np.divide(drawn, size, out=means[start : start + len(draw)], where=size > 0)
+    return means
 
 
 def _draw(bits: np.random.PCG64, samples: int, groups: int) -> np.ndarray:
@@ -142,7 +139,7 @@ def _members(groups: Groups, size: int, samples: int, level: float) -> list[list
         return [[index] for index in range(size)]
     if len(groups) != size:
         raise MmflaxError(f"There are {len(groups)} groups for {size} values; give one for each.")
-    found: dict[Hashable, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups.tolist() if isinstance(groups, np.ndarray) else groups):
-        found.setdefault(group, []).append(index)
-    return list(found.values())
+        members.setdefault(group, []).append(index)
+    return list(members.values())

@@ -141,27 +141,29 @@ class Evaluator:
         Args:
           bootstrap: resamplings of the examples (of groups, where examples are judged together);
             0 = no intervals.
-          rerank: of retrieval, how many of each query's nearest the fusion judges.
+          rerank: of retrieval, how many of each query's nearest the fusion orders.
         """
-        found = Scores({}, {})
+        scores = Scores({}, {})
         score = self.task.score
         for view, (metrics, records) in self.rows(params, source).items():
             counted = {name: pair for name, pair in sorted(metrics.items()) if pair[1].sum()}
             values = {name: float(sums.sum() / n.sum()) for name, (sums, n) in counted.items()}
             if score is not None and view != "majority":
                 values |= score(records)
-            found.metrics[view] = values
+            scores.metrics[view] = values
             if view != "full" or not bootstrap:
                 continue
             groups = _groups(records)
             for name, pair in counted.items():
-                found.intervals[name] = list(mean_interval(*pair, groups=groups, samples=bootstrap))
+                scores.intervals[name] = list(
+                    mean_interval(*pair, groups=groups, samples=bootstrap)
+                )
             if score is not None:
                 samples = min(bootstrap, _SCORE_SAMPLES)
                 scored = record_interval(records, score, groups=groups, samples=samples)
-                found.intervals.update({name: list(pair) for name, pair in scored.items()})
+                scores.intervals.update({name: list(pair) for name, pair in scored.items()})
         if self.task.search is not None:
-            found.metrics["full"] |= evaluate_retrieval(
+            scores.metrics["full"] |= evaluate_retrieval(
                 self.task.search,
                 params,
                 self.processor,
@@ -169,7 +171,7 @@ class Evaluator:
                 batch_size=self.batch_size,
                 rerank=rerank,
             )
-        return found
+        return scores
 
     def _evaluate(self, params: Any, batch: Mapping[str, Any], *, by_row: bool) -> Any:
         """The step: ``({view: (metrics, predictions)}, mask)`` by row, else the loop's sums."""

@@ -1,4 +1,4 @@
-"""What the question alone gives away: the answer that its words had most often in training."""
+"""Question prior: the commonest training answer of each question text, as a baseline."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mmflax.data.dataset import Source, text_of
 
 
 def question_prior(train: Source, split: Source) -> dict[str, float]:
-    """Accuracy of answering with the commonest training answer of the same question text.
+    """Accuracy of the commonest training answer of the same question text, without a model.
 
-    An unseen question falls back to the commonest answer of its type. No model and no image: the
-    strongest guess that counting can make, after Goyal et al. 2017 (section 3, "language priors").
+    An unseen question falls back to the commonest answer of its type (Goyal et al. 2017, section 3,
+    "language priors").
 
     Returns:
       ``{"accuracy": …, "accuracy/<question type>": …}`` on ``split``, without types where there is
@@ -27,11 +27,11 @@ def question_prior(train: Source, split: Source) -> dict[str, float]:
     total: Counter[str] = Counter()
     for index in range(len(split)):
         raw = text_of(split, index)
-        kind = raw.get("question_type", "all")
-        known = by_text.get(raw["question"]) or by_type.get(kind) or Counter([""])
-        # Ties go to the first in the alphabet, so that the figure does not depend on the order.
+        question_type = raw.get("question_type", "all")
+        known = by_text.get(raw["question"]) or by_type.get(question_type) or Counter([""])
+        # Ties go to the first in the alphabet, whatever the order of the examples.
         guess = min(known, key=lambda answer: (-known[answer], answer))
-        for name in ("accuracy", f"accuracy/{kind}"):
+        for name in ("accuracy", f"accuracy/{question_type}"):
             right[name] += guess == raw["answer"]
             total[name] += 1
     names = {"accuracy"} if set(total) == {"accuracy", "accuracy/all"} else set(total)

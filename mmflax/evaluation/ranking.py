@@ -1,4 +1,4 @@
-"""Ranking by embeddings: exact, and a block of queries at a time, never the whole matrix."""
+"""Exact ranking by embeddings, a block of queries at a time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reranked(
     Items are ordered by product with the query; with `candidates` [q k] these come before all
     others, in order of their `match` [q k].
     """
-    found = np.empty(len(queries), np.int64)
+    best = np.empty(len(queries), np.int64)
     for part, products in _blocks(queries, items):
         scores = products.astype(np.float64)
         if candidates is not None and match is not None:
@@ -49,8 +49,8 @@ def reranked(
             finite = values[np.isfinite(values)]
             lift = scores.max() + 1.0 - (finite.min() if len(finite) else 0.0)
             np.put_along_axis(scores, candidates[part], values + lift, axis=1)
-        found[part] = ranks(scores, query_groups[part], item_groups)
-    return found
+        best[part] = ranks(scores, query_groups[part], item_groups)
+    return best
 
 
 def _blocks(queries: np.ndarray, items: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

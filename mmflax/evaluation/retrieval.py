@@ -36,13 +36,13 @@ def evaluate_retrieval(
     Args:
       source: examples with an image and a text each; those of equal `image_id` share the image,
         which is encoded once (Karpathy's splits have five texts an image).
-      rerank: how many of each query's nearest the fusion judges; 0 = none.
+      rerank: how many of each query's nearest the fusion orders; 0 = none.
       embedding_weight: this times the cosine is added to the fusion's score (ALBEF's code 0,
         BLIP's 1).
 
     Returns:
       `i2t/recall@K`, `t2i/recall@K`, `…/median_rank`, `…/mean_rank` and `rsum` of the final order;
-      where the fusion judged, also `first_stage/i2t/recall@1`, `first_stage/t2i/recall@1` and
+      with reranking also `first_stage/i2t/recall@1`, `first_stage/t2i/recall@1` and
       `first_stage/rsum` of the embeddings alone.
     """
     owner, first = images_of(source)
@@ -71,7 +71,7 @@ def evaluate_corpora(
         return plain
     to_text, text_scores = nearest(x, y, rerank)
     to_image, image_scores = nearest(y, x, rerank)
-    # Both directions at once: a pair that both ask about is fused once.
+    # Both directions at once: a pair in both is fused once.
     image_index = np.concatenate([np.repeat(own, to_text.shape[1]), to_image.reshape(-1)])
     text_index = np.concatenate(
         [to_text.reshape(-1), np.repeat(np.arange(len(texts)), to_image.shape[1])]
@@ -79,12 +79,12 @@ def evaluate_corpora(
     match = scorer.match(images, texts, image_index, text_index)
     for_text = match[: to_text.size].reshape(to_text.shape) + embedding_weight * text_scores
     for_image = match[to_text.size :].reshape(to_image.shape) + embedding_weight * image_scores
-    found = both_ways(
+    final = both_ways(
         reranked(x, y, own, owner, to_text, for_text),
         reranked(y, x, owner, own, to_image, for_image),
     )
     kept = ("i2t/recall@1", "t2i/recall@1", "rsum")
-    return found | {f"first_stage/{name}": plain[name] for name in kept}
+    return final | {f"first_stage/{name}": plain[name] for name in kept}
 
 
 def images_of(source: Source) -> tuple[np.ndarray, list[int]]:

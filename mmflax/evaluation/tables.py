@@ -1,4 +1,4 @@
-"""Evaluation results as a table for people."""
+"""Evaluation results as a text table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ _PLAIN = ("loss", "median_rank", "mean_rank", "nll", "rsum", "examples")
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Rows are metrics, columns the model and its blind baselines; shares and scores times 100.
+    """Rows are metrics (fractions times 100); columns are modality views and baselines.
 
-    The last column is the model's 95 % interval, where the result has them.
+    The last column is the full view's 95 % bootstrap interval, where the result has them.
     """
     views = result["metrics"]
     shown = [view for view in _TITLES if view in views]
@@ -48,7 +48,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """What tells most first: whole metrics, then their parts by type, then parts of the loss."""
+    """Whole metrics first, then those by type, then parts of the loss."""
     return (2 if name.startswith("loss/") else 1 if "/" in name else 0, name)
 
 

@@ -1,4 +1,4 @@
-"""A picture of where the model looked: text-to-image attention over the image it was given."""
+"""Figure of the text-to-image attention over an example's image."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ def text_to_image(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     calls = r"(?:text/cross_attention/attention|cross_attention/attention/1)"
     one_way = r"fusion/text_encoder/layers(?:_(\d+))?/cross_attention/attention"
     pattern = re.compile(rf"(?:fusion/.*layers(?:_(\d+))?/{calls}|{one_way})$")
-    found: list[tuple[int, np.ndarray]] = []
+    numbered: list[tuple[int, np.ndarray]] = []
     for path, value in weights.items():
         match = pattern.search(path)
         if not match:
             continue
         if match.lastindex is None:  # scanned: a leading layer axis
-            found += [(i, layer[0]) for i, layer in enumerate(value)]
+            numbered += [(i, layer[0]) for i, layer in enumerate(value)]
         else:
-            found.append((int(match[match.lastindex]), value[0]))
-    return [layer for _, layer in sorted(found, key=lambda pair: pair[0])]
+            numbered.append((int(match[match.lastindex]), value[0]))
+    return [layer for _, layer in sorted(numbered, key=lambda pair: pair[0])]
 
 
-def heat(layer: np.ndarray, grid: tuple[int, int], prefix: int, row: int = 0) -> np.ndarray:
+def attention_map(
+    layer: np.ndarray, grid: tuple[int, int], prefix: int, row: int = 0
+) -> np.ndarray:
     """Mean over heads of one text token's attention [h t n] to the patches, as [rows columns].
 
-    Sums to 1: the share that went to the ``prefix`` tokens (CLS) is left out.
+    Renormalized to sum to 1 without the ``prefix`` tokens (CLS).
     """
     patches = layer[:, row, prefix:].mean(axis=0)
     return (patches / max(float(patches.sum()), 1e-12)).reshape(grid)
 
 
 def draw(predictor: Predictor, image: Any, text: str, path: epath.PathLike) -> Prediction:
-    """Writes the picture: the image, attention of [CLS] in every fusion layer, and the answers.
+    """Writes a figure of the image, the attention of [CLS] in every fusion layer, and the answers.
 
     Returns:
-      The prediction that the picture explains.
+      The prediction.
     """
     prediction = predictor.predict(image, text, top=5)
     encoder = predictor.model.backbone.image_encoder
@@ -56,8 +58,10 @@ def draw(predictor: Predictor, image: Any, text: str, path: epath.PathLike) -> P
             "This model has no text-to-image cross-attention to draw; use a fusion that has one, "
             "such as co_attention."
         )
-    shown = predictor.processor
-    picture = resize(open_image(image), shown.image_size, how=shown.resize, filter=shown.filter)
+    processor = predictor.processor
+    picture = resize(
+        open_image(image), processor.image_size, how=processor.resize, filter=processor.filter
+    )
     grid = encoder.grid()
     prefix = encoder.num_tokens() - grid[0] * grid[1]
     figure(np.asarray(picture), layers, grid, prefix, prediction, path)
@@ -83,10 +87,10 @@ def figure(
     height, width = picture.shape[:2]
     gray = picture.astype(np.float32).mean(axis=-1)
     axes[0].imshow(picture)
-    axes[0].set_title("what the model sees", fontsize=9)
+    axes[0].set_title("input image", fontsize=9)
     for number, (ax, layer) in enumerate(zip(axes[1:-1], layers, strict=True), start=1):
         ax.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-        weights = heat(layer, grid, prefix)
+        weights = attention_map(layer, grid, prefix)
         ax.imshow(
             weights,
             cmap="inferno",
@@ -106,20 +110,20 @@ def figure(
     axes[-1].set_xlim(0, 1)
     axes[-1].set_title("probability", fontsize=9)
     axes[-1].spines[["top", "right"]].set_visible(False)
-    # A question is text of a stranger: no mathtext.
+    # Questions are untrusted text: no mathtext.
     title = f"{prediction.text}  →  {prediction.answer}"
     fig.suptitle(title.replace("$", r"\$"), fontsize=12, parse_math=False)
     save(fig, path)
 
 
 def save(fig: Any, path: epath.PathLike) -> None:
-    """Writes a matplotlib figure as the kind of picture that the file's name says."""
+    """Writes a matplotlib figure in the format of the file's suffix."""
     target = epath.Path(path)
-    kinds = fig.canvas.get_supported_filetypes()
-    kind = target.suffix.lstrip(".").lower()
-    if kind not in kinds:
-        raise MmflaxError(f"The picture {path} must end in one of {', '.join(sorted(kinds))}.")
+    formats = fig.canvas.get_supported_filetypes()
+    suffix = target.suffix.lstrip(".").lower()
+    if suffix not in formats:
+        raise MmflaxError(f"The picture {path} must end in one of {', '.join(sorted(formats))}.")
     if not target.parent.exists():
         raise MmflaxError(f"There is no folder {target.parent} to write the picture to; make it.")
     with target.open("wb") as file:
-        fig.savefig(file, format=kind, dpi=130)
+        fig.savefig(file, format=suffix, dpi=130)

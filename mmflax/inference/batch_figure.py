@@ -1,4 +1,4 @@
-"""A sheet of examples exactly as the model sees them: the arrays, turned back into pictures."""
+"""Figure of a batch: its arrays turned back into images and texts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mmflax.data.processor import Processor
 from mmflax.inference.attention_figure import save
 
 
-def draw_sheet(
+def draw(
     batch: Mapping[str, Any], processor: Processor, path: epath.PathLike, columns: int = 6
 ) -> None:
-    """Writes pictures, questions (decoded from their tokens) and answers of a batch.
+    """Writes a batch's images, questions (decoded from their tokens) and answers.
 
-    What training changed shows here: the resize, the crop, words the vocabulary cut in pieces
-    (``##``) or does not know (``[UNK]``), and questions longer than ``max_length``.
+    It shows what preprocessing did: the resize, the crop, words that the vocabulary splits in
+    pieces (``##``) or lacks (``[UNK]``), and questions longer than ``max_length``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,10 +38,7 @@ def draw_sheet(
 
 
 def picture(batch: Mapping[str, Any], index: int, processor: Processor) -> np.ndarray:
-    """What the model sees of an example, [h w 3] in 0..1; two images side by side.
-
-    Of regions their boxes, darker where they overlap.
-    """
+    """An example's input image [h w 3] in 0..1, or two side by side; of regions their boxes."""
     if "image" not in batch:
         sides = [outlines(batch[key][index]) for key in ("boxes", "second_boxes") if key in batch]
         return np.concatenate(sides, axis=1)
@@ -53,7 +50,7 @@ def picture(batch: Mapping[str, Any], index: int, processor: Processor) -> np.nd
 
 
 def outlines(boxes: np.ndarray, side: int = 128) -> np.ndarray:
-    """Boxes [n 4] in shares of the image, shaded on white [side side 3]."""
+    """Boxes [n 4] in 0..1 shaded on white [side side 3], darker where they overlap."""
     shade = np.ones((side, side, 3), np.float32)
     for x1, y1, x2, y2 in np.clip(np.round(boxes * side), 0, side).astype(int):
         shade[y1:y2, x1:x2] *= 0.9
@@ -61,13 +58,13 @@ def outlines(boxes: np.ndarray, side: int = 128) -> np.ndarray:
 
 
 def pixels(image: np.ndarray, processor: Processor) -> np.ndarray:
-    """A normalised image back in 0..1, [h w 3]."""
+    """A normalized image back in 0..1, [h w 3]."""
     mean, std = np.array(processor.mean, np.float32), np.array(processor.std, np.float32)
     return np.clip(image * std + mean, 0, 1)
 
 
 def caption(batch: Mapping[str, Any], index: int, processor: Processor) -> str:
-    """The text as its tokens say it, then the answer or target, in lines of at most 34 letters."""
+    """The text decoded from its tokens, then the answer or target, in lines of at most 33."""
     ids = np.asarray(batch["tokens"][index])[np.asarray(batch["text_mask"][index])]
     tokenizer = processor.tokenizer
     ends = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)

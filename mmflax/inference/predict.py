@@ -1,4 +1,4 @@
-"""Asking a trained model: a picture and a text in, an answer or a written text out."""
+"""Prediction with a trained model: an image and a text in, an answer or a generated text out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mmflax.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The answer to one example.
+    """What the model predicts for one example.
 
     Attributes:
-      text: what was asked; None where there was no text.
+      text: what the model read; None where there was no text.
       answer: the most probable answer, or the text that was generated.
       probability: the model's, in 0..1, not calibrated; of a generated text None.
       top: the most probable answers with their probabilities, best first; of a generated text none.
-      score: of a generated text, its (length-normalised, in beam search) log-probability.
+      score: of a generated text, its (length-normalized, in beam search) log-probability.
     """
 
     text: str | None
@@ -38,15 +38,14 @@ class Prediction:
 class Predictor:
     """A task, its parameters and its processor.
 
-    Every call runs in padded batches of ``batch_size``, so the model is compiled once and not once
-    for every number of questions.
+    Every call runs in padded batches of ``batch_size``, so the model is compiled once.
     """
 
     def __init__(self, task: Task, params: Any, processor: Processor, *, batch_size: int = 8):
         if batch_size < 1:
             raise MmflaxError(f"batch_size is {batch_size}; it must be at least 1.")
         self.task, self.model, self.params = task, task.model, params
-        # Here any picture may be absent, whether or not training had such examples.
+        # Any image may be absent, whether or not training had such examples.
         self.processor = dataclasses.replace(processor, absent_images=True)
         self.batch_size = batch_size
         model = task.model
@@ -73,14 +72,14 @@ class Predictor:
         second_image: Any = None,
         top: int = 3,
     ) -> Any:
-        """Answers a question about a picture, or writes a text about it, for one or many.
+        """Answers a question about an image, or generates a text about it, for one or many.
 
         Args:
           image: PIL image, path, encoded bytes or uint8 array [h w 3]; None = no picture; for a
             model of regions a dict of `regions` [n f] and `boxes` [n 4]; or a list of these.
           text: what the model reads, None where the task has no text; or a list of them. One image
             serves all texts of a list, and one text all images.
-          second_image: the other picture (or a list), for tasks over two.
+          second_image: the other image (or a list), for tasks over two.
           top: how many answers to list.
 
         Returns:
@@ -92,9 +91,9 @@ class Predictor:
         images, texts, single = _pairs(image, text)
         seconds = second_image if isinstance(second_image, (list, tuple)) else [second_image]
         if self.processor.second_images == (second_image is None):
-            wants = "two images" if self.processor.second_images else "one image"
+            expected = "two images" if self.processor.second_images else "one image"
             raise MmflaxError(
-                f"This model reads {wants} an example; give second_image accordingly."
+                f"This model reads {expected} an example; give second_image accordingly."
             )
         seconds = list(seconds) * (len(texts) if len(seconds) == 1 else 1)
         if len(seconds) != len(texts):
@@ -102,13 +101,13 @@ class Predictor:
                 f"There are {len(seconds)} second images for {len(texts)} examples; give equally "
                 "many, or one."
             )
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for batch, rows in self._batches(images, texts, seconds):
             outputs = jax.device_get(self._forward(self.params, batch))
             for row in range(rows):
                 values = {key: np.asarray(value)[row] for key, value in outputs.items()}
-                found.append(self._prediction(texts[len(found)], values, top))
-        return found[0] if single else found
+                predictions.append(self._prediction(texts[len(predictions)], values, top))
+        return predictions[0] if single else predictions
 
     def _prediction(self, text: str | None, values: Mapping[str, np.ndarray], top: int) -> Any:
         if "tokens" in values:
@@ -141,8 +140,8 @@ class Predictor:
             rows = range(start, min(start + self.batch_size, len(texts)))
             raws = [
                 {
-                    **_shown(images[row], ""),
-                    **_shown(seconds[row], "second_"),
+                    **_image_keys(images[row], ""),
+                    **_image_keys(seconds[row], "second_"),
                     "question": texts[row],
                     "id": _name(images[row]),
                 }
@@ -153,8 +152,8 @@ class Predictor:
             yield pad_rows(batch, self.batch_size), len(raws)
 
 
-def _shown(image: Any, prefix: str) -> dict[str, Any]:
-    """The keys of a raw example that show it."""
+def _image_keys(image: Any, prefix: str) -> dict[str, Any]:
+    """The image's keys in a raw example: `image`, or `regions` and `boxes`."""
     if isinstance(image, Mapping):
         return {f"{prefix}{key}": value for key, value in image.items()}
     return {f"{prefix}image": image}

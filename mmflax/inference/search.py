@@ -18,10 +18,10 @@ from mmflax.evaluation.ranking import nearest
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """One result: its place in the corpus, the embeddings' cosine, and the fusion's score.
+class SearchResult:
+    """One result: its index in the corpus, the embeddings' cosine, and the fusion's score.
 
-    `match` is the log-odds that the pair belongs together; None where it was not asked.
+    `match` is the log-odds that the pair belongs together; None for what was not reranked.
     """
 
     index: int
@@ -40,19 +40,21 @@ class Retriever(PairScorer):
 
     def find_images(
         self, text: str, images: Corpus | Sequence[Any], *, top: int = 5, rerank: int = 64
-    ) -> list[Found]:
-        """The `top` images for a text, best first; `rerank` of them are judged by the fusion."""
+    ) -> list[SearchResult]:
+        """The `top` images for a text, best first; the fusion orders the nearest `rerank`."""
         corpus = images if isinstance(images, Corpus) else self.images(images)
         return self._find(self.texts([text]), corpus, "image", top, rerank)
 
     def find_texts(
         self, image: Any, texts: Corpus | Sequence[str], *, top: int = 5, rerank: int = 64
-    ) -> list[Found]:
-        """The `top` texts for an image, best first; `rerank` of them are judged by the fusion."""
+    ) -> list[SearchResult]:
+        """The `top` texts for an image, best first; the fusion orders the nearest `rerank`."""
         corpus = texts if isinstance(texts, Corpus) else self.texts(texts)
         return self._find(self.images([image]), corpus, "text", top, rerank)
 
-    def _find(self, query: Corpus, items: Corpus, kind: str, top: int, rerank: int) -> list[Found]:
+    def _find(
+        self, query: Corpus, items: Corpus, kind: str, top: int, rerank: int
+    ) -> list[SearchResult]:
         if top < 1 or rerank < 0:
             raise MmflaxError(f"top is {top} and rerank {rerank}; ask for at least 1 and 0.")
         if items.kind != kind:
@@ -62,9 +64,9 @@ class Retriever(PairScorer):
             query.rows["embedding"], items.rows["embedding"], max(top, depth)
         )
         pairs = zip(index[0].tolist(), similarity[0].tolist(), strict=True)
-        found = [Found(place, product, None) for place, product in pairs]
+        results = [SearchResult(place, product, None) for place, product in pairs]
         if depth:
-            first, rest = found[:depth], found[depth:]
+            first, rest = results[:depth], results[depth:]
             here, there = np.zeros(len(first), np.int64), index[0, : len(first)]
             scores = (
                 self.match(query, items, here, there)
@@ -72,5 +74,5 @@ class Retriever(PairScorer):
                 else self.match(items, query, there, here)
             )
             order = np.argsort(-scores, kind="stable").tolist()  # a NaN comes last
-            found = [dataclasses.replace(first[i], match=float(scores[i])) for i in order] + rest
-        return found[:top]
+            results = [dataclasses.replace(first[i], match=float(scores[i])) for i in order] + rest
+        return results[:top]

@@ -1,6 +1,6 @@
-"""Naming what a picture shows without training (Radford et al. 2021, arXiv:2103.00020).
+"""Zero-shot image classification (Radford et al. 2021, arXiv:2103.00020).
 
-Every label becomes a sentence, whose text embedding is compared with the image's. With several
+Every label becomes a prompt, whose text embedding is compared with the image's. With several
 sentences a label their embeddings are averaged, each at unit length, and scaled to unit length
 again, as in CLIP's published notebook.
 """
@@ -24,7 +24,7 @@ TEMPLATE = "a photo of a {}."  # CLIP's
 
 
 class ZeroShot:
-    """A published pair of encoders (CLIP, SigLIP, ALIGN) and the labels to tell apart.
+    """A published pair of encoders (CLIP, SigLIP, ALIGN) and the labels to choose from.
 
         clip = mmflax.from_pretrained("path/to/clip-vit-base-patch32")
         zero_shot = ZeroShot(clip, ["cat", "dog"])
@@ -88,35 +88,35 @@ class ZeroShot:
         """
         if not len(images):
             raise MmflaxError("There is nothing to predict: the list of images is empty.")
-        found = []
+        parts = []
         for start in range(0, len(images), self.batch_size):
             batch = self._processor.images(list(images[start : start + self.batch_size]))
             embeds = self._all("image_embeds", batch)
             padded = pad_rows({"embeds": embeds}, self.batch_size)["embeds"]
             scores = self._scores(self._params, padded, self.text_embeds)
-            found.append(np.asarray(jax.device_get(scores))[: len(embeds)])
-        return np.concatenate(found)
+            parts.append(np.asarray(jax.device_get(scores))[: len(embeds)])
+        return np.concatenate(parts)
 
     def predict(self, image: Any, *, top: int = 3) -> Any:
         """A `Prediction` for an image, or a list of them for a list."""
         single = not isinstance(image, (list, tuple))
-        found = []
+        predictions = []
         for row in self.probabilities([image] if single else image):
             order = np.argsort(-row, kind="stable")[:top]
             best = tuple((self.labels[i], float(row[i])) for i in order)
-            found.append(Prediction(None, best[0][0], best[0][1], best))
-        return found[0] if single else found
+            predictions.append(Prediction(None, best[0][0], best[0][1], best))
+        return predictions[0] if single else predictions
 
     def _all(self, name: str, arrays: Mapping[str, Any]) -> np.ndarray:
         """One output of all rows, computed in padded batches."""
         count = len(next(iter(arrays.values())))
-        found = []
+        parts = []
         for start in range(0, count, self.batch_size):
             part = slice(start, start + self.batch_size)
             batch = pad_rows({key: value[part] for key, value in arrays.items()}, self.batch_size)
             rows = jax.device_get(self._embed(self._params, batch)[name])
-            found.append(np.asarray(rows)[: count - start])
-        return np.concatenate(found)
+            parts.append(np.asarray(rows)[: count - start])
+        return np.concatenate(parts)
 
 
 def prompts(label: str, templates: Sequence[str] | None = None) -> list[str]:
@@ -135,9 +135,9 @@ def prompts(label: str, templates: Sequence[str] | None = None) -> list[str]:
 
 
 def _checked(labels: Sequence[str]) -> list[str]:
-    found = [labels] if isinstance(labels, str) else list(labels)
-    twice = sorted({label for label in found if found.count(label) > 1})
-    if not found or twice or not all(isinstance(x, str) and x.strip() for x in found):
-        what = f"{twice[0]!r} twice" if twice else repr(found)
+    given = [labels] if isinstance(labels, str) else list(labels)
+    twice = sorted({label for label in given if given.count(label) > 1})
+    if not given or twice or not all(isinstance(x, str) and x.strip() for x in given):
+        what = f"{twice[0]!r} twice" if twice else repr(given)
         raise MmflaxError(f"labels hold {what}; expected different texts, at least one.")
-    return found
+    return given

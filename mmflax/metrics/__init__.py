@@ -1,5 +1,5 @@
-"""What predictions are worth: per-example values on the device (`accuracy`), and measures of a
-whole split on the host, each equal to its official program on the same input."""
+"""Metrics: per-example values on the device (`accuracy`), and metrics of a whole split on the host,
+each equal to its official program on the same input."""
 
 from mmflax.metrics.registry import compute, names
 

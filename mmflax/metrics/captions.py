@@ -1,4 +1,4 @@
-"""How close generated texts are to reference texts: BLEU, ROUGE-L and CIDEr-D.
+"""Caption metrics against reference texts: BLEU, ROUGE-L and CIDEr-D.
 
 On the same tokens the values are those of pycocoevalcap, the code behind the COCO caption server
 (Chen et al. 2015): BLEU and ROUGE-L in 0..1, CIDEr-D in 0..10. Texts are tokenized here
@@ -22,7 +22,7 @@ Texts = Sequence[str]
 References = Sequence[Sequence[str]]
 Words = tuple[str, ...]
 _ORDERS = (1, 2, 3, 4)
-# Texts of a split that a bootstrap judges again and again.
+# Texts of a split, which a bootstrap scores again and again.
 _REMEMBERED = 1 << 15
 
 
@@ -95,16 +95,16 @@ def cider_d(
         total = 0.0
         for ref in refs:
             theirs, ref_norm = _weights(ref, frequency, log_size)
-            closeness = [0.0] * 4
+            cosine = [0.0] * 4
             for gram, weight in ours.items():
                 other = theirs.get(gram, 0.0)
-                closeness[len(gram) - 1] += min(weight, other) * other
+                cosine[len(gram) - 1] += min(weight, other) * other
             for n in range(4):
                 if norm[n] and ref_norm[n]:
-                    closeness[n] /= norm[n] * ref_norm[n]
+                    cosine[n] /= norm[n] * ref_norm[n]
             # The official code measures length in pairs of words.
             delta = max(len(candidate) - 1, 0) - max(len(ref) - 1, 0)
-            total += sum(closeness) / 4 * math.exp(-(delta**2) / (2 * sigma**2))
+            total += sum(cosine) / 4 * math.exp(-(delta**2) / (2 * sigma**2))
         scores.append(10.0 * total / len(refs))
     return float(np.mean(scores))
 
@@ -113,12 +113,12 @@ def caption_scores(candidates: Texts, references: References) -> dict[str, float
     """`bleu_1` … `bleu_4`, `rouge_l` and `cider_d`, tokenizing once."""
     words, texts = _tokens(candidates, references, False)
     ours, theirs = [" ".join(w) for w in words], [[" ".join(r) for r in refs] for refs in texts]
-    found = {
+    scores = {
         f"bleu_{n}": v for n, v in zip(_ORDERS, bleu(ours, theirs, tokenized=True), strict=True)
     }
     for name, measure in (("rouge_l", rouge_l), ("cider_d", cider_d)):
-        found[name] = measure(ours, theirs, tokenized=True)
-    return found
+        scores[name] = measure(ours, theirs, tokenized=True)
+    return scores
 
 
 def _tokens(

@@ -1,6 +1,6 @@
-"""Measures of classes that a plain accuracy hides: F1 by class, AUROC, average precision.
+"""Classification metrics beside accuracy: F1 by class, AUROC, average precision.
 
-Host side, over a whole split. Values are those of scikit-learn's functions of the same meaning
+On the host, over a whole split. Values are those of scikit-learn's functions of the same meaning
 (`f1_score`, `roc_auc_score`, `average_precision_score`) with their default settings.
 """
 
@@ -46,7 +46,7 @@ def macro_f1(
     actual: Column,
     classes: Sequence[Hashable] | None = None,
 ) -> float:
-    """The plain mean of `per_class_f1`: rare classes weigh as much as common ones."""
+    """The unweighted mean of `per_class_f1`."""
     return float(np.mean(list(per_class_f1(predicted, actual, classes).values())))
 
 
@@ -66,7 +66,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def auroc_one_vs_rest(scores: np.ndarray, actual: Column, classes: Sequence[Hashable]) -> float:
-    """The plain mean of each class's `auroc` against the rest, from scores [n classes].
+    """The unweighted mean of each class's `auroc` against the rest, from scores [n classes].
 
     Classes that all or none of the examples have are left out; NaN if that leaves none.
     """

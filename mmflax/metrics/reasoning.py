@@ -1,6 +1,6 @@
-"""Accuracy and consistency of statements about pictures (Suhr et al. 2017, 2019; NLVR and NLVR2).
+"""Accuracy and consistency of statements about images (Suhr et al. 2017, 2019; NLVR and NLVR2).
 
-Consistency is the share of statements that are judged rightly with *every* picture they come with.
+Consistency is the fraction of statements that are classified correctly with *every* image.
 The official programs (lil-lab/nlvr: metrics_structured_rep.py, nlvr/metrics_images.py,
 nlvr2/eval/metrics.py) call accuracy "precision".
 """
@@ -17,7 +17,7 @@ def accuracy_and_consistency(
 ) -> dict[str, float]:
     """`accuracy` and `consistency` in 0..1; words are compared without regard to case.
 
-    `groups` tells which examples share their statement: see `nlvr_group` and `nlvr2_group`.
+    `groups` says which examples share their statement: see `nlvr_group` and `nlvr2_group`.
     """
     if not predicted:
         raise MmflaxError("There are no predictions to score.")
@@ -39,7 +39,7 @@ def nlvr_group(identifier: str) -> str:
 
 
 def nlvr2_group(identifier: str) -> str:
-    """The statement of an NLVR2 example, whose third part numbers its pictures:
+    """The statement of an NLVR2 example, whose third part numbers its images:
     `"dev-850-1-0"` -> `"dev-850--0"`."""
     parts = identifier.split("-")
     if len(parts) != 4:

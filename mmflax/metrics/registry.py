@@ -33,7 +33,7 @@ def compute(name: str, records: Records) -> dict[str, float]:
         raise MmflaxError(_unknown(name))
     keys, function = _METRICS[name]
     if not len(records):
-        raise MmflaxError(f"The metric {name!r} has no records to judge.")
+        raise MmflaxError(f"The metric {name!r} has no records to score.")
     for row, record in enumerate(records):
         for key in keys:
             if record.get(key) is None:

@@ -41,10 +41,10 @@ def both_ways(
     image_to_text: np.ndarray, text_to_image: np.ndarray, ks: Sequence[int] = RECALL_AT
 ) -> dict[str, float]:
     """What `retrieval` returns, from ranks [images] and [texts]."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for way, values in (("i2t", image_to_text), ("t2i", text_to_image)):
-        found |= {f"{way}/{name}": value for name, value in summary(values, ks).items()}
-    return found | {"rsum": 100 * sum(v for name, v in found.items() if "recall@" in name)}
+        scores |= {f"{way}/{name}": value for name, value in summary(values, ks).items()}
+    return scores | {"rsum": 100 * sum(v for name, v in scores.items() if "recall@" in name)}
 
 
 def summary(values: np.ndarray, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
@@ -68,22 +68,22 @@ def ranks(
         positive = query_groups[part, None] == item_groups[None, :]
         _check_positives(positive.any(axis=1), query_groups[part])
         best = np.where(positive, scores[part], -np.inf).max(axis=1)
-        # Written so that a NaN on either side counts as ranked above.
+        # A NaN on either side counts as ranked above.
         above = ~(scores[part] < best[:, None]) & ~positive
         result[part] = 1 + above.sum(axis=1)
     return result
 
 
-def list_ranks(found: np.ndarray, query_groups: np.ndarray, item_groups: np.ndarray) -> np.ndarray:
-    """Ranks int [q] from lists of item indices [q k], best first, as re-ranking gives them.
+def list_ranks(lists: np.ndarray, query_groups: np.ndarray, item_groups: np.ndarray) -> np.ndarray:
+    """Ranks int [q] from lists of item indices [q k], best first, as reranking gives them.
 
     An index below 0 fills up a short list. A query whose list misses ranks last of all items, so
     recalls up to K = k are exact, and mean and median rank are upper bounds.
     """
-    found = np.asarray(found)
+    lists = np.asarray(lists)
     query_groups, item_groups = np.asarray(query_groups), np.asarray(item_groups)
     _check_positives(np.isin(query_groups, item_groups), query_groups)
-    hit = (item_groups[found] == query_groups[:, None]) & (found >= 0)
+    hit = (item_groups[lists] == query_groups[:, None]) & (lists >= 0)
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, len(item_groups)).astype(np.int64)
 
 

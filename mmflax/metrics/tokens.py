@@ -67,5 +67,5 @@ def _split(token: str) -> list[str]:
         return ["..."]
     if token == '"':
         return ["''"]
-    found = _CLITIC.match(token)
-    return [*_split(found[1]), found[2]] if found else [token]
+    match = _CLITIC.match(token)
+    return [*_split(match[1]), match[2]] if match else [token]

@@ -1,7 +1,7 @@
 """VQA accuracy, as the official evaluation computes it (Antol et al. 2015; Goyal et al. 2017).
 
-An answer is worth min(n / 3, 1), n annotators having given it, averaged over leaving each annotator
-out. What counts as the same answer is decided by the evaluator's normalisation, whose quirks are
+An answer that n annotators gave has accuracy min(n / 3, 1), averaged over leaving each annotator
+out. Answers are compared after the evaluator's normalization, whose quirks are
 kept: vqaEval.py of GT-Vision-Lab/VQA at a013f00, `PythonEvaluationTools/vqaEvaluation`.
 """
 
@@ -47,7 +47,7 @@ CONTRACTIONS = {
 }
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """The form in which answers are compared: `"Two dogs."` and `"the 2 dogs"` are `"2 dogs"`.
 
     Punctuation goes (or becomes a space, where it touches none), number words become digits,
@@ -65,9 +65,9 @@ def normalise(answer: str) -> str:
 
 
 def score(predicted: str, answers: Sequence[str]) -> float:
-    """What the answer is worth, 0..1, given every annotator's.
+    """The answer's accuracy in 0..1, given every annotator's answer.
 
-    Where all annotators wrote the same, nothing is normalised, and only exactly that is right.
+    Where all annotators wrote the same, nothing is normalized, and only exactly that is right.
     Fewer than four annotators can never give 1, since each is held against the others.
     """
     given = [_clean(answer) for answer in answers]
@@ -75,17 +75,17 @@ def score(predicted: str, answers: Sequence[str]) -> float:
         raise MmflaxError("A question has no annotators' answers; VQA accuracy needs them.")
     ours = _clean(predicted)
     if len(set(given)) > 1:
-        given = [normalise(answer) for answer in given]
-        ours = normalise(ours)
-    return _worth(given.count(ours), len(given))
+        given = [normalize(answer) for answer in given]
+        ours = normalize(ours)
+    return _score_of(given.count(ours), len(given))
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Each answer (normalised, unless all agree) with its `score`: targets for training."""
+    """Each answer (normalized, unless all agree) with its `score`: targets for training."""
     given = [_clean(answer) for answer in answers]
     if len(set(given)) > 1:
-        given = [normalise(answer) for answer in given]
-    return {answer: _worth(n, len(given)) for answer, n in Counter(given).items()}
+        given = [normalize(answer) for answer in given]
+    return {answer: _score_of(n, len(given)) for answer, n in Counter(given).items()}
 
 
 def vqa_accuracy(
@@ -101,12 +101,12 @@ def vqa_accuracy(
         raise MmflaxError("There are no predictions to score.")
     groups: dict[str, list[float]] = defaultdict(list)
     for row, (ours, given) in enumerate(zip(predicted, answers, strict=True)):
-        worth = score(ours, given)
-        groups["vqa_accuracy"].append(worth)
+        value = score(ours, given)
+        groups["vqa_accuracy"].append(value)
         if question_types is not None:
-            groups[f"vqa_accuracy/{question_types[row]}"].append(worth)
+            groups[f"vqa_accuracy/{question_types[row]}"].append(value)
         if answer_types is not None:
-            groups[f"vqa_accuracy/answer_type/{answer_types[row]}"].append(worth)
+            groups[f"vqa_accuracy/answer_type/{answer_types[row]}"].append(value)
     return {name: sum(values) / len(values) for name, values in groups.items()}
 
 
@@ -114,6 +114,6 @@ def _clean(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _worth(matching: int, annotators: int) -> float:
+def _score_of(matching: int, annotators: int) -> float:
     own = matching * min((matching - 1) / 3, 1.0)
     return (own + (annotators - matching) * min(matching / 3, 1.0)) / annotators

@@ -74,7 +74,7 @@ def ablate(
       say: gets a line of progress now and then.
 
     Returns:
-      What ``ablation.json`` holds; see ``mmflax.run.ablation_report.summarise``.
+      What ``ablation.json`` holds; see ``mmflax.run.ablation_report.summarize``.
 
     Raises:
       MmflaxError: before anything trains for an unknown kind, one that cannot be matched, a split
@@ -105,7 +105,7 @@ def ablate(
         "split": split,
         "steps": config["train"]["steps"],
         "matched_within": TOLERANCE if match else None,
-        **ablation_report.summarise(
+        **ablation_report.summarize(
             [(run.variant.kind, run.seed, _result(run, split)) for run in runs],
             metric or _metric(config),
             reference=config["model"]["fusion"]["name"],

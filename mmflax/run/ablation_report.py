@@ -1,4 +1,4 @@
-"""What an ablation found: means, intervals, a table for people and a picture."""
+"""An ablation's results: means, confidence intervals, a table and a figure."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def check_metric(metric: str, known: Iterable[str]) -> None:
         )
 
 
-def summarise(
+def summarize(
     results: Sequence[tuple[str, int, Mapping[str, Any]]], metric: str | None, reference: str
 ) -> dict[str, Any]:
-    """From (kind, seed, what `experiment.evaluate` returned) to one entry a kind.
+    """From (kind, seed, what `evaluate` returned) to one entry a kind.
 
     Args:
       metric: None takes accuracy, or else the first there is.
@@ -68,17 +68,17 @@ def summarise(
         groups.setdefault(kind, []).append((seed, result))
     kinds: dict[str, dict[str, Any]] = {}
     for kind, rows in groups.items():
-        found = [result for _, result in sorted(rows, key=lambda row: row[0])]
-        full = [result["metrics"]["full"] for result in found]
-        blind = [result["metrics"].get("text_only", {}).get(metric) for result in found]
-        intervals = [result.get("intervals", {}).get(metric) for result in found]
+        evaluations = [result for _, result in sorted(rows, key=lambda row: row[0])]
+        full = [result["metrics"]["full"] for result in evaluations]
+        text_only = [result["metrics"].get("text_only", {}).get(metric) for result in evaluations]
+        intervals = [result.get("intervals", {}).get(metric) for result in evaluations]
         values = [float(row[metric]) for row in full]
         kinds[kind] = {
             "values": values,
             "mean": float(np.mean(values)),
             "seed_interval": seed_interval(values),
             "example_interval": None if None in intervals else np.mean(intervals, axis=0).tolist(),
-            "text_only": None if None in blind else float(np.mean(blind)),
+            "text_only": None if None in text_only else float(np.mean(text_only)),
             "by_type": {
                 name: {
                     "values": [float(row[f"{metric}/{name}"]) for row in full],
@@ -102,12 +102,12 @@ def summarise(
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(summary: Mapping[str, Any]) -> str:
     """The table, best mean first, with what its columns mean."""
-    metric, kinds = found["metric"], found["kinds"]
+    metric, kinds = summary["metric"], summary["kinds"]
     types = list(next(iter(kinds.values()))["by_type"])
     head = ["fusion", "parameters", "mlp_dim", "depth", label(metric), "95 % seeds",
-            "95 % examples", f"minus {found['reference']}", "text only", *types]  # fmt: skip
+            "95 % examples", f"minus {summary['reference']}", "text only", *types]  # fmt: skip
 
     def interval(pair: Sequence[float] | None) -> str:
         return "-" if pair is None else " .. ".join(cell(metric, value) for value in pair)
@@ -130,8 +130,8 @@ def markdown(found: Mapping[str, Any]) -> str:
             ]
         )  # fmt: skip
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    seeds = ", ".join(map(str, found["seeds"]))
-    within = found["matched_within"]
+    seeds = ", ".join(map(str, summary["seeds"]))
+    within = summary["matched_within"]
     matched = f"parameters matched within {within:.0%}" if within else "parameters not matched"
     dropped = [
         f"{kind} has no {', '.join(entry['dropped'])}, which its config therefore lacks."
@@ -139,23 +139,23 @@ def markdown(found: Mapping[str, Any]) -> str:
         if entry["dropped"]
     ]
     compared = (
-        f"minus {found['reference']}: mean difference at equal seeds (95 % over seeds, by t).",
+        f"minus {summary['reference']}: mean difference at equal seeds (95 % over seeds, by t).",
         "text only: the same models without the image. By question type: means over the seeds.",
     )
     notes = "\n".join(f"- {note}" for note in (*_NOTES, *compared, *dropped))
     return (
-        f"# Fusion ablation: {metric} on {found['split']}\n\n{found['examples']:,} examples, "
-        f"{found['steps']:,} training steps, seeds {seeds}, {matched}.\n\n{table}\n\n{notes}\n"
+        f"# Fusion ablation: {metric} on {summary['split']}\n\n{summary['examples']:,} examples, "
+        f"{summary['steps']:,} training steps, seeds {seeds}, {matched}.\n\n{table}\n\n{notes}\n"
     )
 
 
-def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
-    """A picture: every run, means and intervals; beside them the means by question type."""
+def draw(summary: Mapping[str, Any], path: pathlib.Path) -> None:
+    """A figure of every run, means and intervals, beside the means by question type."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metric, times = found["metric"], scale(found["metric"])
-    kinds = sorted(found["kinds"].items(), key=lambda item: item[1]["mean"])
+    metric, times = summary["metric"], scale(summary["metric"])
+    kinds = sorted(summary["kinds"].items(), key=lambda item: item[1]["mean"])
     types = list(kinds[0][1]["by_type"])
     fig = Figure(figsize=(6 + 0.9 * len(types), 1.6 + 0.5 * len(kinds)), layout="constrained")
     FigureCanvasAgg(fig)
@@ -176,7 +176,7 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
                 label="mean" if row == 0 else None)  # fmt: skip
     ax.set_yticks(range(len(kinds)), [f"{k}\n{e['parameters']:,}" for k, e in kinds], fontsize=8)
     ax.set_ylim(-0.6, len(kinds) - 0.4)
-    ax.set_xlabel(f"{label(metric)}, {found['split']}")
+    ax.set_xlabel(f"{label(metric)}, {summary['split']}")
     ax.grid(axis="x", color="#eeeeee")
     ax.set_axisbelow(True)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -192,8 +192,8 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
     save(fig, path)
 
 
-def write(found: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def write(summary: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """``ablation.json``, ``ablation.md`` and ``ablation.png`` in the workdir."""
-    write_file(workdir / "ablation.json", json.dumps(found, indent=1) + "\n")
-    write_file(workdir / "ablation.md", markdown(found))
-    draw(found, workdir / "ablation.png")
+    write_file(workdir / "ablation.json", json.dumps(summary, indent=1) + "\n")
+    write_file(workdir / "ablation.md", markdown(summary))
+    draw(summary, workdir / "ablation.png")

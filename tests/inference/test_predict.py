@@ -63,14 +63,16 @@ def test_attention_is_what_the_answer_used(run, image):
     assert layer.shape == (2, run.processor.max_length, tokens)
     real = len("is there a red circle ?".split()) + 2
     np.testing.assert_allclose(layer[:, :real].sum(-1), 1.0, rtol=1e-5)
-    assert attention_figure.heat(layer, (2, 2), prefix=1).sum() == pytest.approx(1.0)
+    assert attention_figure.attention_map(layer, (2, 2), prefix=1).sum() == pytest.approx(1.0)
 
 
-def test_heat_averages_heads_and_drops_the_prefix():
+def test_an_attention_map_averages_heads_and_drops_the_prefix():
     layer = np.zeros((2, 1, 5), np.float32)
     layer[0, 0] = [0.5, 0.5, 0, 0, 0]
     layer[1, 0] = [0.5, 0, 0, 0, 0.5]
-    np.testing.assert_allclose(attention_figure.heat(layer, (2, 2), prefix=1), [[0.5, 0], [0, 0.5]])
+    np.testing.assert_allclose(
+        attention_figure.attention_map(layer, (2, 2), prefix=1), [[0.5, 0], [0, 0.5]]
+    )
 
 
 @pytest.mark.parametrize("form", ["meter", "lxmert", "one way"])

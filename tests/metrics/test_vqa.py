@@ -13,7 +13,7 @@ QUESTIONS = OFFICIAL["questions"]
 def test_normalises_as_the_official_code():
     """Over every contraction and number of its tables, and over the tricky answers."""
     assert len(OFFICIAL["normalised"]) > 200
-    wrong = {a: b for a, b in OFFICIAL["normalised"].items() if vqa.normalise(a) != b}
+    wrong = {a: b for a, b in OFFICIAL["normalised"].items() if vqa.normalize(a) != b}
     assert wrong == {}
 
 

@@ -158,7 +158,7 @@ RESULTS = [
 
 
 def test_means_and_both_intervals_by_hand():
-    found = ablation_report.summarise(RESULTS, "accuracy", "concat")
+    found = ablation_report.summarize(RESULTS, "accuracy", "concat")
     concat, gated = found["kinds"]["concat"], found["kinds"]["gated"]
     assert concat["values"] == [0.5, 0.6] and concat["mean"] == pytest.approx(0.55)
     # s = 0.1 / sqrt(2), over sqrt(2), times t = 12.706
@@ -187,12 +187,12 @@ def test_students_quantiles_shrink_to_the_normal_one():
 
 def test_an_unknown_metric_lists_the_known():
     with pytest.raises(MmflaxError, match="'bleu'.*accuracy, accuracy/colour, loss"):
-        ablation_report.summarise(RESULTS, "bleu", "concat")
-    assert ablation_report.summarise(RESULTS, None, "concat")["metric"] == "accuracy"
+        ablation_report.summarize(RESULTS, "bleu", "concat")
+    assert ablation_report.summarize(RESULTS, None, "concat")["metric"] == "accuracy"
 
 
 def test_the_table_says_what_its_columns_are(tmp_path):
-    found = ablation_report.summarise(RESULTS, "accuracy", "concat")
+    found = ablation_report.summarize(RESULTS, "accuracy", "concat")
     for entry, dropped in zip(found["kinds"].values(), ([], ["form"]), strict=True):
         entry |= {"parameters": 12345, "dropped": dropped, "mlp_dim": 64, "depth": 2}
     found |= {"split": "test", "steps": 9, "matched_within": 0.02}

@@ -115,8 +115,8 @@ def test_the_data_are_shown_as_they_are_read(tmp_path, checkpoint):
     layouts.write_vqa_regions(tmp_path / "coco")
     shown = first_batch(shrunk(tmp_path, checkpoint), "train", 2)
     assert "train: 8 examples, e.g. 'What is number 0 here?'" in shown.dataset.describe()
-    batch_figure.draw_sheet(shown.batch, shown.processor, tmp_path / "sheet.png")
-    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    batch_figure.draw(shown.batch, shown.processor, tmp_path / "batch.png")
+    assert (tmp_path / "batch.png").stat().st_size > 1000
 
 
 def test_regions_and_encoders_that_do_not_fit_are_told_apart(tmp_path, checkpoint):
@@ -129,7 +129,7 @@ def test_regions_and_encoders_that_do_not_fit_are_told_apart(tmp_path, checkpoin
         one.task(processor)
 
 
-def test_a_sheet_shows_where_the_regions_lie():
+def test_a_figure_of_a_batch_shows_where_the_regions_lie():
     boxes = np.array([[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1]], np.float32)
     found = batch_figure.picture({"boxes": boxes[None], "second_boxes": boxes[None]}, 0, None)
     assert found.shape == (128, 256, 3)
