@@ -7,7 +7,7 @@ Model: ViT + BERT + co-attention (METER's form, Dou et al. 2022, arXiv:2111.0238
 scratch; `--config.model.fusion.name=…` changes the fusion.
 Command: mmflax train --config configs/folder.py:captioning:DIR --workdir runs/mine
 Hardware: a CPU for hundreds of pictures, one GPU for tens of thousands.
-Expected score: your data decides; read it beside the blind views of `mmflax evaluate`.
+Expected score: your data decides; read it beside the modality views of `mmflax evaluate`.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ training images stands in for it), one JSON object a line: file_name, question, 
 Model: the co-attention stack of METER (Dou et al. 2022, arXiv:2111.02387), small and from scratch.
 Command: mmflax train --config configs/folder_vqa.py:DIR --workdir runs/mine
 Hardware: a CPU for hundreds of pictures, one GPU for tens of thousands.
-Expected score: your data decides; read it beside the blind baselines of `mmflax evaluate`.
+Expected score: your data decides; read it beside the modality views of `mmflax evaluate`.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Model: ViT + BERT + co-attention (METER's form, Dou et al. 2022, arXiv:2111.0238
 configs/shapes_vqa.py, small and from scratch; `--config.model.fusion.name=…` changes the fusion.
 Command: mmflax train --config configs/shapes.py:captioning --workdir runs/captioning
 Hardware: 2 CPU cores, 3 to 6 minutes a task.
-Expected score: the table "Every task" in the README, each beside its blind baselines.
+Expected score: the table "Every task" in the README, each beside its modality views.
 """
 
 from ml_collections import ConfigDict

@@ -133,7 +133,7 @@ def test_a_run_computes_in_half_precision(trained):
     assert half.hidden_states(batch)
 
 
-def test_the_blind_views_see_nothing_of_what_they_lack(trained):
+def test_modality_views_depend_on_nothing_that_they_leave_out(trained):
     """Other pixels cannot change text-only accuracy, nor other words image-only accuracy."""
     workdir, config, _ = trained
     _, built, params, _ = restore(workdir)

@@ -1,4 +1,4 @@
-"""Every task from the embedded data to an answer: train, evaluate with blind views, ask."""
+"""Every task from the embedded data to an answer: train, evaluate with modality views, predict."""
 
 import math
 
