@@ -5,8 +5,8 @@ A multimodal score means little until it stands beside what the text alone reach
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from mmflax.errors import MmflaxError
@@ -26,7 +26,7 @@ def check_views(views: Sequence[str]) -> tuple[str, ...]:
     return tuple(view for view in VIEWS if view in given)
 
 
-def modality_views(batch: Batch, views: Sequence[str], model: nn.Module) -> dict[str, Batch]:
+def modality_views(batch: Batch, views: Sequence[str], model: Any) -> dict[str, Batch]:
     """{view: the batch as that view shows it}; `model` has a `backbone` to count image tokens."""
     shown = {}
     if "full" in views:
