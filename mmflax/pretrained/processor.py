@@ -6,12 +6,10 @@
 ((1, 224, 224, 3), (1, 77))
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from etils import epath
@@ -56,9 +54,7 @@ class PublishedProcessor:
     files: Mapping[str, bytes] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
-    def load(
-        cls, directory: epath.PathLike, *, max_length: int | None = None
-    ) -> PublishedProcessor:
+    def load(cls, directory: epath.PathLike, *, max_length: int | None = None) -> Self:
         """From the files beside a checkpoint's weights.
 
         Args:

@@ -1,7 +1,5 @@
 """Data sets prepared on disk: where they go, one process at a time, with progress on stderr."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import io

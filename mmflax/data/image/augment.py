@@ -3,8 +3,6 @@
 Drawn once, it is applied equally to both images of a pair.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple

@@ -7,12 +7,10 @@ with normalizing in one step (1e-6). Unlike either, 16-bit gray is scaled to 8 b
 and what is not RGB is converted for every family.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -120,7 +118,7 @@ class PublishedImages:
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], model_type: str = "", source: str = "The config"
-    ) -> PublishedImages:
+    ) -> Self:
         """From a `preprocessor_config.json`, or the `image_processor` of a `processor_config.json`.
 
         Raises:

@@ -4,8 +4,6 @@ EXIF orientation is applied, palette, gray,
 CMYK and 16-bit gray become RGB, and an alpha channel is dropped (the stored colors are kept).
 """
 
-from __future__ import annotations
-
 import io
 import os
 from typing import Any

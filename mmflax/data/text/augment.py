@@ -4,8 +4,6 @@ A mirrored picture makes "left" wrong, a shifted hue makes "red" wrong. These ar
 plain word matching: "right" in "is that right?" counts as a side, which only costs a mirroring.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -9,8 +9,6 @@ in the tests are affected, so ``CharsMap`` applies SigLIP's character map by the
 SentencePiece does.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import string

@@ -1,7 +1,5 @@
 """Special tokens: their roles, and the templates that add them to texts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -4,13 +4,11 @@ A published tokenizer may be of any kind that ``tokenizers`` knows: WordPiece, b
 (RoBERTa, CLIP), or Unigram (SigLIP, ALBERT, T5).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tokenizers
@@ -69,7 +67,7 @@ class Tokenizer:
         vocab_size: int = 8192,
         lowercase: bool = True,
         strip_accents: bool | None = None,
-    ) -> Tokenizer:
+    ) -> Self:
         """A vocabulary of at most ``vocab_size`` pieces, the same for the same texts.
 
         ``strip_accents`` ("ü" becomes "u") goes with ``lowercase`` where it is None, as in BERT.
@@ -91,12 +89,12 @@ class Tokenizer:
         return cls(_backend((*SPECIALS, *pieces), lowercase, strip_accents))
 
     @classmethod
-    def from_vocabulary(cls, tokens: Sequence[str], *, lowercase: bool = True) -> Tokenizer:
+    def from_vocabulary(cls, tokens: Sequence[str], *, lowercase: bool = True) -> Self:
         """From the lines of a ``vocab.txt``; the id is the position."""
         return cls(_backend(tokens, lowercase))
 
     @classmethod
-    def load(cls, path: epath.PathLike) -> Tokenizer:
+    def load(cls, path: epath.PathLike) -> Self:
         """From a ``tokenizer.json``, or from the directory of a published tokenizer.
 
         Beside a ``tokenizer.json`` its ``tokenizer_config.json`` and ``special_tokens_map.json``

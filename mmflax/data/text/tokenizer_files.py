@@ -6,8 +6,6 @@ Directories from before that file have `vocab.txt`, `vocab.json` with `merges.tx
 `spiece.model`; see `tokenizer_legacy`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

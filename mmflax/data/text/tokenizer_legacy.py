@@ -1,7 +1,5 @@
 """Tokenizers from files older than tokenizer.json: a vocabulary and the rules of its class."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping
 from typing import Any

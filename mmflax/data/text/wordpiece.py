@@ -7,8 +7,6 @@ because it breaks ties by the iteration order of a randomly seeded hash map: the
 another vocabulary in every process, and so a run could not be repeated.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The metadata columns of each task, and the conversion of a row to a raw example."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections import Counter

@@ -12,8 +12,6 @@
 splits the metrics by its values; further columns are ignored. An image may have many rows.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

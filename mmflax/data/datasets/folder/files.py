@@ -1,7 +1,5 @@
 """Reading the metadata file of a folder's split, row by row, with every image checked."""
 
-from __future__ import annotations
-
 import csv
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Dividing a folder's rows into splits, leaks between splits, and captions as examples."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

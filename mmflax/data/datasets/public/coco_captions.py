@@ -6,8 +6,6 @@ validation, 5,000 for test (tensorflow.org/datasets/catalog/coco_captions has th
 Captions: 414,113, 152,634, 25,010 and 25,010, which are all of COCO's 616,767.
 """
 
-from __future__ import annotations
-
 from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public import karpathy

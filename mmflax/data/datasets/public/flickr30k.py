@@ -5,8 +5,6 @@ Fei-Fei 2015 as ``dataset_flickr30k.json`` has them: 29,000 images to train, 1,0
 1,000 for test, with five captions each.
 """
 
-from __future__ import annotations
-
 from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.cache import Folder
 from mmflax.data.datasets.public import karpathy

@@ -5,8 +5,6 @@ each data set: ``images``, a list of objects with ``filename``, ``split``, ``img
 and ``sentences`` (``raw``, ``sentid``).
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType

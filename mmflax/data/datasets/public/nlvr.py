@@ -9,8 +9,6 @@ training, 5,940 development and 5,934 public test pairs of a sentence and a pict
 all its pictures are right.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 

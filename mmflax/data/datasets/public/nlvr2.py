@@ -9,8 +9,6 @@ and ``…-img1.png``, whatever format they have inside. ``group`` is the identif
 the official ``eval/metrics.py`` counts a statement as consistent when all its pairs are right.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from mmflax.data.dataset import Dataset, Raw

@@ -5,8 +5,6 @@ image. Each is named by a digest of its content, and written whole or not at all
 late: tensorflow-datasets takes a while.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -5,8 +5,6 @@ missing parts, and files of other content are never taken for it. The manifest i
 then on the published files are not needed.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Random access to prepared examples, with or without their images."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import threading

@@ -4,8 +4,6 @@ Annotations are JSON or JSON lines, plain or still inside the zip that is downlo
 a folder or in the downloaded zip, which is read in place and never unpacked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -13,7 +11,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 from PIL import Image
 
@@ -22,73 +20,6 @@ from mmflax.data.image.transforms import FORMATS
 from mmflax.errors import MmflaxError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-class File(NamedTuple):
-    """An annotation file, or a folder of images.
-
-    Attributes:
-      names: what it may be called below the source folder, the usual name first.
-      origin: where it is downloaded from, for the message that says it is missing.
-      archive: the zip it is published in, which serves as well as the unpacked file.
-    """
-
-    names: tuple[str, ...]
-    origin: str
-    archive: str = ""
-
-    def find(self, root: pathlib.Path) -> LocalFile | None:
-        """The first of ``names`` that exists below ``root``, else the archive, else None."""
-        for name in (*self.names, self.archive):
-            if name and (root / name).exists():
-                return LocalFile(root / name, self.names[0])
-        return None
-
-    def describe(self) -> str:
-        """The name, the archive that is accepted as well, and the origin."""
-        zipped = f" (or {self.archive})" if self.archive else ""
-        return f"{self.names[0]}{zipped} from {self.origin}"
-
-
-class Example(NamedTuple):
-    """One example as published.
-
-    Attributes:
-      images: names of its image files, without folders.
-      fields: the raw example without its images; the ``id`` is unique within the split.
-      marks: names of the smaller splits that it is also part of.
-    """
-
-    images: tuple[str, ...]
-    fields: Raw
-    marks: tuple[str, ...] = ()
-
-
-class Record(NamedTuple):
-    """One stored record: an image (or a pair) with the JSON of its examples."""
-
-    images: tuple[str, ...]
-    content: str
-    marks: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def of(cls, images: tuple[str, ...], examples: Sequence[Example]) -> Record:
-        """A record of the examples of these images."""
-        rows = [example.fields for example in examples]
-        content = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
-        return cls(images, content, tuple(example.marks for example in examples))
-
-
-def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, LocalFile]:
-    """Where each file is; raises one sentence that lists all that is missing, and its origin."""
-    located = {file: file.find(root) for file in files}
-    absent = dict.fromkeys(file.describe() for file, path in located.items() if path is None)
-    if absent:
-        raise MmflaxError(
-            f"{name} lacks {len(absent)} of its files in {root}: download {'; '.join(absent)}; "
-            "put each there under that name, or name another folder with source_dir."
-        )
-    return {file: path for file, path in located.items() if path is not None}
 
 
 class LocalFile(NamedTuple):
@@ -140,6 +71,73 @@ class LocalFile(NamedTuple):
                 if not isinstance(entry, dict):
                     raise MmflaxError(f"{where}: found {content[:40]!r}; expected a JSON object.")
                 yield where, entry
+
+
+class File(NamedTuple):
+    """An annotation file, or a folder of images.
+
+    Attributes:
+      names: what it may be called below the source folder, the usual name first.
+      origin: where it is downloaded from, for the message that says it is missing.
+      archive: the zip it is published in, which serves as well as the unpacked file.
+    """
+
+    names: tuple[str, ...]
+    origin: str
+    archive: str = ""
+
+    def find(self, root: pathlib.Path) -> LocalFile | None:
+        """The first of ``names`` that exists below ``root``, else the archive, else None."""
+        for name in (*self.names, self.archive):
+            if name and (root / name).exists():
+                return LocalFile(root / name, self.names[0])
+        return None
+
+    def describe(self) -> str:
+        """The name, the archive that is accepted as well, and the origin."""
+        zipped = f" (or {self.archive})" if self.archive else ""
+        return f"{self.names[0]}{zipped} from {self.origin}"
+
+
+class Example(NamedTuple):
+    """One example as published.
+
+    Attributes:
+      images: names of its image files, without folders.
+      fields: the raw example without its images; the ``id`` is unique within the split.
+      marks: names of the smaller splits that it is also part of.
+    """
+
+    images: tuple[str, ...]
+    fields: Raw
+    marks: tuple[str, ...] = ()
+
+
+class Record(NamedTuple):
+    """One stored record: an image (or a pair) with the JSON of its examples."""
+
+    images: tuple[str, ...]
+    content: str
+    marks: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, images: tuple[str, ...], examples: Sequence[Example]) -> Self:
+        """A record of the examples of these images."""
+        rows = [example.fields for example in examples]
+        content = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+        return cls(images, content, tuple(example.marks for example in examples))
+
+
+def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, LocalFile]:
+    """Where each file is; raises one sentence that lists all that is missing, and its origin."""
+    located = {file: file.find(root) for file in files}
+    absent = dict.fromkeys(file.describe() for file, path in located.items() if path is None)
+    if absent:
+        raise MmflaxError(
+            f"{name} lacks {len(absent)} of its files in {root}: download {'; '.join(absent)}; "
+            "put each there under that name, or name another folder with source_dir."
+        )
+    return {file: path for file, path in located.items() if path is not None}
 
 
 def field(where: object, entry: Any, key: str, kind: type | tuple[type, ...]) -> Any:

@@ -9,8 +9,6 @@ Files have tens of gigabytes: they are walked through once, to note where each r
 is read when its turn comes.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import pathlib

@@ -6,8 +6,6 @@ pairs over 29,783, 1,000 and 1,000 images of Flickr30k. The image is the premise
 hypothesis; the premise's caption, ``sentence1``, is not part of the task.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from mmflax.data.dataset import Dataset

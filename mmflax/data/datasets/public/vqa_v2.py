@@ -5,8 +5,6 @@ Goyal et al. 2017, "Making the V in VQA Matter". Files and counts as on visualqa
 of the test splits are not public. ``answer`` is the published ``multiple_choice_answer``.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Iterator, Sequence

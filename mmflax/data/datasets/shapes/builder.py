@@ -4,8 +4,6 @@ A module of its own because importing tensorflow-datasets takes a while and only
 opening need it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Callable, Iterator

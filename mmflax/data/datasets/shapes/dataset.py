@@ -5,8 +5,6 @@ drawn by ``shapes.scenes`` and turned into a task's examples by ``shapes.tasks``
 them and returns raw examples by index.
 """
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ every split, so that the text alone gives chance accuracy, and each image is use
 times for each label, so that the image alone gives little more.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator
 

@@ -5,8 +5,6 @@ spatial relations. Every answer is drawn *before* the question that has it, so w
 type the answers are close to uniform and a model that reads the text alone stays near chance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

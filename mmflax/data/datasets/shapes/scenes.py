@@ -4,8 +4,6 @@ A scene is 1 to 5 objects (shape, color, size, place) that may overlap in part, 
 background, with questions. Everything is a pure function of ``(split, index, seed)``.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -4,8 +4,6 @@ A scene's objects stand in different cells of a 3 x 3 grid, so that a cell's row
 every relation: two objects are left and right of each other exactly if their columns differ.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple

@@ -18,8 +18,6 @@ sentence must not give its label away, the examples of a whole split are chosen 
 (``shapes.groups``), keyed by (seed, split, task), and so depend on the number of scenes too.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@ The rasterizer is a few lines of arithmetic over numpy's stable PCG64 streams, s
 the same on every machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
