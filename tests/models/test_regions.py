@@ -1,6 +1,6 @@
 """Regions as an image: tokens, padding, absence, and what tasks make of a batch that has them.
 
-That every form computes the published numbers is held in tests/checkpoints/families/.
+That every form computes the published numbers is held in tests/parity/.
 """
 
 from types import SimpleNamespace
