@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmflax.models.heads import MLMHead
 
 
 def built(fields: Mapping[str, Any], **builders: Callable[..., Any]) -> dict[str, Any]:
@@ -29,3 +32,27 @@ def pair_zeros(encoder: Any, rows: int, num_images: int = 1) -> dict[str, Any]:
     image = image_zeros(encoder, rows)
     second = {"second_image": image["image"]} if num_images == 2 else {}
     return {**image, **second, **text_zeros(rows)}
+
+
+def word_logits(
+    encoder: Any,
+    x: Float[Array, "b t d"],
+    table: str = "tied",
+    *,
+    activation: str | None = None,
+    epsilon: float | None = None,
+) -> Float[Array, "b t v"]:
+    """The MLM head `word_head` of the module that calls this.
+
+    Its table is the text encoder's ("tied") or its "own"; activation and epsilon default to the
+    encoder's.
+    """
+    head = MLMHead(
+        encoder.vocab_size,
+        activation or encoder.activation,
+        encoder.epsilon if epsilon is None else epsilon,
+        dtype=encoder.dtype,
+        param_dtype=encoder.param_dtype,
+        name="word_head",
+    )
+    return head(x, encoder.word_embedding.embedding if table == "tied" else None)

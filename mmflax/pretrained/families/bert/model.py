@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from mmflax.models.encoders.bert import BERT
 from mmflax.models.encoders.bert import build as build_encoder
-from mmflax.models.heads import MLMHead
 from mmflax.models.layers.blocks import choose
-from mmflax.pretrained.families.base import built, text_zeros
+from mmflax.pretrained.families.base import built, text_zeros, word_logits
 
 
 class BertFamily(nn.Module):
@@ -48,9 +47,7 @@ class BertFamily(nn.Module):
         if self.pooler:
             out["pooler_output"] = encoder.pool(x)
         if self.word_head:
-            act = self.word_activation or encoder.activation
-            head = MLMHead(encoder.vocab_size, act, encoder.epsilon, name="word_head", **kinds)
-            out["logits"] = head(x, encoder.word_embedding.embedding)
+            out["logits"] = word_logits(encoder, x, activation=self.word_activation)
         if self.labels:
             drop = nn.Dropout(encoder.dropout_rate, deterministic=not train)
             inputs = {"pooled": out.get("pooler_output", x[:, 0]), "dense": x[:, 0], "tokens": x}

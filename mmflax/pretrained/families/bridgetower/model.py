@@ -12,9 +12,9 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.clip_vision import build as build_image
 from mmflax.models.encoders.vit import ViT
 from mmflax.models.fusion.bridge import Bridge
-from mmflax.models.heads import MLMHead, name_logits
+from mmflax.models.heads import name_logits
 from mmflax.numerics import unit
-from mmflax.pretrained.families.base import built, pair_zeros
+from mmflax.pretrained.families.base import built, pair_zeros, word_logits
 
 
 class BridgeTowerFamily(nn.Module):
@@ -64,15 +64,8 @@ class BridgeTowerFamily(nn.Module):
         kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         scores = {}
         if self.word_head != "none":
-            head = MLMHead(
-                encoder.vocab_size,
-                self.word_activation,
-                self.word_epsilon,
-                name="word_head",
-                **kinds,
-            )
-            tied = encoder.word_embedding.embedding if self.word_head == "tied" else None
-            scores["word"] = head(fused.text, tied)
+            own: dict[str, Any] = dict(activation=self.word_activation, epsilon=self.word_epsilon)
+            scores["word"] = word_logits(encoder, fused.text, self.word_head, **own)
         if self.matching:
             scores["matching"] = nn.Dense(2, name="matching_head", **kinds)(fused.pooled)
         out |= name_logits(scores) if scores else {}

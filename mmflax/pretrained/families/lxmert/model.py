@@ -16,10 +16,10 @@ from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.co_attention import CoAttention
 from mmflax.models.fusion.co_attention import build as build_fusion
-from mmflax.models.heads import MLMHead, VQAHead
+from mmflax.models.heads import VQAHead
 from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm
 from mmflax.pretrained.families import region_inputs
-from mmflax.pretrained.families.base import built
+from mmflax.pretrained.families.base import built, word_logits
 
 
 class LxmertFamily(nn.Module):
@@ -66,11 +66,7 @@ class LxmertFamily(nn.Module):
             head = VQAHead(self.labels, "lxmert", 2 * encoder.width, name="head", **kinds)
             out["logits"] = head(region_inputs.pairs(fused.pooled), train=train)
         if self.word_head != "none":
-            words = MLMHead(
-                encoder.vocab_size, encoder.activation, encoder.epsilon, name="word_head", **kinds
-            )
-            table = encoder.word_embedding.embedding if self.word_head == "tied" else None
-            out["prediction_logits"] = words(fused.text, table)
+            out["prediction_logits"] = word_logits(encoder, fused.text, self.word_head)
         if self.matching:
             match = nn.Dense(2, kernel_init=KERNEL_INIT, name="matching_head", **kinds)
             out["cross_relationship_score"] = match(fused.pooled)

@@ -16,8 +16,8 @@ from mmflax.models.encoders.vit import ViT
 from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.co_attention import CoAttention
 from mmflax.models.fusion.co_attention import build as build_fusion
-from mmflax.models.heads import MLMHead, VQAHead, name_logits
-from mmflax.pretrained.families.base import built, pair_zeros
+from mmflax.models.heads import VQAHead, name_logits
+from mmflax.pretrained.families.base import built, pair_zeros, word_logits
 
 
 class MeterFamily(nn.Module):
@@ -62,9 +62,8 @@ class MeterFamily(nn.Module):
         }
         scores = {}
         if self.word_head:
-            fields = dict(activation=fusion.activation, epsilon=fusion.epsilon, **kinds)
-            head = MLMHead(encoder.vocab_size, name="word_head", **fields)
-            scores["word"] = head(seen[0].text)
+            own: dict[str, Any] = dict(activation=fusion.activation, epsilon=fusion.epsilon)
+            scores["word"] = word_logits(encoder, seen[0].text, "own", **own)
         if self.matching:
             scores["matching"] = nn.Dense(2, name="matching_head", **kinds)(pooled)
         if self.ranking:

@@ -21,7 +21,7 @@ from mmflax.models.layers.attention import masked_softmax
 from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, choose
 from mmflax.models.layers.masks import attention_mask, joint_mask
 from mmflax.pretrained.families import region_inputs
-from mmflax.pretrained.families.base import built
+from mmflax.pretrained.families.base import built, word_logits
 
 # How a sentence about two images is told from them -> whether its images are neighbouring rows.
 PAIRS = {"none": False, "paired": True, "paired_attn": True, "triplet": False}
@@ -128,10 +128,7 @@ class UniterFamily(nn.Module):
         if self.ranking:
             out["rank_scores"] = dense(1, "ranking_head")(fused.pooled)
         if self.word_head:
-            words = MLMHead(
-                encoder.vocab_size, encoder.activation, encoder.epsilon, name="word_head", **kinds
-            )
-            out["prediction_scores"] = words(fused.text, encoder.word_embedding.embedding)
+            out["prediction_scores"] = word_logits(encoder, fused.text)
         if self.feature_head:
             features = regions_head(self.image_encoder.feature_dim, "feature_head")
             out["prediction_feat"] = features(fused.image, self.image_encoder.feature_kernel)

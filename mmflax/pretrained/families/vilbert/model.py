@@ -21,7 +21,7 @@ from mmflax.models.fusion.co_transformer import build as build_fusion
 from mmflax.models.heads import MLMHead, VQAHead
 from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT
 from mmflax.pretrained.families import region_inputs
-from mmflax.pretrained.families.base import built
+from mmflax.pretrained.families.base import built, word_logits
 
 
 class VilbertFamily(nn.Module):
@@ -79,10 +79,9 @@ class VilbertFamily(nn.Module):
 
         pooled = dropped(fused.pooled)
         if self.pretraining:
-            head = (encoder.activation, encoder.epsilon)
-            words = MLMHead(encoder.vocab_size, *head, name="word_head", **kinds)
-            out["prediction_scores_t"] = words(fused.text, encoder.word_embedding.embedding)
-            regions = MLMHead(self.region_labels, *head, name="region_head", **kinds)
+            out["prediction_scores_t"] = word_logits(encoder, fused.text)
+            own = (encoder.activation, encoder.epsilon)
+            regions = MLMHead(self.region_labels, *own, name="region_head", **kinds)
             out["prediction_scores_v"] = regions(fused.image)
             out["seq_relationship_score"] = dense(2, "matching_head")(pooled)
         if self.answers:

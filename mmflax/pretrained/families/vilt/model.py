@@ -17,8 +17,8 @@ from mmflax.models.encoders.patches import Patches
 from mmflax.models.encoders.patches import build as build_image
 from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.merged_attention import MergedAttention
-from mmflax.models.heads import MLMHead, VQAHead, name_logits
-from mmflax.pretrained.families.base import built, pair_zeros
+from mmflax.models.heads import VQAHead, name_logits
+from mmflax.pretrained.families.base import built, pair_zeros, word_logits
 
 
 class ViltFamily(nn.Module):
@@ -66,10 +66,7 @@ class ViltFamily(nn.Module):
         }
         scores = {}
         if self.word_head != "none":
-            fields = dict(activation=encoder.activation, epsilon=encoder.epsilon, **kinds)
-            head = MLMHead(encoder.vocab_size, name="word_head", **fields)
-            tied = encoder.word_embedding.embedding if self.word_head == "tied" else None
-            scores["word"] = head(first.text, tied)
+            scores["word"] = word_logits(encoder, first.text, self.word_head)
         if self.matching:
             scores["matching"] = nn.Dense(1, name="matching_head", **kinds)(pooled)
         if self.labels:

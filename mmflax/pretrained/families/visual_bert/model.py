@@ -12,10 +12,9 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.merged_attention import MergedAttention
-from mmflax.models.heads import MLMHead
 from mmflax.models.layers.blocks import KERNEL_INIT, choose
 from mmflax.pretrained.families import region_inputs
-from mmflax.pretrained.families.base import built
+from mmflax.pretrained.families.base import built, word_logits
 
 
 class VisualBertFamily(nn.Module):
@@ -50,11 +49,7 @@ class VisualBertFamily(nn.Module):
         tokens = jnp.concatenate([fused.text, fused.image], axis=1)
         out = {"last_hidden_state": tokens, "pooler_output": fused.pooled}
         if self.word_head != "none":
-            words = MLMHead(
-                encoder.vocab_size, encoder.activation, encoder.epsilon, name="word_head", **kinds
-            )
-            table = encoder.word_embedding.embedding if self.word_head == "tied" else None
-            out["prediction_logits"] = words(tokens, table)
+            out["prediction_logits"] = word_logits(encoder, tokens, self.word_head)
         if self.matching:
             match = nn.Dense(2, kernel_init=KERNEL_INIT, name="matching_head", **kinds)
             out["seq_relationship_logits"] = match(fused.pooled)
