@@ -93,7 +93,7 @@ class PublishedCheckpoint:
         return PublishedProcessor.load(folder) if PublishedProcessor.exists(folder) else None
 
 
-def _read(tensors: Tensors, row: rules.Bound, shapes: Sequence[Any], index: int) -> np.ndarray:
+def _read(tensors: Tensors, row: rules.Rule, shapes: Sequence[Any], index: int) -> np.ndarray:
     return row.op.read(tensors[row.theirs], shapes)[index]
 
 

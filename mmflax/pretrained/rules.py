@@ -137,14 +137,6 @@ class Table(NamedTuple):
     unused: tuple[str, ...] = ()
 
 
-class Bound(NamedTuple):
-    """A rule with its numbers filled in."""
-
-    theirs: str
-    paths: tuple[str, ...]
-    op: Op
-
-
 def under(theirs: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """The same rows for a part that lies at a prefix: `theirs` ends in "." and `ours` in "/"."""
     return tuple(
@@ -162,8 +154,8 @@ def bind(
     may_lack: Sequence[str] = (),
     may_ignore: Sequence[str] = (),
     source: str = "The checkpoint",
-) -> list[Bound]:
-    """Which tensor of theirs goes to which parameter.
+) -> list[Rule]:
+    """Which tensor of theirs goes to which parameters: rules with their numbers filled in.
 
     Args:
       table: the family's rows.
@@ -183,10 +175,10 @@ def bind(
     for path in sorted(ours):
         if path in done:
             continue
-        found = _ours_to_theirs(table.rules, path)
-        if found is None:
+        candidates = _leading_to(table.rules, path)
+        if not candidates:
             raise MmflaxError(f"{source}: no rule of its table leads to our parameter {path}.")
-        one = _present(found, names, table)
+        one = _present(candidates, names, table)
         done.update(one.paths)
         if one.theirs not in names:
             if not any(re.search(pattern, path) for pattern in may_lack):
@@ -215,7 +207,7 @@ def bind(
     known = [name for name in left if _theirs_known(table.rules, name)]
     unknown = [name for name in left if name not in set(known)]
     problems = [
-        f"{label}: {_some(items)}"
+        f"{label}: {some_of(items)}"
         for label, items in (
             ("missing", missing),
             ("misshapen", misshapen),
@@ -231,21 +223,21 @@ def bind(
 
 def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Their tensors of our parameters (path -> array), contiguous; the inverse of reading."""
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     done: set[str] = set()
     for path in sorted(params):
         if path in done:
             continue
-        candidates = _ours_to_theirs(table.rules, path)
-        if candidates is None:
+        candidates = _leading_to(table.rules, path)
+        if not candidates:
             raise MmflaxError(f"no rule of the table leads from our parameter {path}.")
         one = candidates[0]
         done.update(one.paths)
         arrays = [np.asarray(params[p]) for p in one.paths]
-        found[one.theirs] = np.ascontiguousarray(one.op.write(arrays)).reshape(
+        tensors[one.theirs] = np.ascontiguousarray(one.op.write(arrays)).reshape(
             one.op.shape([array.shape for array in arrays])
         )
-    return found
+    return tensors
 
 
 def check_tied(table: Table, tensors: Mapping[str, Any], source: str = "The checkpoint") -> None:
@@ -263,20 +255,19 @@ def check_tied(table: Table, tensors: Mapping[str, Any], source: str = "The chec
             )
 
 
-def _ours_to_theirs(rules: Sequence[Rule], path: str) -> list[Bound] | None:
-    """Every rule that leads to this path, filled in, in the table's order; None without one."""
-    found = []
+def _leading_to(rules: Sequence[Rule], path: str) -> list[Rule]:
+    """Every rule that leads to this path, filled in, in the table's order."""
+    filled = []
     for rule in rules:
         for pattern in rule.paths:
-            match = _compiled(pattern).fullmatch(path)
-            if match:
+            if match := _compiled(pattern).fullmatch(path):
                 numbers = match.groupdict()
                 paths = tuple(_fill(p, numbers) for p in rule.paths)
-                found.append(Bound(_fill(rule.theirs, numbers), paths, rule.op))
-    return found or None
+                filled.append(Rule(_fill(rule.theirs, numbers), paths, rule.op))
+    return filled
 
 
-def _present(candidates: Sequence[Bound], names: set[str], table: Table) -> Bound:
+def _present(candidates: Sequence[Rule], names: set[str], table: Table) -> Rule:
     """The first spelling that the file has, or the first: a table may list several."""
     for one in candidates:
         if one.theirs in names:
@@ -291,8 +282,7 @@ def _present(candidates: Sequence[Bound], names: set[str], table: Table) -> Boun
 
 def _tied_to(table: Table, name: str) -> str | None:
     for pattern, other in table.tied:
-        match = _compiled(pattern).fullmatch(name)
-        if match:
+        if match := _compiled(pattern).fullmatch(name):
             return _fill(other, match.groupdict())
     return None
 
@@ -322,6 +312,7 @@ def _fill(pattern: str, numbers: Mapping[str, str]) -> str:
     return pattern
 
 
-def _some(items: Sequence[str], most: int = 20) -> str:
+def some_of(items: Sequence[str], most: int = 20) -> str:
+    """The first of them, and how many more there are."""
     shown = "; ".join(items[:most])
     return shown if len(items) <= most else f"{shown}; and {len(items) - most} more"

@@ -10,13 +10,15 @@ an MLM head also starts from that of the checkpoint that the text encoder starts
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +30,7 @@ from mmflax.checkpoints.store import Store
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.positions import resize_positions
 from mmflax.pretrained.inspect import LazyArray, inspect, shapes_of
+from mmflax.pretrained.rules import some_of
 from mmflax.run.workdir import is_run
 
 PARTS = ("image_encoder", "text_encoder", "fusion")
@@ -85,11 +88,10 @@ class Start:
 
     def table(self) -> str:
         """Parts of the model, and how many of their parameters started how."""
-        rows: dict[str, dict[str, int]] = {}
+        rows: dict[str, collections.Counter[str]] = {}
         for path, how in self.how.items():
             name = path.removeprefix(_BACKBONE).split("/")[0]
-            row = rows.setdefault(name, {})
-            row[how] = row.get(how, 0) + 1
+            rows.setdefault(name, collections.Counter())[how] += 1
         lines = ["started from"]
         lines += [f"  {part}: {source}" for part, source in self.sources.items()]
         for name, row in rows.items():
@@ -97,9 +99,9 @@ class Start:
             lines.append(f"  {name:24} {counts}")
         changed = [f"{p} ({how})" for p, how in self.how.items() if how not in ("loaded", "new")]
         if changed:
-            lines.append(f"  changed: {_some(changed)}")
+            lines.append(f"  changed: {some_of(changed, 8)}")
         if self.unused:
-            lines.append(f"  left in the checkpoint: {_some(self.unused)}")
+            lines.append(f"  left in the checkpoint: {some_of(self.unused, 8)}")
         return "\n".join(lines)
 
 
@@ -151,7 +153,7 @@ def start(
         if any("word_embedding" in problem for problem in problems):
             hint = " The word table is another vocabulary's: set processor.from to the checkpoint."
         raise MmflaxError(
-            f"The weights do not fit the model: {_some(problems)}.{hint} Change the model's "
+            f"The weights do not fit the model: {some_of(problems, 8)}.{hint} Change the model's "
             "fields, or let parameters start at random by naming them in init.skip."
         )
     parts = {part for part in PARTS if part in wanted}
@@ -220,28 +222,18 @@ def lookup(flat: Mapping[str, LazyArray], name: str) -> tuple[LazyArray | None, 
     for alias in _aliases(name):
         if alias in flat:
             return flat[alias], {alias}
-    parts = name.split("/")
-    if "layers" in parts:
-        at = parts.index("layers")
-        names: list[str] = []
-        while True:
-            one = "/".join([*parts[:at], f"layers_{len(names)}", *parts[at + 1 :]])
-            if one not in flat:
-                break
-            names.append(one)
-        if names:
+    before, middle, after = name.partition("/layers/")
+    if middle:
+        numbered = (f"{before}/layers_{i}/{after}" for i in itertools.count())
+        if names := list(itertools.takewhile(flat.__contains__, numbered)):
             layers = [flat[one] for one in names]
-            return (
-                LazyArray(
-                    (len(layers), *layers[0].shape), lambda: np.stack([x.read() for x in layers])
-                ),
-                set(names),
-            )
-    for at, part in enumerate(parts):
-        match = re.fullmatch(r"layers_(\d+)", part)
-        scanned = "/".join([*parts[:at], "layers", *parts[at + 1 :]])
-        if match and scanned in flat and int(match[1]) < flat[scanned].shape[0]:
-            return _layer(flat[scanned], int(match[1])), {scanned}
+            shape = (len(layers), *layers[0].shape)
+            return LazyArray(shape, lambda: np.stack([x.read() for x in layers])), set(names)
+    if match := re.search(r"/layers_(\d+)/", name):
+        scanned, index = f"{name[: match.start()]}/layers/{name[match.end() :]}", int(match[1])
+        if scanned in flat and index < flat[scanned].shape[0]:
+            whole = flat[scanned]
+            return LazyArray(whole.shape[1:], lambda: whole[index]), {scanned}
     return None, set()
 
 
@@ -258,10 +250,6 @@ def _aliases(name: str) -> list[str]:
     return aliases
 
 
-def _layer(stacked: LazyArray, index: int) -> LazyArray:
-    return LazyArray(stacked.shape[1:], lambda: stacked.read()[index])
-
-
 def _fitted(
     name: str, given: LazyArray, shape: tuple[int, ...], grid: tuple[int, int] | None
 ) -> tuple[LazyArray, str] | None:
@@ -276,15 +264,13 @@ def _fitted(
         side = math.isqrt(max(old - prefix, 0))
         if prefix < 0 or side * side != old - prefix:
             return None
-        return (
-            LazyArray(
-                shape,
-                lambda: np.asarray(resize_positions(given.read(), (side, side), grid, prefix)),
-            ),
-            f"resized from {side}x{side} to {grid[0]}x{grid[1]}",
-        )
+
+        def resized() -> np.ndarray:
+            return np.asarray(resize_positions(given.read(), (side, side), grid, prefix))
+
+        return LazyArray(shape, resized), f"resized from {side}x{side} to {grid[0]}x{grid[1]}"
     if name.endswith("position_embedding/embedding") and new < old:
-        return LazyArray(shape, lambda: given.read()[:new]), f"cut from {old} to {new} positions"
+        return LazyArray(shape, lambda: given[:new]), f"cut from {old} to {new} positions"
     if re.search(r"type_embedding/embedding$", name) and new > old:
 
         def widened() -> np.ndarray:
@@ -293,9 +279,3 @@ def _fitted(
 
         return LazyArray(shape, widened), f"{new - old} rows added, copies of the last"
     return None
-
-
-def _some(items: Iterable[str], most: int = 8) -> str:
-    listed: Sequence[str] = list(items)
-    shown = "; ".join(listed[:most])
-    return shown if len(listed) <= most else f"{shown}; and {len(listed) - most} more"
