@@ -64,15 +64,15 @@ class VQAHead(nn.Module):
     def __call__(self, pooled: Float[Array, "b e"], *, train: bool = False) -> Float[Array, "b a"]:
         times, norm_first, epsilon = choose("form", self.form, FORMS)
         dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
-        kinds = dict(kernel_init=KERNEL_INIT, **dtypes)
         hidden = self.hidden_dim or times * pooled.shape[-1]
         # Without a dtype a head computes in its parameters', whatever the fusion's was.
         x = pooled.astype(dtypes["dtype"] or dtypes["param_dtype"])
-        x = nn.Dense(hidden, name="fc1", **kinds)(x)
+        x = nn.Dense(hidden, kernel_init=KERNEL_INIT, name="fc1", **dtypes)(x)
         norm = LayerNorm(epsilon=epsilon, name="norm", **dtypes)
         gelu = ACTIVATIONS["gelu"]
         x = gelu(norm(x)) if norm_first else norm(gelu(x))
-        return nn.Dense(self.num_answers, name="fc2", **kinds)(x).astype(jnp.float32)
+        dense = nn.Dense(self.num_answers, kernel_init=KERNEL_INIT, name="fc2", **dtypes)
+        return dense(x).astype(jnp.float32)
 
 
 class MLMHead(nn.Module):
@@ -80,7 +80,7 @@ class MLMHead(nn.Module):
 
     BERT's head for masked language modeling (Devlin et al. 2019, in its released code): dense,
     activation, layer norm, the product with the word `table` [v e] or, without one, with a `kernel`
-    of its own, and a bias. `transform=False` leaves out all before the product (Press & Wolf 2017).
+    of its own, and a bias. `transform=False` is the product and the bias (Press & Wolf 2017).
     """
 
     vocab_size: int
@@ -110,8 +110,8 @@ class MLMHead(nn.Module):
         return logits + bias.astype(jnp.float32)[None, None]
 
 
-def name_logits(found: Mapping[str, Array]) -> dict[str, Array]:
+def name_logits(logits: Mapping[str, Array]) -> dict[str, Array]:
     """Outputs of a family's heads: `logits` where there is one, else each under its own name."""
-    if len(found) == 1:
-        return {"logits": next(iter(found.values()))}
-    return {f"{name}_logits": value for name, value in found.items()}
+    if len(logits) == 1:
+        return {"logits": next(iter(logits.values()))}
+    return {f"{name}_logits": value for name, value in logits.items()}

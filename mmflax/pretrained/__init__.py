@@ -1,1 +1,1 @@
-"""Public checkpoints: found, read, converted, run and written back."""
+"""Published checkpoints: locating, reading, converting, running and writing back."""

@@ -31,7 +31,7 @@ from mmflax.pretrained.inspect import CONFIG, inspect, shapes_of
 from mmflax.pretrained.placement import contiguous, load_parameters
 from mmflax.pretrained.tensors import SAFE, Tensors
 
-# What lies beside the weights and goes where they go; the processor keeps its own files.
+# Files beside the weights that are copied with them; the processor copies its own.
 _COMPANIONS = ("generation_config.json",)
 
 

@@ -22,13 +22,13 @@ def locate(
     """The folder or file that `source` names; a hub id is downloaded, or found in the hub's cache.
 
     Args:
-      source: a path, or `organisation/name` as on the hub.
+      source: a path, or `organization/name` as on the hub.
       revision: branch, tag or commit of a hub id.
       offline: only look into the cache (the variable HF_HUB_OFFLINE=1 does the same).
 
     Raises:
       MmflaxError: no such path and no such id, no network and nothing in the cache, or no
-        permission; it says what to download and where to put it.
+        permission; the message has what to download and where to put it.
     """
     path = pathlib.Path(source).expanduser()
     if path.exists():
@@ -39,14 +39,14 @@ def locate(
             f"There is no {text}; expected a folder with config.json and weights, a weight file, a "
             "workdir, or a hub id such as google/vit-base-patch16-224."
         )
-    found = _download(text, (*SMALL, *SAFE), revision, offline)
-    if not _has(found, SAFE):
-        found = _download(text, (*SMALL, *TORCH), revision, offline)
-    if not _has(found, (*SAFE, *TORCH)):
+    folder = _download(text, (*SMALL, *SAFE), revision, offline)
+    if not _has(folder, SAFE):
+        folder = _download(text, (*SMALL, *TORCH), revision, offline)
+    if not _has(folder, (*SAFE, *TORCH)):
         raise MmflaxError(
             f"The hub's {text} has no weights that are read here; expected {SAFE[0]} or {TORCH[0]}."
         )
-    return found
+    return folder
 
 
 def _has(folder: pathlib.Path, patterns: Sequence[str]) -> bool:

@@ -114,7 +114,7 @@ def inspect(
     if (folder / CONFIG).exists():
         original = read_config(folder)
     else:
-        original = _recognised(root, tensors, family)
+        original = _recognized(root, tensors, family)
     family = family or families.family_of(original.get("model_type"), str(root))
     module = families.family_module(family)
     fields = {"name": family, **module.fields(original, names)}
@@ -134,14 +134,14 @@ def _inspect_own(root: pathlib.Path, family: str | None) -> PublishedCheckpoint:
     )
 
 
-def _recognised(root: pathlib.Path, tensors: Tensors, family: str | None) -> dict[str, Any]:
+def _recognized(root: pathlib.Path, tensors: Tensors, family: str | None) -> dict[str, Any]:
     """The config of a file that came without one; a family of one's own may do without."""
     config: Mapping[str, Any] | None
     if family is None:
-        config = families.recognise(tensors.shapes)
+        config = families.recognize(tensors.shapes)
     else:
         module = families.family_module(family)
-        config = module.recognise(tensors.shapes) if hasattr(module, "recognise") else {}
+        config = module.recognize(tensors.shapes) if hasattr(module, "recognize") else {}
     if config is None:
         raise MmflaxError(
             f"There is no {CONFIG} beside {root}, and its tensors are not those of an original "

@@ -27,7 +27,7 @@ _FILES = (
     IMAGES, WHOLE, files.CONFIG, files.SPECIAL, files.ADDED, files.MERGES, *_TOKENIZER,
 )  # fmt: skip
 _LENGTH = "mmflax_max_length"  # a key of ours in tokenizer_config.json
-_ALIGN_LENGTH = 64  # ALIGN's own processor cuts texts there, whatever its tokenizer says
+_ALIGN_LENGTH = 64  # ALIGN's own processor cuts texts there, whatever its tokenizer has
 # Models that have no table of token types although their tokenizer knows them, or a table of one.
 _WITHOUT_TYPES = ("blip", "bridgetower", "distilbert", "meter", "roberta", "xlm_roberta")
 
@@ -43,7 +43,7 @@ class PublishedProcessor:
       tokenizer: None where the checkpoint reads no text.
       pixels: None where it reads no images (or regions, of a detector).
       max_length: tokens of a text with its special tokens; 0 without a tokenizer.
-      token_types: whether the model tells two texts apart.
+      token_types: whether the model has a table of token types.
       files: name -> bytes of what it was loaded from.
     """
 
@@ -60,7 +60,7 @@ class PublishedProcessor:
         Args:
           directory: with `preprocessor_config.json` or a `processor_config.json` for images, and
             `tokenizer.json` or older files for texts; either may be absent.
-          max_length: None is what the tokenizer says, at most what the model has positions for.
+          max_length: None is the tokenizer's, at most what the model has positions for.
 
         Raises:
           MmflaxError: what is missing or not understood.
@@ -161,7 +161,7 @@ class PublishedProcessor:
     def save(self, directory: epath.PathLike) -> None:
         """Writes the files it was loaded from, so that `load` and transformers find them.
 
-        `config.json`, which tells the family, is only written where there is none.
+        `config.json`, which names the family, is only written where there is none.
         """
         root = epath.Path(directory)
         root.mkdir(parents=True, exist_ok=True)

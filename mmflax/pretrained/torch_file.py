@@ -88,7 +88,7 @@ class _Skipped(dict[Any, Any]):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; anything else that a pickle asks for is refused."""
+    """Builds tensors and plain containers; everything else is refused."""
 
     def __init__(self, file: Any, path: pathlib.Path):
         super().__init__(file, encoding="latin1")

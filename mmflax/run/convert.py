@@ -87,7 +87,7 @@ def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
         used |= names
         if given is not None and given.shape == leaf.shape:
             values[path] = jnp.asarray(given.read())
-        elif (given is None or path.startswith("head/")) and path in flat:
+        elif (given is None or path.startswith(("head/", "word_head/"))) and path in flat:
             values[path] = flat[path]
             why = "none" if given is None else f"one of shape {list(given.shape)}"
             notes.append(f"kept from {origin}, the run has {why}: {path}")

@@ -1,6 +1,6 @@
 """Initializing a run from a published checkpoint or another run.
 
-``config.init`` says from where: ``from`` for the whole model, ``image_encoder.from``,
+``config.init`` names the sources: ``from`` for the whole model, ``image_encoder.from``,
 ``text_encoder.from`` and ``fusion.from`` for a part (a part's goes before the whole's), ``skip``
 for what starts at random all the same; ``family`` beside a ``from`` is that of `from_pretrained`.
 Every parameter of the run is accounted for: loaded, resized, new because ``skip`` names it, or an
@@ -108,7 +108,7 @@ class Start:
 def start(
     fields: Mapping[str, Any], shapes: Mapping[str, Any], *, grid: tuple[int, int] | None = None
 ) -> Start | None:
-    """What `config.init` asks for; None where it asks for nothing. Weights are read later.
+    """The start that `config.init` configures, or None; weights are read later.
 
     Args:
       fields: the config's section `init`.

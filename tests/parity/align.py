@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.parity.clip import images
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 TEXT = dict(
     hidden_size=16, num_attention_heads=4, intermediate_size=24, num_hidden_layers=2, vocab_size=29,
@@ -34,7 +34,7 @@ def pair(text=None, vision=None):
     def make():
         import transformers
 
-        return randomised(transformers.AlignModel(configuration(text, vision)))
+        return randomized(transformers.AlignModel(configuration(text, vision)))
 
     return make
 
@@ -44,7 +44,7 @@ def side(head, part, **changes):
         import transformers
 
         config = getattr(configuration(**{part: changes}), f"{part}_config")
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 
@@ -118,7 +118,7 @@ CASES = {
 def base():
     import transformers
 
-    return randomised(transformers.AlignModel(transformers.AlignConfig()))
+    return randomized(transformers.AlignModel(transformers.AlignConfig()))
 
 
 def base_batch(rng):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="BertModel", base=False, **changes):
@@ -14,7 +14,7 @@ def original(head="BertModel", base=False, **changes):
             vocab_size=30, max_position_embeddings=12,
         )  # fmt: skip
         config = transformers.BertConfig(**({} if base else small) | changes)
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="BlipModel", base=False, text=(), image=(), **changes):
@@ -24,7 +24,7 @@ def original(head="BlipModel", base=False, text=(), image=(), **changes):
             vision_config=({} if base else small_image) | dict(image),
             **({} if base else small) | changes,
         )
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, save_half, torch_batch
+from tests.pretrained.cases import Case, randomized, save_half, torch_batch
 
 
 def original(head="BridgeTowerModel", base=False, text=(), image=(), **changes):
@@ -22,7 +22,7 @@ def original(head="BridgeTowerModel", base=False, text=(), image=(), **changes):
             vision_config=({} if base else small_image) | dict(image),
             **({} if base else small) | changes,
         )
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 

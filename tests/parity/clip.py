@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 END = 28  # the highest id: OpenAI's rule and transformers' find the same token
 SMALL = dict(
@@ -30,7 +30,7 @@ def pair(text=None, vision=None, head="CLIPModel", **more):
     def make():
         import transformers
 
-        return randomised(getattr(transformers, head)(configuration(text, vision, **more)))
+        return randomized(getattr(transformers, head)(configuration(text, vision, **more)))
 
     return make
 
@@ -40,7 +40,7 @@ def side(head, part, **changes):
         import transformers
 
         config = getattr(configuration(**{part: changes}), f"{part}_config")
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 
@@ -157,7 +157,7 @@ def openai():
             self.text_projection = nn.Parameter(torch.zeros(width, out))
             self.logit_scale = nn.Parameter(torch.tensor(1.0))
 
-    return randomised(Clip())
+    return randomized(Clip())
 
 
 def call_openai(module, batch):
@@ -247,7 +247,7 @@ def base(rng):
 def base_original():
     import transformers
 
-    return randomised(transformers.CLIPModel(transformers.CLIPConfig()))
+    return randomized(transformers.CLIPModel(transformers.CLIPConfig()))
 
 
 BASE = {"ViT-B/32": Case(base_original, **PAIR | dict(batch=base))}

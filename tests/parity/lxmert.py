@@ -13,7 +13,7 @@ import json
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 SMALL = dict(
     hidden_size=16, num_attention_heads=2, intermediate_size=32, l_layers=2, x_layers=2, r_layers=2,
@@ -27,7 +27,7 @@ def original(head="LxmertModel", base=False, **changes):
         import transformers
 
         config = transformers.LxmertConfig(**({} if base else SMALL) | changes)
-        module = randomised(getattr(transformers, head)(config))
+        module = randomized(getattr(transformers, head)(config))
         # Rows that the original never trains would have no gradient to compare.
         embeddings = getattr(module, "lxmert", module).embeddings
         for table in ("word", "position", "token_type"):
@@ -142,7 +142,7 @@ def nlvr2(base=False):
         width = module.config.hidden_size
         module.answer_head.logit_fc[0] = torch.nn.Linear(2 * width, 2 * width)
         module.answer_head.logit_fc[3] = torch.nn.Linear(2 * width, 2)
-        return randomised(module, seed=1)
+        return randomized(module, seed=1)
 
     return make
 

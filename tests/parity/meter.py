@@ -13,7 +13,7 @@ import pathlib
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 SMALL = dict(
     tokenizer="roberta-base", image_size=8, patch_size=4, vocab_size=30, hidden_size=16,
@@ -257,12 +257,12 @@ def original(*heads, base=False, text=None, image_layers=3, top_layers=2, **chan
             )
             module = reference(BASE_CONFIG, heads, 12, 6, roberta)
             module.saved_config = BASE_CONFIG
-            return randomised(module)
+            return randomized(module)
         config = SMALL | changes
         words = SMALL_TEXT | (text or {})
         module = reference(config, heads, image_layers, top_layers, words)
         module.saved_config = config | {"text_config": words}
-        return randomised(module)
+        return randomized(module)
 
     return make
 

@@ -1,7 +1,7 @@
 """ResNet: transformers' ResNetModel and ResNetForImageClassification."""
 
 from tests.parity.vit import images
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="ResNetModel", base=False, **changes):
@@ -10,7 +10,7 @@ def original(head="ResNetModel", base=False, **changes):
 
         small = dict(embedding_size=8, hidden_sizes=[16, 32], depths=[2, 2])
         config = transformers.ResNetConfig(**({} if base else small) | changes)
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="RobertaModel", base=False, config="RobertaConfig", pooled=None, **changes):
@@ -18,7 +18,7 @@ def original(head="RobertaModel", base=False, config="RobertaConfig", pooled=Non
         )
         options = getattr(transformers, config)(**(published if base else small) | changes)
         more = {} if pooled is None else {"add_pooling_layer": pooled}
-        return randomised(getattr(transformers, head)(options, **more))
+        return randomized(getattr(transformers, head)(options, **more))
 
     return make
 

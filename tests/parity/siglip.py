@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.parity.clip import call, call_resized, images
-from tests.pretrained.cases import Case, randomised
+from tests.pretrained.cases import Case, randomized
 
 SMALL = dict(
     hidden_size=16, num_attention_heads=4, intermediate_size=24, num_hidden_layers=2,
@@ -26,7 +26,7 @@ def pair(text=None, vision=None, head="SiglipModel", **more):
     def make():
         import transformers
 
-        return randomised(getattr(transformers, head)(configuration(text, vision, **more)))
+        return randomized(getattr(transformers, head)(configuration(text, vision, **more)))
 
     return make
 
@@ -36,7 +36,7 @@ def side(head, part, **changes):
         import transformers
 
         config = getattr(configuration(**{part: changes}), f"{part}_config")
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 
@@ -99,7 +99,7 @@ CASES = {
 def base():
     import transformers
 
-    return randomised(transformers.SiglipModel(transformers.SiglipConfig()))
+    return randomized(transformers.SiglipModel(transformers.SiglipConfig()))
 
 
 def base_batch(rng):

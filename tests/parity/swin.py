@@ -3,7 +3,7 @@
 import functools
 
 from tests.parity.vit import images
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="SwinModel", base=False, model=(), **changes):
@@ -14,7 +14,7 @@ def original(head="SwinModel", base=False, model=(), **changes):
             embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=2, image_size=16, patch_size=4
         )
         config = transformers.SwinConfig(**({} if base else small) | changes)
-        return randomised(getattr(transformers, head)(config, **dict(model)))
+        return randomized(getattr(transformers, head)(config, **dict(model)))
 
     return make
 

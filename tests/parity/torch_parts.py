@@ -14,12 +14,12 @@ def original(config, shapes, ties=(), padded=()):
     """
     import torch
 
-    from tests.pretrained.cases import randomised
+    from tests.pretrained.cases import randomized
 
     module = torch.nn.Module()
     for name, shape in shapes.items():
         _put(module, name, torch.nn.Parameter(torch.zeros(shape)))
-    randomised(module)
+    randomized(module)
     tensors = dict(module.named_parameters())
     for name in padded:
         tensors[name].data[0] = 0.0

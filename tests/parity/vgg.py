@@ -3,7 +3,7 @@
 import json
 
 from tests.parity.vit import images
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 SMALL = [[4], [6, 8]]
 PUBLISHED = [[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3]
@@ -29,7 +29,7 @@ def original(widths=SMALL, batch_norm=False, head=True, hidden=16, labels=5):
                 nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
                 nn.Linear(hidden, labels),
             )  # fmt: skip
-        randomised(module)
+        randomized(module)
         for layer in layers:
             if isinstance(layer, nn.BatchNorm2d):
                 layer.weight.data += 1.0

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="ViltModel", base=False, untie=False, **changes):
@@ -20,7 +20,7 @@ def original(head="ViltModel", base=False, untie=False, **changes):
         if untie:  # as dandelin/vilt-b32-mlm is; transformers then leaves the two apart
             weight = module.mlm_score.decoder.weight
             module.mlm_score.decoder.weight = type(weight)(weight.detach().clone())
-        return randomised(module)
+        return randomized(module)
 
     return make
 

@@ -7,7 +7,7 @@ region-to-phrase alignment, and `bypass_transformer`, which transformers 5.23 fa
 import numpy as np
 
 from tests.parity.lxmert import batch as region_batch
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="VisualBertModel", base=False, **changes):
@@ -19,7 +19,7 @@ def original(head="VisualBertModel", base=False, **changes):
             vocab_size=30, max_position_embeddings=12, visual_embedding_dim=10,
         )  # fmt: skip
         config = transformers.VisualBertConfig(**({} if base else small) | changes)
-        return randomised(getattr(transformers, head)(config))
+        return randomized(getattr(transformers, head)(config))
 
     return make
 

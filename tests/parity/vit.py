@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.pretrained.cases import Case, randomised, torch_batch
+from tests.pretrained.cases import Case, randomized, torch_batch
 
 
 def original(head="ViTModel", base=False, config="ViTConfig", model=(), **changes):
@@ -14,7 +14,7 @@ def original(head="ViTModel", base=False, config="ViTConfig", model=(), **change
             image_size=12, patch_size=4,
         )  # fmt: skip
         options = getattr(transformers, config)(**({} if base else small) | changes)
-        return randomised(getattr(transformers, head)(options, **dict(model)))
+        return randomized(getattr(transformers, head)(options, **dict(model)))
 
     return make
 

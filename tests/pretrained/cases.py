@@ -23,7 +23,7 @@ class Case(NamedTuple):
     """One original, and how it is asked.
 
     Attributes:
-      original: () -> the torch module, built and randomised; torch is imported inside.
+      original: () -> the torch module, built and randomized; torch is imported inside.
       batch: (numpy generator) -> our batch.
       call: (module, batch) -> its outputs as a mapping; tensors, and tuples of them for hidden
         states. `batch` still holds numpy arrays of our keys; see `torch_batch`.
@@ -71,7 +71,7 @@ def all_cases(attribute: str = "CASES") -> dict[str, Case]:
     }
 
 
-def randomised(module: Any, seed: int = 0, scale: float = 0.3) -> Any:
+def randomized(module: Any, seed: int = 0, scale: float = 0.3) -> Any:
     """Every weight random, norms around 1: untrained norms and biases would hide a mistake.
 
     Kernels are scaled by their fan-in, so that full-size models keep activations at unit size.

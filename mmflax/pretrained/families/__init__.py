@@ -2,7 +2,7 @@
 
 A folder has `build(**fields) -> linen module` (`model.py`), or `fields(config, names)`,
 `table(config, names)` and `MODEL_TYPES` (`names.py`), or both: some checkpoints are read into the
-model of another family. `recognise(shapes)` gives the config of a weight file that comes without
+model of another family. `recognize(shapes)` gives the config of a weight file that comes without
 one. A package of yours with the same functions is a family too, under its dotted path.
 """
 
@@ -56,10 +56,10 @@ def family_of(model_type: Any, source: str) -> str:
     return known[name]
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+def recognize(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     """The config of a file that came without one, from its tensors' names and shapes."""
-    for name in registry.names(__name__, "recognise"):
-        config = family_module(name).recognise(shapes)
+    for name in registry.names(__name__, "recognize"):
+        config = family_module(name).recognize(shapes)
         if config is not None:
             return dict(config)
     return None

@@ -61,18 +61,18 @@ class DualEncoder(nn.Module):
         return batch
 
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
-        found: dict[str, dict[str, Any]] = {}
+        sides: dict[str, dict[str, Any]] = {}
         if self.image_encoder is not None and "image" in batch:
-            found["image"] = self.image_outputs(batch["image"], train=train)
+            sides["image"] = self.image_outputs(batch["image"], train=train)
         if self.text_encoder is not None and "tokens" in batch:
-            found["text"] = self.text_outputs(
+            sides["text"] = self.text_outputs(
                 batch["tokens"], batch.get("text_mask"), batch.get("token_types"), train=train
             )
         if self.image_encoder is None or self.text_encoder is None:
-            return next(iter(found.values()))
+            return next(iter(sides.values()))
         out = {
             f"{side}_embeds": unit(outputs[f"{side}_embeds"].astype(jnp.float32))
-            for side, outputs in found.items()
+            for side, outputs in sides.items()
         }
         if len(out) == 2:
             out["logits_per_image"] = self.similarity(out["image_embeds"], out["text_embeds"])
@@ -87,10 +87,10 @@ class DualEncoder(nn.Module):
 
     def dense(self, width: int, encoder: Any, **fields: Any) -> nn.Dense:
         """A projection that computes as `encoder` does."""
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
-        return nn.Dense(width, kernel_init=KERNEL_INIT, **kinds, **fields)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        return nn.Dense(width, kernel_init=KERNEL_INIT, **dtypes, **fields)
 
     def number(self, name: str, value: float) -> Float[Array, ""]:
         """A learned number, float32 whatever computes the embeddings."""
-        kind = self.image_encoder.param_dtype
-        return self.param(name, nn.initializers.constant(value), (), kind).astype(jnp.float32)
+        dtype = self.image_encoder.param_dtype
+        return self.param(name, nn.initializers.constant(value), (), dtype).astype(jnp.float32)

@@ -169,7 +169,8 @@ def word_head(transform: str, kernel: str, bias: str, ours: str = "word_head") -
     )
 
 
-# The embeddings of BERT's kin, and of the bare model all: transformers' BertModel, our `bert`.
+# The embeddings of BERT and models made from it, and the whole bare model: transformers'
+# BertModel, our `bert`.
 BERT_TABLES = (
     Rule("embeddings.word_embeddings.weight", "word_embedding/embedding"),
     Rule("embeddings.position_embeddings.weight", "position_embedding/embedding"),

@@ -1,4 +1,4 @@
-"""Masked language modelling: hidden words from the rest of the text and the image.
+"""Masked language modeling: hidden words from the rest of the text and the image.
 
 BERT (Devlin et al. 2019, sec. 3.1), fused with the image as in LXMERT (Tan & Bansal 2019, sec.
 3.1.1). The masked text is encoded and fused again; the image's tokens are the clean pass's.

@@ -39,7 +39,7 @@ class BertFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.text_encoder
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         x: Any = encoder(
             batch["tokens"], batch.get("text_mask"), batch.get("token_types"), train=train
         )
@@ -53,8 +53,8 @@ class BertFamily(nn.Module):
             inputs = {"pooled": out.get("pooler_output", x[:, 0]), "dense": x[:, 0], "tokens": x}
             y = choose("classifier", self.classifier, inputs)
             if self.classifier == "dense":
-                y = jnp.tanh(nn.Dense(encoder.width, name="classifier_dense", **kinds)(drop(y)))
-            out["logits"] = nn.Dense(self.labels, name="classifier", **kinds)(drop(y))
+                y = jnp.tanh(nn.Dense(encoder.width, name="classifier_dense", **dtypes)(drop(y)))
+            out["logits"] = nn.Dense(self.labels, name="classifier", **dtypes)(drop(y))
         return out
 
 

@@ -110,8 +110,8 @@ class BlipFamily(nn.Module):
 
     def _dense(self, name: str, width: int, use_bias: bool = True) -> nn.Dense:
         encoder = self.image_encoder
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
-        return nn.Dense(width, use_bias=use_bias, name=name, **kinds)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        return nn.Dense(width, use_bias=use_bias, name=name, **dtypes)
 
     def prepare(self, batch: Mapping[str, Any]) -> Context:
         """What every step of the decoder looks at, computed once."""

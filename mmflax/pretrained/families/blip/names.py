@@ -1,7 +1,7 @@
-"""Names of BLIP's checkpoints (transformers' BlipModel and its kin).
+"""Names of BLIP's checkpoints (transformers' BlipModel and its variants).
 
 BlipModel, BlipForImageTextRetrieval, BlipForQuestionAnswering and BlipForConditionalGeneration are
-told apart by the names they have.
+distinguished by their tensors' names.
 """
 
 import re
@@ -75,7 +75,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             task="answer" if reads else "caption",
             decoder=layers
             | dict(norm_style="post", word_head=True, tie="own" if tied(config, names) else "none"),
-            # As long as transformers writes when it is not told.
+            # As long as transformers writes by default.
             limits=dict(
                 begin=text["bos_token_id"],
                 end=text["sep_token_id"],

@@ -61,16 +61,16 @@ class BridgeTowerFamily(nn.Module):
             "pooler_output": fused.pooled,
         }
         encoder = self.text_encoder
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         scores = {}
         if self.word_head != "none":
             own: dict[str, Any] = dict(activation=self.word_activation, epsilon=self.word_epsilon)
             scores["word"] = word_logits(encoder, fused.text, self.word_head, **own)
         if self.matching:
-            scores["matching"] = nn.Dense(2, name="matching_head", **kinds)(fused.pooled)
+            scores["matching"] = nn.Dense(2, name="matching_head", **dtypes)(fused.pooled)
         out |= name_logits(scores) if scores else {}
         if self.contrastive:
-            out |= self._contrast(text[:, 0], fused.image_read[:, 0], fused.pooled, kinds)
+            out |= self._contrast(text[:, 0], fused.image_read[:, 0], fused.pooled, dtypes)
         return out
 
     def _contrast(
@@ -78,15 +78,15 @@ class BridgeTowerFamily(nn.Module):
         text: Float[Array, "b j"],
         image: Float[Array, "b d"],
         pair: Float[Array, "b e"],
-        kinds: Mapping[str, Any],
+        dtypes: Mapping[str, Any],
     ) -> dict[str, Array]:
         """The text as its encoder leaves it, the image as the fusion reads it, and both fused."""
         embeds = {
-            name: unit(nn.Dense(self.contrastive, name=f"{name}_contrast", **kinds)(x))
+            name: unit(nn.Dense(self.contrastive, name=f"{name}_contrast", **dtypes)(x))
             for name, x in (("text", text), ("image", image), ("cross", pair))
         }
         scale = jnp.exp(
-            self.param("logit_scale", nn.initializers.constant(2.6592), (), kinds["param_dtype"])
+            self.param("logit_scale", nn.initializers.constant(2.6592), (), dtypes["param_dtype"])
         )
         out = {f"{name}_embeds": x for name, x in embeds.items()}
         out["contrastive"] = jnp.stack(list(embeds.values()), axis=1)

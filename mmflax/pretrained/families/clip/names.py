@@ -1,7 +1,7 @@
 """Names of CLIP's checkpoints: transformers' CLIPModel and its parts, and OpenAI's own layout.
 
 OpenAI's layout, which open_clip keeps, needs a `config.json` of transformers' CLIPModel beside it:
-its tensors do not tell the number of heads.
+its tensors do not show the number of heads.
 """
 
 from collections.abc import Collection, Mapping

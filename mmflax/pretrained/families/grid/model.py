@@ -29,11 +29,11 @@ class GridFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.image_encoder
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         x: Any = encoder(batch["image"], train=train)
         out = {"last_hidden_state": x, "pooler_output": x.mean(axis=1)}
         if self.labels:
-            out["logits"] = nn.Dense(self.labels, name="head", **kinds)(out["pooler_output"])
+            out["logits"] = nn.Dense(self.labels, name="head", **dtypes)(out["pooler_output"])
         return out
 
 

@@ -1,6 +1,6 @@
 """The family `lxmert`."""
 
 from mmflax.pretrained.families.lxmert.model import build
-from mmflax.pretrained.families.lxmert.names import MODEL_TYPES, fields, recognise, table
+from mmflax.pretrained.families.lxmert.names import MODEL_TYPES, fields, recognize, table
 
-__all__ = ["MODEL_TYPES", "build", "fields", "recognise", "table"]
+__all__ = ["MODEL_TYPES", "build", "fields", "recognize", "table"]

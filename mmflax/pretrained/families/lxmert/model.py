@@ -44,13 +44,13 @@ class LxmertFamily(nn.Module):
     region_heads: tuple[tuple[str, int], ...] = ()
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
+        """A batch with the shapes of a real one, to initialize with."""
         return region_inputs.zeros(self.image_encoder, rows * (2 if self.labels else 1))
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, text_mask = self.text_encoder, batch.get("text_mask")
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         text: Any = encoder(batch["tokens"], text_mask, batch.get("token_types"), train=train)
         image, image_mask = region_inputs.read(self.image_encoder, batch, train=train)
         fused = self.fusion(image, text, image_mask, text_mask, train=train)
@@ -60,24 +60,25 @@ class LxmertFamily(nn.Module):
             "pooled_output": fused.pooled,
         }
         if self.answers:
-            head = VQAHead(self.answers, "lxmert", name="head", **kinds)
+            head = VQAHead(self.answers, "lxmert", name="head", **dtypes)
             out["question_answering_score"] = head(fused.pooled, train=train)
         if self.labels:
-            head = VQAHead(self.labels, "lxmert", 2 * encoder.width, name="head", **kinds)
+            head = VQAHead(self.labels, "lxmert", 2 * encoder.width, name="head", **dtypes)
             out["logits"] = head(region_inputs.pairs(fused.pooled), train=train)
         if self.word_head != "none":
             out["prediction_logits"] = word_logits(encoder, fused.text, self.word_head)
         if self.matching:
-            match = nn.Dense(2, kernel_init=KERNEL_INIT, name="matching_head", **kinds)
+            match = nn.Dense(2, kernel_init=KERNEL_INIT, name="matching_head", **dtypes)
             out["cross_relationship_score"] = match(fused.pooled)
         if self.region_heads:
-            dense = nn.Dense(encoder.width, kernel_init=KERNEL_INIT, name="region_dense", **kinds)
-            y = ACTIVATIONS[encoder.activation](dense(fused.image))
-            y = LayerNorm(encoder.epsilon, name="region_norm", **kinds)(y)
+
+            def dense(size: int, name: str) -> nn.Dense:
+                return nn.Dense(size, kernel_init=KERNEL_INIT, name=f"region_{name}", **dtypes)
+
+            y = ACTIVATIONS[encoder.activation](dense(encoder.width, "dense")(fused.image))
+            y = LayerNorm(encoder.epsilon, name="region_norm", **dtypes)(y)
             for name, size in self.region_heads:
-                out[name] = nn.Dense(size, kernel_init=KERNEL_INIT, name=f"region_{name}", **kinds)(
-                    y
-                )
+                out[name] = dense(size, name)(y)
         return out
 
 

@@ -4,7 +4,7 @@ The original saves a whole training program's modules, so that prefixes differ: 
 `module.answer_head.` after pretraining on several devices, `lxrt_encoder.model.bert.` and
 `logit_fc.` after fine-tuning. Where a config.json in transformers' keys stands beside such a file,
 for one fine-tuned on NLVR2 its `architectures` name `NLVR2Model`, the class of the original;
-without it the shapes tell the sizes (`recognise`).
+without it sizes are read from the shapes (`recognize`).
 """
 
 import re
@@ -119,12 +119,11 @@ def ending(shapes: Mapping[str, Shape], end: str) -> Shape:
     return next((shape for name, shape in shapes.items() if name.endswith(end)), ())
 
 
-def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+def recognize(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     """The config of a file without one, if it is LXMERT's.
 
-    Sizes are read from the shapes. They do not tell heads, which are 64 wide, nor activation and
-    dropout, which are the published ones: GELU and 0.1. A head over twice the width with two
-    classes is that of NLVR2.
+    Sizes are read from the shapes. What shapes do not show is as published: heads 64 wide, GELU,
+    dropout 0.1. A head over twice the width with two classes is that of NLVR2.
     """
     if not configs.has(shapes, "encoder.visn_fc.visn_fc.weight"):
         return None

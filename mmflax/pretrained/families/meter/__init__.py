@@ -1,6 +1,6 @@
 """The family `meter`."""
 
 from mmflax.pretrained.families.meter.model import build
-from mmflax.pretrained.families.meter.names import MODEL_TYPES, fields, recognise, table
+from mmflax.pretrained.families.meter.names import MODEL_TYPES, fields, recognize, table
 
-__all__ = ["MODEL_TYPES", "build", "fields", "recognise", "table"]
+__all__ = ["MODEL_TYPES", "build", "fields", "recognize", "table"]

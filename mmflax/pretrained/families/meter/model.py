@@ -45,32 +45,32 @@ class MeterFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, fusion = self.text_encoder, self.fusion
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         mask = batch.get("text_mask")
         text: Any = encoder(batch["tokens"], mask, train=train)
 
-        def look(name: str, image_type: int) -> Fused:
+        def encode(name: str, image_type: int) -> Fused:
             image: Any = self.image_encoder(batch[name], train=train)
             return fusion(image, text, None, mask, image_type=image_type, train=train)
 
-        seen = [look(name, i + 1) for i, name in enumerate(IMAGES[: self.num_images])]
-        pooled = jnp.concatenate([one.pooled for one in seen], axis=-1)
+        views = [encode(name, i + 1) for i, name in enumerate(IMAGES[: self.num_images])]
+        pooled = jnp.concatenate([view.pooled for view in views], axis=-1)
         out = {
-            "text_features": seen[0].text,
-            "image_features": seen[0].image,
+            "text_features": views[0].text,
+            "image_features": views[0].image,
             "pooler_output": pooled,
         }
         scores = {}
         if self.word_head:
             own: dict[str, Any] = dict(activation=fusion.activation, epsilon=fusion.epsilon)
-            scores["word"] = word_logits(encoder, seen[0].text, "own", **own)
+            scores["word"] = word_logits(encoder, views[0].text, "own", **own)
         if self.matching:
-            scores["matching"] = nn.Dense(2, name="matching_head", **kinds)(pooled)
+            scores["matching"] = nn.Dense(2, name="matching_head", **dtypes)(pooled)
         if self.ranking:
-            scores["ranking"] = nn.Dense(1, name="ranking_head", **kinds)(pooled)
+            scores["ranking"] = nn.Dense(1, name="ranking_head", **dtypes)(pooled)
         if self.answers:
             # As wide inside as one pair's vector, also for two images.
-            answer = VQAHead(self.answers, hidden_dim=2 * fusion.width, name="head", **kinds)
+            answer = VQAHead(self.answers, hidden_dim=2 * fusion.width, name="head", **dtypes)
             scores["answer"] = answer(pooled, train=train)
         return out | (name_logits(scores) if scores else {})
 

@@ -3,7 +3,7 @@
 A `config.json` beside the weights holds `"model_type": "meter"` and what the checkpoint's
 `hyper_parameters` differ in from the repository's defaults. A `text_config` in transformers' words
 may stand there too, for a text encoder that is neither bert-base nor one of RoBERTa's. Without a
-config the shapes tell its sizes (`recognise`).
+config sizes are read from the shapes (`recognize`).
 """
 
 import math
@@ -16,7 +16,7 @@ from mmflax.pretrained.rules import Rule, Shape, Table, under
 
 MODEL_TYPES = ("meter",)
 
-# What meter/config.py sets where a run says nothing else.
+# The defaults of meter/config.py.
 DEFAULTS: dict[str, Any] = dict(
     image_size=224, patch_size=32, tokenizer="bert-base-uncased", vocab_size=30522,
     input_image_embed_size=768, input_text_embed_size=768, hidden_size=768, num_heads=12,
@@ -127,11 +127,11 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     )
 
 
-def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+def recognize(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     """The config of a file without one, if it is METER's with CLIP's image encoder.
 
-    Sizes are read from the shapes. They do not tell heads, which are 64 wide; nor dropout, which is
-    the repository's default; nor whose vocabulary it is: a table of one token type is RoBERTa's.
+    Sizes are read from the shapes. What shapes do not show is as published: heads 64 wide, and
+    dropout the repository's default. A table of one token type is RoBERTa's.
     """
     visual, words = "vit_model.visual.", "text_transformer."
     conv = f"{visual}conv1.weight"

@@ -1,6 +1,6 @@
 """The family `uniter`."""
 
 from mmflax.pretrained.families.uniter.model import build
-from mmflax.pretrained.families.uniter.names import MODEL_TYPES, fields, recognise, table
+from mmflax.pretrained.families.uniter.names import MODEL_TYPES, fields, recognize, table
 
-__all__ = ["MODEL_TYPES", "build", "fields", "recognise", "table"]
+__all__ = ["MODEL_TYPES", "build", "fields", "recognize", "table"]

@@ -23,12 +23,12 @@ from mmflax.models.layers.masks import attention_mask, joint_mask
 from mmflax.pretrained.families import region_inputs
 from mmflax.pretrained.families.base import built, word_logits
 
-# How a sentence about two images is told from them -> whether its images are neighbouring rows.
+# How a sentence about two images is classified -> whether its images are neighboring rows.
 PAIRS = {"none": False, "paired": True, "paired_attn": True, "triplet": False}
 
 
 class PairAttention(nn.Module):
-    """Two streams [p s d], of neighbouring rows, that read each other -> [p 2d].
+    """Two streams [p s d], of neighboring rows, that read each other -> [p 2d].
 
     Each stream is joined to what it read of the other, and averaged by learned scores, as the
     original's `UniterForNlvr2PairedAttn` does it.
@@ -43,16 +43,16 @@ class PairAttention(nn.Module):
     def __call__(
         self, tokens: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None, *, train: bool
     ) -> Float[Array, "p e"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         sides = tokens[::2], tokens[1::2]
         masks = (None, None) if mask is None else (mask[::2], mask[1::2])
-        join = nn.Dense(tokens.shape[-1], kernel_init=KERNEL_INIT, name="join", **kinds)
-        score = nn.Dense(1, kernel_init=KERNEL_INIT, name="score", **kinds)
+        join = nn.Dense(tokens.shape[-1], kernel_init=KERNEL_INIT, name="join", **dtypes)
+        score = nn.Dense(1, kernel_init=KERNEL_INIT, name="score", **dtypes)
         drop = nn.Dropout(self.dropout_rate, deterministic=not train)
         pooled = []
         for i, name in enumerate(("left", "right")):
             attend = MultiHeadAttention(
-                self.num_heads, dropout_rate=self.dropout_rate, name=f"{name}_attention", **kinds
+                self.num_heads, dropout_rate=self.dropout_rate, name=f"{name}_attention", **dtypes
             )
             read = attend(sides[i], sides[1 - i], mask=attention_mask(masks[1 - i]), train=train)
             x = drop(nn.relu(join(jnp.concatenate([read, sides[i]], axis=-1))))
@@ -86,13 +86,13 @@ class UniterFamily(nn.Module):
     region_labels: int = 0
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
+        """A batch with the shapes of a real one, to initialize with."""
         return region_inputs.zeros(self.image_encoder, rows * (2 if PAIRS[self.pair] else 1))
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, text_mask = self.text_encoder, batch.get("text_mask")
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         text: Any = encoder(batch["tokens"], text_mask, train=train)
         if choose("pair", self.pair, PAIRS) and batch.get("region_types") is None:
             rows, regions = batch["regions"].shape[:2]
@@ -104,13 +104,13 @@ class UniterFamily(nn.Module):
         out = {"last_hidden_state": tokens, "pooler_output": fused.pooled}
 
         def dense(size: int, name: str) -> nn.Dense:
-            return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **kinds)
+            return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **dtypes)
 
         def regions_head(size: int, name: str) -> MLMHead:
-            return MLMHead(size, "gelu", encoder.epsilon, name=name, **kinds)
+            return MLMHead(size, "gelu", encoder.epsilon, name=name, **dtypes)
 
         if self.answers:
-            head = VQAHead(self.answers, "lxmert", name="head", **kinds)
+            head = VQAHead(self.answers, "lxmert", name="head", **dtypes)
             out["logits"] = head(fused.pooled, train=train)
         if self.pair != "none":
             x = fused.pooled
@@ -119,7 +119,7 @@ class UniterFamily(nn.Module):
             elif self.pair == "paired_attn":
                 mask = joint_mask(text_mask, image_mask, (text.shape[1], image.shape[1]))
                 attend = PairAttention(
-                    encoder.num_heads, encoder.dropout_rate, name="pair_attention", **kinds
+                    encoder.num_heads, encoder.dropout_rate, name="pair_attention", **dtypes
                 )
                 x = attend(tokens, mask, train=train)
             out["logits"] = dense(2, "pair_head")(x)

@@ -4,7 +4,7 @@ The original has no config.json. One may stand beside the weights, with the keys
 config (`config/uniter-base.json`: `hidden_size`, `num_hidden_layers` …), `"model_type": "uniter"`,
 and what the program gets elsewhere: `num_answer` (3129), `img_dim` (2048), `img_label_dim` (1601),
 and for a model of NLVR2 `nlvr2` ("paired" or "triplet", whose tensors have the same names). Without
-it the shapes tell all of that (`recognise`).
+it all of that is read from the shapes (`recognize`).
 """
 
 from collections.abc import Collection, Mapping
@@ -118,11 +118,11 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     )
 
 
-def recognise(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+def recognize(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     """The config of a file without one, if it is UNITER's.
 
-    Sizes are read from the shapes. They do not tell heads, which are 64 wide, nor activation and
-    dropout, which are the published ones: GELU and 0.1.
+    Sizes are read from the shapes. What shapes do not show is as published: heads 64 wide, GELU,
+    dropout 0.1.
     """
     regions = "img_embeddings.img_linear.weight"
     if not configs.has(shapes, regions):

@@ -35,7 +35,7 @@ class VGGFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, image = self.image_encoder, batch["image"]
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         x: Any = encoder(image, train=train)
         out = {"last_hidden_state": x}
         if self.labels:
@@ -43,10 +43,10 @@ class VGGFamily(nn.Module):
             # Channels first, as the published kernel reads them.
             y = y.transpose(0, 3, 1, 2).reshape(len(x), -1)
             for i in range(2):
-                y = nn.relu(nn.Dense(self.hidden_dim, name=f"hidden_{i}", **kinds)(y))
+                y = nn.relu(nn.Dense(self.hidden_dim, name=f"hidden_{i}", **dtypes)(y))
                 y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
             out["pooler_output"] = y
-            out["logits"] = nn.Dense(self.labels, name="head", **kinds)(y)
+            out["logits"] = nn.Dense(self.labels, name="head", **dtypes)(y)
         return out
 
 

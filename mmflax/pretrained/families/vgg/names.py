@@ -2,7 +2,7 @@
 
 `config.json` beside the weights is ours: `{"model_type": "vgg", "widths": [[64, 64], …]}`, or
 `"variant": "16"` for published widths; `image_size`, `hidden_dim` and `num_labels` where they are
-not 224, 4096 and 1000. A file without it is recognised, and its widths are read from its shapes.
+not 224, 4096 and 1000. A file without it is recognized, and its widths are read from its shapes.
 """
 
 import itertools
@@ -17,8 +17,8 @@ MODEL_TYPES = ("vgg",)
 HEAD = "classifier.6.weight"
 
 
-def normalised(names: Collection[str]) -> bool:
-    """Whether batch normalisation follows each convolution: it would be the second layer."""
+def normalized(names: Collection[str]) -> bool:
+    """Whether batch normalization follows each convolution: it would be the second layer."""
     return "features.1.weight" in names
 
 
@@ -33,7 +33,7 @@ def convolutions(names: Collection[str]) -> Iterator[tuple[int, int, int]]:
         for name in names
         if name.startswith("features.") and name.endswith(".weight")
     }
-    step = 3 if normalised(names) else 2
+    step = 3 if normalized(names) else 2
     norms = {n for n in numbers if f"features.{n}.running_mean" in names}
     stack = place = 0
     for layer, after in itertools.pairwise([*sorted(numbers - norms), None]):
@@ -48,7 +48,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     size = config.get("image_size", 224)
     return dict(
         name="vgg",
-        image_encoder=dict(image_size=size, batch_norm=normalised(names), **sizes),
+        image_encoder=dict(image_size=size, batch_norm=normalized(names), **sizes),
         labels=config.get("num_labels", 1000) if HEAD in names else 0,
         hidden_dim=config.get("hidden_dim", 4096),
     )
@@ -67,7 +67,7 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     return Table(tuple(table_rows), unused=(rows.BATCHES,))
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+def recognize(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     """The config of a file without one, if it is a VGG."""
     if len(shapes.get("features.0.weight", ())) != 4:
         return None

@@ -50,7 +50,7 @@ class VilbertFamily(nn.Module):
     gqa_answers: int = 1533
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
+        """A batch with the shapes of a real one, to initialize with."""
         rows = 2 * rows if self.answers else rows
         task = {"task": jnp.zeros(rows, jnp.int32)} if self.tasks else {}
         return region_inputs.zeros(self.image_encoder, rows) | task
@@ -58,8 +58,8 @@ class VilbertFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.text_encoder
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
-        text, text_mask = self._read_text(batch, kinds, train)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        text, text_mask = self._read_text(batch, dtypes, train)
         image, image_mask = region_inputs.read(self.image_encoder, batch, train=train)
         fused = self.fusion(image, text, image_mask, text_mask, train=train)
         out = {
@@ -72,16 +72,16 @@ class VilbertFamily(nn.Module):
             return nn.Dropout(encoder.dropout_rate)(x, deterministic=not train)
 
         def dense(size: int, name: str) -> nn.Dense:
-            return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **kinds)
+            return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **dtypes)
 
         def answer(size: int, name: str, hidden: int | None = None) -> VQAHead:
-            return VQAHead(size, "lxmert", hidden, name=name, **kinds)
+            return VQAHead(size, "lxmert", hidden, name=name, **dtypes)
 
         pooled = dropped(fused.pooled)
         if self.pretraining:
             out["prediction_scores_t"] = word_logits(encoder, fused.text)
             own = (encoder.activation, encoder.epsilon)
-            regions = MLMHead(self.region_labels, *own, name="region_head", **kinds)
+            regions = MLMHead(self.region_labels, *own, name="region_head", **dtypes)
             out["prediction_scores_v"] = regions(fused.image)
             out["seq_relationship_score"] = dense(2, "matching_head")(pooled)
         if self.answers:
@@ -103,7 +103,7 @@ class VilbertFamily(nn.Module):
         return out
 
     def _read_text(
-        self, batch: Mapping[str, Any], kinds: Mapping[str, Any], train: bool
+        self, batch: Mapping[str, Any], dtypes: Mapping[str, Any], train: bool
     ) -> tuple[Float[Array, "b s d"], Bool[Array, "b s"] | None]:
         encoder, tokens, mask = self.text_encoder, batch["tokens"], batch.get("text_mask")
         if not self.tasks:
@@ -111,11 +111,11 @@ class VilbertFamily(nn.Module):
             return text, mask
         if batch.get("task") is None:
             raise MmflaxError(
-                f"this model was trained on {self.tasks} tasks and reads which one is asked; put "
+                f"this model was trained on {self.tasks} tasks and reads which one to solve; put "
                 "its number for each row into the batch as `task`."
             )
         table = nn.Embed(
-            self.tasks, encoder.width, embedding_init=TABLE_INIT, name="task_embedding", **kinds
+            self.tasks, encoder.width, embedding_init=TABLE_INIT, name="task_embedding", **dtypes
         )
         words = encoder.embed(tokens, mask, batch.get("token_types"))
         task = table(batch["task"])[:, None]

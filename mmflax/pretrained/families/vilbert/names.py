@@ -86,7 +86,7 @@ def layers(config: Mapping[str, Any], stream: str, theirs: str, name: str) -> ro
 
 
 def connection(own: int, other: int, letter: str, ours: str) -> rows.Rows:
-    """One stream's side of a connection: it asks by its own query and reads the other's values."""
+    """One stream's side of a connection: its own queries, the other's keys and values."""
     theirs = "c_layer.{i}"
     names = f"{theirs}.biattention"
     return (

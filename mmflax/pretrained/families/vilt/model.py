@@ -47,19 +47,19 @@ class ViltFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.text_encoder
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         text_mask = batch.get("text_mask")
         text: Any = encoder(batch["tokens"], text_mask, batch.get("token_types"), train=train)
 
-        def look(name: str, image_type: int) -> Fused:
+        def encode(name: str, image_type: int) -> Fused:
             pixels = batch.get(name.replace("image", "pixel_mask"))
             image = self.image_encoder(batch[name], pixels, train=train)
             mask = None if pixels is None else self.image_encoder.token_mask(pixels)
             return self.fusion(image, text, mask, text_mask, image_type=image_type, train=train)
 
-        seen = [look(name, i + 1) for i, name in enumerate(IMAGES[: self.num_images])]
-        first = seen[0]
-        pooled = jnp.concatenate([one.pooled for one in seen], axis=-1)
+        views = [encode(name, i + 1) for i, name in enumerate(IMAGES[: self.num_images])]
+        first = views[0]
+        pooled = jnp.concatenate([view.pooled for view in views], axis=-1)
         out = {
             "last_hidden_state": jnp.concatenate([first.text, first.image], axis=1),
             "pooler_output": pooled,
@@ -68,9 +68,9 @@ class ViltFamily(nn.Module):
         if self.word_head != "none":
             scores["word"] = word_logits(encoder, first.text, self.word_head)
         if self.matching:
-            scores["matching"] = nn.Dense(1, name="matching_head", **kinds)(pooled)
+            scores["matching"] = nn.Dense(1, name="matching_head", **dtypes)(pooled)
         if self.labels:
-            answer = VQAHead(self.labels, hidden_dim=self.head_dim, name="head", **kinds)
+            answer = VQAHead(self.labels, hidden_dim=self.head_dim, name="head", **dtypes)
             scores["answer"] = answer(pooled, train=train)
         return out | (name_logits(scores) if scores else {})
 

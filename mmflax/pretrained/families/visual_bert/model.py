@@ -36,13 +36,13 @@ class VisualBertFamily(nn.Module):
     classifier: str = "pooled"
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialise with."""
+        """A batch with the shapes of a real one, to initialize with."""
         return region_inputs.zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, text_mask = self.text_encoder, batch.get("text_mask")
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         text: Any = encoder(batch["tokens"], text_mask, batch.get("token_types"), train=train)
         image, image_mask = region_inputs.read(self.image_encoder, batch, train=train)
         fused = self.fusion(image, text, image_mask, text_mask, train=train)
@@ -51,13 +51,13 @@ class VisualBertFamily(nn.Module):
         if self.word_head != "none":
             out["prediction_logits"] = word_logits(encoder, tokens, self.word_head)
         if self.matching:
-            match = nn.Dense(2, kernel_init=KERNEL_INIT, name="matching_head", **kinds)
+            match = nn.Dense(2, kernel_init=KERNEL_INIT, name="matching_head", **dtypes)
             out["seq_relationship_logits"] = match(fused.pooled)
         if self.labels:
             given = {"pooled": fused.pooled, "last_word": last_word(fused.text, text_mask)}
             x = choose("classifier", self.classifier, given)
             x = nn.Dropout(encoder.dropout_rate)(x, deterministic=not train)
-            dense = nn.Dense(self.labels, kernel_init=KERNEL_INIT, name="classifier", **kinds)
+            dense = nn.Dense(self.labels, kernel_init=KERNEL_INIT, name="classifier", **dtypes)
             out["logits"] = dense(x)
         return out
 

@@ -36,16 +36,16 @@ class ViTFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.image_encoder
-        kinds = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
         x: Any = encoder(batch["image"], train=train)
         out = {"last_hidden_state": x}
         if self.pooler_dim:
-            pooler = Pooler(self.pooler_dim, self.pooler_activation, name="pooler", **kinds)
+            pooler = Pooler(self.pooler_dim, self.pooler_activation, name="pooler", **dtypes)
             out["pooler_output"] = pooler(x[:, 0])
         if self.labels:
-            out["logits"] = nn.Dense(self.labels, name="head", **kinds)(x[:, 0])
+            out["logits"] = nn.Dense(self.labels, name="head", **dtypes)(x[:, 0])
         if self.labels and self.teacher:
-            head = nn.Dense(self.labels, name="distillation_head", **kinds)
+            head = nn.Dense(self.labels, name="distillation_head", **dtypes)
             out["cls_logits"], out["distillation_logits"] = out["logits"], head(x[:, 1])
             half = jnp.asarray(0.5, x.dtype)
             out["logits"] = (out["cls_logits"] + out["distillation_logits"]) * half

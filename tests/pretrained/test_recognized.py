@@ -1,4 +1,4 @@
-"""Weight files of the original authors, which come without a config.json, are recognised."""
+"""Weight files of the original authors, which come without a config.json, are recognized."""
 
 import json
 
@@ -112,14 +112,14 @@ def test_every_head_of_uniter_is_known_by_its_shape(head):
         config["nlvr2"] = head
     pair = head in ("paired", "paired-attn", "triplet")
     shapes = uniter_cases.backbone_shapes(config, 2 + pair) | uniter_cases.head_shapes(config, head)
-    assert uniter.fields(uniter.recognise(shapes), shapes) == uniter.fields(config, shapes)
+    assert uniter.fields(uniter.recognize(shapes), shapes) == uniter.fields(config, shapes)
 
 
 def test_bert_is_told_from_roberta_in_meter():
     config, tensors = wide("meter-vqa", tokenizer="bert-base-uncased")
     config["text_config"] |= dict(type_vocab_size=2, layer_norm_eps=1e-12)
     shapes = {name: x.shape for name, x in tensors_of(config, tensors).items()}
-    found = meter.recognise(shapes)
+    found = meter.recognize(shapes)
     assert found["tokenizer"] == "bert-base-uncased"
     assert fields(found, shapes) == fields(config, shapes)
 
@@ -138,12 +138,12 @@ def test_a_meter_whose_patches_form_no_square_is_asked_for():
     shapes = {name: x.shape for name, x in tensors.items()}
     shapes["vit_model.visual.positional_embedding"] = (1 + 6, 64)
     with pytest.raises(MmflaxError, match="6 positions of patches, which form no square"):
-        meter.recognise(shapes)
+        meter.recognize(shapes)
 
 
 def test_what_is_none_of_these_is_left_to_others():
     shapes = {"embeddings.word_embeddings.weight": (30, 64)}
-    assert [module.recognise(shapes) for module in MODULES.values()] == [None] * 3
+    assert [module.recognize(shapes) for module in MODULES.values()] == [None] * 3
 
 
 def test_settings_of_a_training_program_are_passed_over_and_not_run(tmp_path):
@@ -165,7 +165,7 @@ def test_settings_of_a_training_program_are_passed_over_and_not_run(tmp_path):
         open_tensors(tmp_path / "last.ckpt")
 
 
-def test_recognised_weights_give_the_recorded_outputs(tmp_path, monkeypatch):
+def test_recognized_weights_give_the_recorded_outputs(tmp_path, monkeypatch):
     """The recorded model itself, where the heads' width is said for once."""
     directory, batch, expected = cases.load_golden("uniter/answers")
     torch_files.save(dict(open_tensors(directory)), tmp_path / "uniter.pt")
