@@ -104,12 +104,16 @@ def tied(config: Mapping[str, Any], names: Collection[str]) -> bool:
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a BLIP checkpoint."""
     pair = "visual_projection.weight" in names
-    projections = (
-        Rule("visual_projection.weight", "image_projection/kernel", LINEAR),
-        Rule("text_projection.weight", "text_projection/kernel", LINEAR),
-        *rows.dense("vision_proj", "image_projection"),
-        *rows.dense("text_proj", "text_projection"),
-    )
+    if pair:
+        projections: rows.Rows = (
+            Rule("visual_projection.weight", "image_projection/kernel", LINEAR),
+            Rule("text_projection.weight", "text_projection/kernel", LINEAR),
+        )
+    else:
+        projections = (
+            *rows.dense("vision_proj", "image_projection"),
+            *rows.dense("text_proj", "text_projection"),
+        )
     one, bias, other = tied(config, names), f"{HEAD}.bias", f"{HEAD}.decoder.bias"
     if not one:  # then transformers reads the layer's own
         bias, other = other, bias
