@@ -160,7 +160,12 @@ def begun(name, arg, source, monkeypatch):
     start = start_of(run, parts)
     assert start is not None
     params = start.params(parts.init, jax.random.key(0))
-    return parts, jax.tree.map(lambda x: x.read() if isinstance(x, LazyArray) else x, params)
+
+    def placed(value, leaf):
+        """As a run places it: in its own type, whatever the checkpoint's."""
+        return np.asarray(value[...] if isinstance(value, LazyArray) else value, leaf.dtype)
+
+    return parts, jax.tree.map(placed, params, parts.abstract.params)
 
 
 def originals(source, batch, output):
