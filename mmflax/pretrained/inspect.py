@@ -83,18 +83,17 @@ class PublishedCheckpoint:
         for row in bound:
             wanted = [shapes[path].shape for path in row.paths]
             for index, path in enumerate(row.paths):
-                read = functools.partial(_read, self.tensors, row, wanted, index)
+                read = functools.partial(self._read, row, wanted, index)
                 arrays[path] = LazyArray(shapes[path].shape, read)
         return arrays
+
+    def _read(self, row: rules.Rule, shapes: Sequence[Any], index: int) -> np.ndarray:
+        return row.read(self.tensors[row.theirs], shapes)[index]
 
     def processor(self) -> PublishedProcessor | None:
         """What makes a batch as the original did; None where its files are not there."""
         folder = self.root if self.root.is_dir() else self.root.parent
         return PublishedProcessor.load(folder) if PublishedProcessor.exists(folder) else None
-
-
-def _read(tensors: Tensors, row: rules.Rule, shapes: Sequence[Any], index: int) -> np.ndarray:
-    return row.op.read(tensors[row.theirs], shapes)[index]
 
 
 def inspect(

@@ -25,93 +25,55 @@ Shape = tuple[int, ...]
 
 
 class Op(NamedTuple):
-    """How a layout differs. One tensor of theirs belongs to one or to several of ours.
+    """How the layout of a tensor differs; only elements are moved.
 
-    `read(theirs, shapes of ours) -> ours` and `write(ours) -> theirs` undo each other exactly; both
-    only move elements. `shape(shapes of ours) -> shape of theirs` is what a file must have.
+    `read(theirs, shape of ours) -> ours` and `write(ours) -> theirs` undo each other exactly;
+    `shape(shape of ours) -> shape of theirs` is what a file must have.
     """
 
     name: str
-    read: Callable[[np.ndarray, Sequence[Shape]], list[np.ndarray]]
-    write: Callable[[Sequence[np.ndarray]], np.ndarray]
-    shape: Callable[[Sequence[Shape]], Shape]
-
-
-def _op(
-    name: str,
-    read: Callable[[np.ndarray, Shape], np.ndarray],
-    write: Callable[[np.ndarray], np.ndarray],
-    shape: Callable[[Shape], Shape],
-) -> Op:
-    """An op between one tensor and one parameter."""
-    return Op(
-        name,
-        lambda theirs, shapes: [read(theirs, shapes[0])],
-        lambda ours: write(ours[0]),
-        lambda shapes: shape(shapes[0]),
-    )
+    read: Callable[[np.ndarray, Shape], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+    shape: Callable[[Shape], Shape]
 
 
 def _size(shape: Shape) -> int:
     return int(np.prod(shape, dtype=np.int64))
 
 
-COPY = _op("copy", lambda x, _: x, lambda x: x, lambda s: s)
+COPY = Op("copy", lambda x, _: x, lambda x: x, lambda s: s)
 # PyTorch's Linear is [out, in]; our kernels are [in, *out]: out may be heads and their size.
-LINEAR = _op(
+LINEAR = Op(
     "linear",
     lambda x, shape: x.T.reshape(shape),
     lambda x: x.reshape(x.shape[0], -1).T,
     lambda s: (_size(s[1:]), s[0]),
 )
 # … and for the projection that leaves attention [*in, out]: in is heads and their size.
-LINEAR_OUT = _op(
+LINEAR_OUT = Op(
     "linear_out",
     lambda x, shape: x.T.reshape(shape),
     lambda x: x.reshape(-1, x.shape[-1]).T,
     lambda s: (s[-1], _size(s[:-1])),
 )
 # A bias [heads * size] of ours [heads, size].
-FLAT = _op(
-    "flat", lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1), lambda s: (_size(s),)
-)
+FLAT = Op("flat", lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1), lambda s: (_size(s),))
 # PyTorch's Conv2d [out, in, height, width] and ours [height, width, in, out].
-CONV = _op(
+CONV = Op(
     "conv",
     lambda x, _: x.transpose(2, 3, 1, 0),
     lambda x: x.transpose(3, 2, 0, 1),
     lambda s: (s[3], s[2], s[0], s[1]),
 )
-# Theirs has a leading axis of 1 that ours has not.
-FIRST = _op("first", lambda x, _: x[0], lambda x: x[None], lambda s: (1, *s))
-# Theirs is a vector of one number, ours the number.
-SCALAR = _op("scalar", lambda x, _: x[0], lambda x: x[None], lambda s: (1, *s))
-# Theirs has two axes, ours the same two exchanged.
-TRANSPOSE = _op("transpose", lambda x, _: x.T, lambda x: x.T, lambda s: s[::-1])
-
-
-def split(op: Op) -> Op:
-    """Theirs holds several of ours along its first axis, as `in_proj_weight` holds q, k and v."""
-
-    def read(theirs: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        sizes = [op.shape([shape])[0] for shape in shapes]
-        parts = np.split(theirs, np.cumsum(sizes)[:-1])
-        return [op.read(part, [shape])[0] for part, shape in zip(parts, shapes, strict=True)]
-
-    def shape(shapes: Sequence[Shape]) -> Shape:
-        each = [op.shape([one]) for one in shapes]
-        return (sum(one[0] for one in each), *each[0][1:])
-
-    return Op(
-        f"split {op.name}",
-        read,
-        lambda ours: np.concatenate([op.write([one]) for one in ours]),
-        shape,
-    )
+# Theirs has a leading axis of 1 that ours has not, or is a vector of one number.
+FIRST = Op("first", lambda x, _: x[0], lambda x: x[None], lambda s: (1, *s))
 
 
 class Rule(NamedTuple):
-    """Their tensor, our path `a/b/c` (or several), and the op between."""
+    """Their tensor, our path `a/b/c`, and the op between.
+
+    Several paths are parts of one tensor along its first axis, as `in_proj_weight` holds q, k, v.
+    """
 
     theirs: str
     ours: str | tuple[str, ...]
@@ -120,6 +82,26 @@ class Rule(NamedTuple):
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The shape of theirs for these of ours."""
+        first, *rest = (self.op.shape(shape) for shape in shapes)
+        return (first[0] + sum(part[0] for part in rest), *first[1:]) if rest else first
+
+    def read(self, theirs: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Ours, in these shapes."""
+        if len(shapes) == 1:
+            return [self.op.read(theirs, shapes[0])]
+        ends = np.cumsum([self.op.shape(shape)[0] for shape in shapes])
+        parts = np.split(theirs, ends[:-1])
+        return [self.op.read(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def write(self, ours: Sequence[np.ndarray]) -> np.ndarray:
+        """Theirs, contiguous."""
+        parts = [self.op.write(array) for array in ours]
+        theirs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        # numpy makes a number into a vector here.
+        return np.ascontiguousarray(theirs).reshape(theirs.shape)
 
 
 class Table(NamedTuple):
@@ -190,7 +172,7 @@ def bind(
                 f"{source}: {one.theirs} also holds {lost[0]}, which the model lacks."
             )
         if shapes is not None:
-            needed = one.op.shape([ours[p] for p in one.paths])
+            needed = one.shape([ours[p] for p in one.paths])
             if tuple(shapes[one.theirs]) != needed:
                 misshapen.append(
                     f"{one.theirs} is {list(shapes[one.theirs])}, {path} needs {list(needed)}"
@@ -233,10 +215,7 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             raise MmflaxError(f"no rule of the table leads from our parameter {path}.")
         one = candidates[0]
         done.update(one.paths)
-        arrays = [np.asarray(params[p]) for p in one.paths]
-        tensors[one.theirs] = np.ascontiguousarray(one.op.write(arrays)).reshape(
-            one.op.shape([array.shape for array in arrays])
-        )
+        tensors[one.theirs] = one.write([np.asarray(params[p]) for p in one.paths])
     return tensors
 
 

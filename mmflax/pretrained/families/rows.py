@@ -4,7 +4,7 @@
 modules of ours, `ours` ends in "/" or is empty.
 """
 
-from mmflax.pretrained.rules import CONV, FLAT, LINEAR, LINEAR_OUT, Rule, split
+from mmflax.pretrained.rules import CONV, FLAT, LINEAR, LINEAR_OUT, Rule
 
 Rows = tuple[Rule, ...]
 
@@ -80,8 +80,8 @@ def joined_attention(theirs: str, ours: str, qkv: str = "in_proj_", out: str = "
     """PyTorch's MultiheadAttention, which keeps query, key and value in one tensor."""
     parts = [f"{ours}/{name}" for name in ("query", "key", "value")]
     return (
-        Rule(f"{theirs}.{qkv}weight", tuple(f"{part}/kernel" for part in parts), split(LINEAR)),
-        Rule(f"{theirs}.{qkv}bias", tuple(f"{part}/bias" for part in parts), split(FLAT)),
+        Rule(f"{theirs}.{qkv}weight", tuple(f"{part}/kernel" for part in parts), LINEAR),
+        Rule(f"{theirs}.{qkv}bias", tuple(f"{part}/bias" for part in parts), FLAT),
         *attention_out(f"{theirs}.{out}", ours),
     )
 

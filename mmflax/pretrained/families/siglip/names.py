@@ -11,7 +11,7 @@ from mmflax.pretrained.families.clip.names import (
     text_fields,
     vision_fields,
 )
-from mmflax.pretrained.rules import SCALAR, Rule, Table, under
+from mmflax.pretrained.rules import FIRST, Rule, Table, under
 
 MODEL_TYPES = ("siglip", "siglip_text_model", "siglip_vision_model")
 
@@ -56,8 +56,8 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *under(f"{vision}head.", "image_head/", POOLER),
             *under(text, "text_encoder/", TEXT_RULES),
             *rows.dense(f"{text}head", "text_projection"),
-            Rule("logit_scale", "logit_scale", SCALAR),
-            Rule("logit_bias", "logit_bias", SCALAR),
+            Rule("logit_scale", "logit_scale", FIRST),
+            Rule("logit_bias", "logit_bias", FIRST),
             *rows.dense("classifier", "head"),
         ),
         unused=(rows.POSITION_IDS,),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
-from mmflax.pretrained.rules import COPY, Rule, Shape, Table, split, under
+from mmflax.pretrained.rules import Rule, Shape, Table, under
 
 MODEL_TYPES = ("uniter",)
 
@@ -32,7 +32,6 @@ REGIONS = (
 TYPES = Rule(
     "embeddings.token_type_embeddings.weight",
     ("text_encoder/token_type_embedding/embedding", "image_encoder/type_embedding/embedding"),
-    split(COPY),
 )
 
 
