@@ -157,6 +157,21 @@ def test_spaces_are_those_of_sentencepiece():
     assert text.encode("") == text.encode("   ") == text.encode("▁ ▁") == []
 
 
+def test_combining_characters_are_mapped_by_the_longest_match():
+    """The library's own normalizer drops the second accent and does not join the others."""
+    model = sentencepiece.parse((odd.GOLDEN / "spiece.model").read_bytes(), "the file")
+    text = siglip_text([("<unk>", 0.0), ("▁", -1.0)], model.charsmap)
+    for given, expected in (
+        ("e\u0301\u0302", "é\u0302"),
+        ("\uff76\uff9e", "ガ"),
+        ("\u1100\u1161", "가"),
+        ("ﬁ ½", "fi▁1⁄2"),
+    ):
+        assert text.normalize(given) == f"▁{expected}"
+    library = normalizers.Precompiled(model.charsmap)
+    assert library.normalize_str("e\u0301\u0302") == "é"
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["recorded", "identity", "byte_fallback"])
 def test_normalization_and_ids_are_those_of_sentencepiece(kind):
@@ -212,6 +227,12 @@ def _spiece(root, *settings):
         (lambda root: _spiece(root, b"\x0f\xff"), "not a SentencePiece model"),
         (lambda root: _spiece(root, b"\x12\x02\x18\x02"), "of type 2, expected Unigram"),
         (lambda root: _spiece(root, b"\x1a\x02\x18\x00"), "another add_dummy_prefix than usual"),
+        (
+            lambda root: odd.write_spiece(
+                root, {"tokenizer_class": "SiglipTokenizer"}, "spiece_albert"
+            ),
+            r"user-defined symbols \('\('\), which SigLIP",
+        ),
         (lambda root: (root / "tokenizer.json").write_text("{"), "not a readable tokenizer.json"),
         (
             lambda root: [

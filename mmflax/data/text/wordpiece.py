@@ -29,12 +29,9 @@ def learn_wordpieces(word_counts: Mapping[str, int], max_pieces: int) -> list[st
     pieces = [piece for letter in sorted(ranked) for piece in (letter, "##" + letter)]
     known = set(pieces)
 
-    words = [
-        [word[0], *("##" + letter for letter in word[1:])]
-        for word in sorted(word_counts)
-        if set(word) <= set(ranked)
-    ]
-    counts = [word_counts[word] for word in sorted(word_counts) if set(word) <= set(ranked)]
+    spellable = [word for word in sorted(word_counts) if set(word) <= set(ranked)]
+    words = [[word[0], *("##" + letter for letter in word[1:])] for word in spellable]
+    counts = [word_counts[word] for word in spellable]
     pair_counts: Counter[Pair] = Counter()
     where: dict[Pair, set[int]] = {}
     for index, word_pieces in enumerate(words):

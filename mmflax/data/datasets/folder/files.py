@@ -1,6 +1,7 @@
 """Reading the metadata file of a folder's split, row by row, with every image checked."""
 
 import csv
+import functools
 import json
 import pathlib
 import posixpath
@@ -18,9 +19,9 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 def read_split(
     root: pathlib.Path, folder: pathlib.Path, task: str | None, *, damaged: bool = False
 ) -> tuple[str, list[Raw]]:
-    """The task, which the first row decides where it is None, and every row as a raw example.
+    """The task, by the first row where it is None, and every row as a raw example.
 
-    With `damaged` an image has to exist, but whether it can be read is not asked.
+    With `damaged` an image has to exist but need not be readable.
     """
     files = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(files) != 1:
@@ -35,8 +36,11 @@ def read_split(
         checked: set[str] = set()
         rows = []
         for line, entry in entries:
-            task = task or infer(f"{file}, line {line}", entry)
-            rows.append(_row(root, file, line, task, entry, checked, damaged))
+            where = f"{file}, line {line}"
+            task = task or infer(where, entry)
+            image = functools.partial(_image_path, where, root, folder, checked, damaged)
+            raw = parse(where, task, entry, image)
+            rows.append({**raw, "id": f"{file.relative_to(root)}:{line}"})
     except UnicodeDecodeError as error:
         raise MmflaxError(
             f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8."
@@ -83,34 +87,16 @@ def _csv_rows(file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
 
 
-def _row(
+def _image_path(
+    where: str,
     root: pathlib.Path,
-    file: pathlib.Path,
-    line: int,
-    task: str,
-    entry: dict[str, Any],
+    folder: pathlib.Path,
     checked: set[str],
     damaged: bool,
-) -> Raw:
-    where = f"{file}, line {line}"
-
-    def image(column: str, name: str) -> str:
-        path = _image_path(where, root, file.parent, column, name)
-        if path not in checked:
-            try:
-                check_header(path)
-            except MmflaxError as error:
-                if not (damaged and pathlib.Path(path).is_file()):
-                    raise MmflaxError(f"{where}: {error}") from error
-            checked.add(path)
-        return path
-
-    return {**parse(where, task, entry, image), "id": f"{file.relative_to(root)}:{line}"}
-
-
-def _image_path(
-    where: str, root: pathlib.Path, folder: pathlib.Path, column: str, name: str
+    column: str,
+    name: str,
 ) -> str:
+    """The path of an image, whose header is read unless it is among the checked ones."""
     inside = posixpath.normpath(posixpath.join(folder.relative_to(root).as_posix(), name))
     # By name and not by symbolic link: the Hugging Face cache links its files to outside.
     if posixpath.isabs(name) or inside.split("/")[0] == ".." or "\0" in name:
@@ -118,4 +104,12 @@ def _image_path(
             f"{where}: {column} {name!r} leads out of {root}; it must be a path inside it, "
             "relative to the metadata file."
         )
-    return str(root / inside)
+    path = root / inside
+    if str(path) not in checked:
+        try:
+            check_header(path)
+        except MmflaxError as error:
+            if not (damaged and path.is_file()):
+                raise MmflaxError(f"{where}: {error}") from error
+        checked.add(str(path))
+    return str(path)
