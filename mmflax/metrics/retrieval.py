@@ -74,19 +74,6 @@ def ranks(
     return result
 
 
-def list_ranks(lists: np.ndarray, query_groups: np.ndarray, item_groups: np.ndarray) -> np.ndarray:
-    """Ranks int [q] from lists of item indices [q k], best first, as reranking gives them.
-
-    An index below 0 fills up a short list. A query whose list misses ranks last of all items, so
-    recalls up to K = k are exact, and mean and median rank are upper bounds.
-    """
-    lists = np.asarray(lists)
-    query_groups, item_groups = np.asarray(query_groups), np.asarray(item_groups)
-    _check_positives(np.isin(query_groups, item_groups), query_groups)
-    hit = (item_groups[lists] == query_groups[:, None]) & (lists >= 0)
-    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, len(item_groups)).astype(np.int64)
-
-
 def _check_positives(has: np.ndarray, groups: np.ndarray) -> None:
     if not has.all():
         raise MmflaxError(

@@ -57,21 +57,6 @@ def test_ties_and_nan_count_against_us():
     assert retrieval.ranks(scores, same, same).tolist() == [4, 2, 1, 1]
 
 
-def test_lists_agree_with_scores_where_they_reach(case):
-    scores, images, texts = case
-    groups = [np.array([int(g.split()[1]) for g in side]) for side in (images, texts)]
-    scores = scores + np.random.default_rng(1).normal(size=scores.shape) * 1e-6  # no ties
-    lists = np.argsort(-scores.T, axis=1)[:, :10]
-    full = retrieval.ranks(scores.T, groups[1], groups[0])
-    ranks = retrieval.list_ranks(lists, groups[1], groups[0])
-    inside = full <= 10
-    assert 0 < inside.sum() < len(inside)
-    np.testing.assert_array_equal(ranks[inside], full[inside])
-    assert (ranks[~inside] == len(images)).all()
-    lists[-1] = -1  # an empty list finds nothing, not even the last item
-    assert retrieval.list_ranks(lists, groups[1], groups[0])[-1] == len(images)
-
-
 def test_a_text_without_its_image_is_an_error():
     with pytest.raises(MmflaxError, match="nothing that belongs to it"):
         retrieval.retrieval(np.zeros((1, 2)), ["a"], ["a", "b"])
