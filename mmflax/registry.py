@@ -6,7 +6,9 @@ means a module of yours. Either has ``build(**fields)``, whose keywords are the 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -14,9 +16,11 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from mmflax.errors import MmflaxError
+
+Built = TypeVar("Built")
 
 
 def names(package: str, function: str = "build") -> list[str]:
@@ -103,23 +107,67 @@ def nearest(word: str, options: Iterable[str]) -> str:
 def keywords(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Every keyword of a builder; ``**fields`` stands for the keywords of what it returns."""
     signature = inspect.signature(builder, eval_str=True)
-    found = {}
+    known = dict(signature.parameters)
     for key, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            result = signature.return_annotation
-            if inspect.isclass(result):
-                inner = inspect.signature(result)
-                found.update(
-                    {
-                        k: p.replace(annotation=_hints(result).get(k, p.annotation))
-                        for k, p in inner.parameters.items()
-                        if k not in ("parent", "name") and k not in found
-                    }
-                )
-        else:
-            found[key] = parameter
-    # A keyword that the builder fills in itself is not required of the caller.
-    return found
+            del known[key]
+            if inspect.isclass(signature.return_annotation):
+                known = _fields(signature.return_annotation) | known
+    if isinstance(builder, functools.partial):  # its keywords are other defaults
+        known |= {k: known[k].replace(default=v) for k, v in builder.keywords.items()}
+    return known
+
+
+def _fields(cls: type) -> dict[str, inspect.Parameter]:
+    """The keywords of a class, those of its flat fields in their places."""
+    hints = _hints(cls)
+    flats = {f.name: f.metadata["flat"] for f in _flat_fields(cls)}
+    known: dict[str, inspect.Parameter] = {}
+    for key, parameter in inspect.signature(cls).parameters.items():
+        if key in flats:
+            spec = flats[key]
+            known |= {
+                k: p.replace(default=spec.defaults.get(k, p.default))
+                for k, p in _fields(spec.cls).items()
+                if k not in spec.without
+            }
+        elif key not in ("parent", "name"):
+            known[key] = parameter.replace(annotation=hints.get(key, parameter.annotation))
+    return known
+
+
+class Flat(NamedTuple):
+    """See ``flat``."""
+
+    cls: type
+    without: tuple[str, ...]
+    defaults: dict[str, Any]
+
+
+def flat(cls: type, *, without: tuple[str, ...] = (), **defaults: Any) -> Any:
+    """A dataclass field that holds a ``cls``, whose fields are keywords of the builder instead.
+
+    Args:
+      without: fields that are not keywords, because this module decides them.
+      defaults: their defaults, or what is decided, where it is not the default of ``cls``.
+    """
+    return dataclasses.field(metadata={"flat": Flat(cls, without, defaults)})
+
+
+def _flat_fields(cls: type) -> list[dataclasses.Field]:
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return [field for field in fields if "flat" in field.metadata]
+
+
+def make(cls: Callable[..., Built], fields: Mapping[str, Any]) -> Built:
+    """``cls(**fields)``, with the keywords of its flat fields gathered into them."""
+    fields = dict(fields)
+    for field in _flat_fields(cls):  # type: ignore[arg-type]
+        spec = field.metadata["flat"]
+        own = [f.name for f in dataclasses.fields(spec.cls) if f.name not in spec.without]
+        given = {name: fields.pop(name) for name in own if name in fields}
+        fields[field.name] = spec.cls(**{**spec.defaults, **given})
+    return cls(**fields)
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -88,9 +88,7 @@ class Fusion(Protocol):
 class Family(Protocol):
     """A published model: `(batch, *, train) -> {name: array}`, names as in transformers."""
 
-    def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
-        ...
+    def zeros(self, rows: int = 1) -> dict[str, Any]: ...
 
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]: ...
 

@@ -1,26 +1,19 @@
 """Heads: from a fused pair to scores."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.layers.blocks import (
-    ACTIVATIONS,
-    KERNEL_INIT,
-    TABLE_INIT,
-    LayerNorm,
-    as_dtype,
-    choose,
-)
+from mmflax.models.layers.blocks import ACTIVATIONS, TABLE_INIT, LayerNorm, dense, lookup
+from mmflax.models.layers.config import Typed
 
 # form: (hidden units per input unit, norm before the activation, epsilon)
 FORMS = {"meter": (1, True, 1e-5), "lxmert": (2, False, 1e-12)}
 
 
-class WordGrounding(nn.Module):
+class WordGrounding(Typed):
     """How much each image token shows each word: [b n i] x word table [v d] -> logits [b n v].
 
     The word table is the text encoder's own, so image tokens and words come to share a space before
@@ -28,25 +21,22 @@ class WordGrounding(nn.Module):
     start, where the table is normal(0.02).
     """
 
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(
         self, image: Float[Array, "b n i"], table: Float[Array, "v d"]
     ) -> Float[Array, "b n v"]:
         words, width = table.shape
-        dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
+        dtypes = self.dtypes
         x = image.astype(dtypes["dtype"] or dtypes["param_dtype"])
         if x.shape[-1] != width:
-            x = nn.Dense(width, kernel_init=KERNEL_INIT, name="projection", **dtypes)(x)
+            x = dense(width, dtypes, name="projection")(x)
         logits = jnp.einsum("bnd,vd->bnv", x, table.astype(x.dtype)).astype(jnp.float32)
         # Most words are not in the picture: begin near that.
         bias = self.param("bias", nn.initializers.constant(-2.0), (words,), jnp.float32)
         return logits * (50.0 / width**0.5) + bias[None, None]
 
 
-class VQAHead(nn.Module):
+class VQAHead(Typed):
     """Scores of `num_answers` answers from the pooled pair, in the two published forms.
 
     "meter" (Dou et al. 2022): dense, norm, GELU, dense; as wide inside as its input, which is two
@@ -57,25 +47,22 @@ class VQAHead(nn.Module):
     num_answers: int
     form: str = "meter"
     hidden_dim: int | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "b e"], *, train: bool = False) -> Float[Array, "b a"]:
-        times, norm_first, epsilon = choose("form", self.form, FORMS)
-        dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
+        times, norm_first, epsilon = lookup("form", self.form, FORMS)
+        dtypes = self.dtypes
         hidden = self.hidden_dim or times * pooled.shape[-1]
         # Without a dtype a head computes in its parameters', whatever the fusion's was.
         x = pooled.astype(dtypes["dtype"] or dtypes["param_dtype"])
-        x = nn.Dense(hidden, kernel_init=KERNEL_INIT, name="fc1", **dtypes)(x)
+        x = dense(hidden, dtypes, name="fc1")(x)
         norm = LayerNorm(epsilon=epsilon, name="norm", **dtypes)
         gelu = ACTIVATIONS["gelu"]
         x = gelu(norm(x)) if norm_first else norm(gelu(x))
-        dense = nn.Dense(self.num_answers, kernel_init=KERNEL_INIT, name="fc2", **dtypes)
-        return dense(x).astype(jnp.float32)
+        return dense(self.num_answers, dtypes, name="fc2")(x).astype(jnp.float32)
 
 
-class MLMHead(nn.Module):
+class MLMHead(Typed):
     """Logits of every word for every token, float32: [b t d] -> [b t v].
 
     BERT's head for masked language modeling (Devlin et al. 2019, in its released code): dense,
@@ -87,23 +74,21 @@ class MLMHead(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-12
     transform: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t d"], table: Float[Array, "v e"] | None = None
     ) -> Float[Array, "b t v"]:
-        dtypes = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
+        dtypes = self.dtypes
         width = x.shape[-1] if table is None else table.shape[-1]
         if self.transform:
-            x = nn.Dense(width, kernel_init=KERNEL_INIT, name="dense", **dtypes)(x)
-            x = choose("activation", self.activation, ACTIVATIONS)(x)
+            x = dense(width, dtypes, name="dense")(x)
+            x = lookup("activation", self.activation, ACTIVATIONS)(x)
             x = LayerNorm(epsilon=self.epsilon, name="norm", **dtypes)(x)
-        kind = dtypes["param_dtype"]
+        param_dtype = dtypes["param_dtype"]
         if table is None:
-            table = self.param("kernel", TABLE_INIT, (width, self.vocab_size), kind).T
-        bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,), kind)
+            table = self.param("kernel", TABLE_INIT, (width, self.vocab_size), param_dtype).T
+        bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,), param_dtype)
         logits = jnp.einsum(
             "btd,vd->btv", x, table.astype(x.dtype), preferred_element_type=jnp.float32
         )

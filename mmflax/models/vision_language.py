@@ -13,15 +13,15 @@ from mmflax.models.contracts import Fusion, ImageEncoder, TextEncoder
 
 class Encoded(NamedTuple):
     """Fused streams, one vector for the pair, the masks that say which tokens count, and the
-    encoders' tokens as they were before fusion: `patches` of the image, `words` of the text."""
+    encoders' tokens as they were before fusion: `image_tokens` and `text_tokens`."""
 
     image: Float[Array, "b n d"]
     text: Float[Array, "b t d"]
     pooled: Float[Array, "b e"]
     image_mask: Bool[Array, "b n"]
     text_mask: Bool[Array, "b t"]
-    patches: Float[Array, "b n i"]
-    words: Float[Array, "b t j"]
+    image_tokens: Float[Array, "b n i"]
+    text_tokens: Float[Array, "b t j"]
 
 
 class VisionLanguageModel(nn.Module):
@@ -64,37 +64,41 @@ class VisionLanguageModel(nn.Module):
         train: bool,
     ) -> Encoded:
         rows = text_mask.shape[:1]
-        seen = None if image_mask is None else image_mask.any(axis=1)
+        has_image = None if image_mask is None else image_mask.any(axis=1)
         if train and self.modality_dropout > 0.0:
-            seen, said = kept_modalities(
+            has_image, has_text = kept_modalities(
                 self.make_rng("dropout"),
-                jnp.ones(rows, bool) if seen is None else seen,
+                jnp.ones(rows, bool) if has_image is None else has_image,
                 text_mask.any(axis=1),
                 self.modality_dropout,
             )
-            text_mask = text_mask & said[:, None]
+            text_mask = text_mask & has_text[:, None]
         count = self.fusion.num_layers_read
-        patches, image_layers = read_image(
-            self.image_encoder, count, image, seen, image_mask, train=train
+        image_tokens, image_layers = read_image(
+            self.image_encoder, count, image, has_image, image_mask, train=train
         )
-        if image_mask is not None and image_mask.shape[1] != patches.shape[1]:
+        if image_mask is not None and image_mask.shape[1] != image_tokens.shape[1]:
             raise MmflaxError(
                 f"image_mask has {image_mask.shape[1]} columns, the image encoder gives "
-                f"{patches.shape[1]} tokens (CLS included); make them equal."
+                f"{image_tokens.shape[1]} tokens (CLS included); make them equal."
             )
-        if seen is not None:
-            whole = jnp.ones(patches.shape[:2], bool) if image_mask is None else image_mask
-            image_mask = whole & seen[:, None]
-        words, text_layers = read_encoder(self.text_encoder, count, tokens, text_mask, train=train)
+        if has_image is not None:
+            whole = jnp.ones(image_tokens.shape[:2], bool) if image_mask is None else image_mask
+            image_mask = whole & has_image[:, None]
+        text_tokens, text_layers = read_encoder(
+            self.text_encoder, count, tokens, text_mask, train=train
+        )
         read: dict[str, Any] = {}
         if count:
             read |= dict(image_layers=image_layers, text_layers=text_layers)
         if image_type is not None:
             read |= dict(image_type=image_type)
-        fused = self.fusion(patches, words, image_mask, text_mask, train=train, **read)
+        fused = self.fusion(image_tokens, text_tokens, image_mask, text_mask, train=train, **read)
         if image_mask is None:
-            image_mask = jnp.ones(patches.shape[:2], bool)
-        return Encoded(fused.image, fused.text, fused.pooled, image_mask, text_mask, patches, words)
+            image_mask = jnp.ones(image_tokens.shape[:2], bool)
+        return Encoded(
+            fused.image, fused.text, fused.pooled, image_mask, text_mask, image_tokens, text_tokens
+        )
 
 
 def kept_modalities(
@@ -114,15 +118,15 @@ def read_image(
     encoder: ImageEncoder,
     count: int,
     image: Float[Array, "b ..."],
-    seen: Bool[Array, "b"] | None,
+    has_image: Bool[Array, "b"] | None,
     image_mask: Bool[Array, "b n"] | None,
     *,
     train: bool,
 ) -> tuple[Any, Any]:
-    """`read_encoder` of images, pixels or regions; one that is not `seen` is all zeros."""
-    if seen is not None:
-        there = seen.reshape(-1, *(1,) * (image.ndim - 1))
-        image = jnp.where(there, image, jnp.zeros_like(image))
+    """`read_encoder` of images, pixels or regions; rows without an image are set to zero."""
+    if has_image is not None:
+        rows = has_image.reshape(-1, *(1,) * (image.ndim - 1))
+        image = jnp.where(rows, image, jnp.zeros_like(image))
     own = {"image_mask": image_mask} if encoder.reads_regions else {}
     return read_encoder(encoder, count, image, **own, train=train)
 

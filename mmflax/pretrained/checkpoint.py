@@ -184,18 +184,20 @@ def _with_dtypes(model: Any, dtype: Any, param_dtype: Any) -> Any:
     return replaced(model, wanted)
 
 
-def replaced(module: Any, wanted: Mapping[str, Any]) -> Any:
-    """The same module, and every module in its fields, with these fields where it has them."""
+def replaced(value: Any, wanted: Mapping[str, Any]) -> Any:
+    """The same module or config, and all in its fields, with these fields where it has them."""
     import flax.linen as nn
 
     changes: dict[str, Any] = {}
-    for field in dataclasses.fields(module):
-        value = getattr(module, field.name, None)
+    for field in dataclasses.fields(value):
+        inner = value.__dict__.get(field.name)
         if field.name in wanted:
             changes[field.name] = wanted[field.name]
-        elif isinstance(value, nn.Module) and field.name != "parent":
-            changes[field.name] = replaced(value, wanted)
-    return module.clone(**changes) if changes else module
+        elif field.name != "parent" and dataclasses.is_dataclass(inner):
+            changes[field.name] = replaced(inner, wanted)
+    if isinstance(value, nn.Module):
+        return value.clone(**changes) if changes else value
+    return dataclasses.replace(value, **changes)
 
 
 def _main_dtype(tensors: Tensors) -> Any:

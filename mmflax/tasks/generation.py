@@ -21,8 +21,10 @@ from mmflax.metrics import registry
 from mmflax.metrics.tokens import tokenize
 from mmflax.models.decoder import decoding
 from mmflax.models.decoder.decoder import Decoder
+from mmflax.models.decoder.decoder import build as build_decoder
 from mmflax.models.decoder.memory import Memory, check_sources
 from mmflax.models.heads import WordGrounding
+from mmflax.registry import keywords
 from mmflax.tasks.generation_model import GenerationModel, check_options, generate
 from mmflax.tasks.grounding import caption_word_loss
 from mmflax.tasks.task import Batch, Outputs, Record, Task
@@ -184,9 +186,9 @@ def _token_losses(
 
 def _decoder(fields: Mapping[str, Any], vocab_size: int) -> Decoder:
     try:
-        return Decoder(vocab_size=vocab_size, **fields)
+        return build_decoder(vocab_size=vocab_size, **fields)
     except TypeError as error:
-        known = sorted(set(Decoder.__dataclass_fields__) - {"parent", "name", "vocab_size"})
+        known = sorted(set(keywords(build_decoder)) - {"vocab_size"})
         raise MmflaxError(
             f"task.decoder holds {', '.join(sorted(fields))}; it needs width, depth and num_heads, "
             f"and may hold {', '.join(known)}."

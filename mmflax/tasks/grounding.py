@@ -15,7 +15,7 @@ def grounded(grounding: nn.Module | None, backbone: nn.Module, encoded: Encoded)
     outputs: Outputs = {"image_mask": encoded.image_mask}
     if grounding is not None:
         table = backbone.text_encoder.word_embedding.embedding
-        outputs["words"] = grounding(encoded.patches, table)
+        outputs["words"] = grounding(encoded.image_tokens, table)
     return outputs
 
 

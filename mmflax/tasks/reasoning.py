@@ -48,7 +48,7 @@ class PairModel(nn.Module):
         logits = self.head(encoded.pooled.reshape(rows // 2, 2 * width), train=train)
         first = encoded._replace(
             image_mask=encoded.image_mask[::2],
-            patches=encoded.patches[::2],
+            image_tokens=encoded.image_tokens[::2],
         )
         return {"logits": logits, **grounded(self.grounding, self.backbone, first)}
 

@@ -17,7 +17,7 @@ from mmflax.losses import word_region_loss
 from mmflax.losses.contrastive_sharded import ring_clip, ring_recall_at_1, ring_sigmoid
 from mmflax.losses.matching import matching_loss
 from mmflax.models.heads import WordGrounding
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 from mmflax.tasks.retrieval_model import MAX_SCALE, RetrievalModel, Rows, Temperature
 from mmflax.tasks.task import Batch, Outputs, Search, Task
 
@@ -74,7 +74,7 @@ def build(
             f"model.modality_dropout is {backbone.modality_dropout}, but retrieval compares an "
             "image with a text and learns nothing from one alone; remove it."
         )
-    temperature, bias = choose("loss", loss, INIT)
+    temperature, bias = lookup("loss", loss, INIT)
     temperature = temperature if temperature_init is None else temperature_init
     if temperature <= 0:
         raise MmflaxError(f"temperature_init is {temperature}; it must be above 0, such as 0.07.")

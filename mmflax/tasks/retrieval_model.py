@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.losses.matching import hard_negatives
-from mmflax.models.layers.blocks import KERNEL_INIT, choose
+from mmflax.models.layers.blocks import KERNEL_INIT, lookup
 from mmflax.models.layers.pooling import MAPHead, pool_tokens
 from mmflax.models.vision_language import read_encoder, read_image
 from mmflax.numerics import unit
@@ -99,12 +99,11 @@ class RetrievalModel(nn.Module):
 
         encoder = self.backbone.image_encoder
         if self.image_pool == "map":
-            fields = ("num_heads", "mlp_dim", "activation", "epsilon", "dtype", "param_dtype")
-            self.image_head = MAPHead(**{name: getattr(encoder, name) for name in fields})
-        projected, bias = choose("image_projection", self.image_projected, PROJECTIONS)
+            self.image_head = MAPHead(encoder.layer)
+        projected, bias = lookup("image_projection", self.image_projected, PROJECTIONS)
         if projected:
             self.image_projection = dense(self.embed_dim, bias)
-        projected, bias = choose("text_projection", self.text_projected, PROJECTIONS)
+        projected, bias = lookup("text_projection", self.text_projected, PROJECTIONS)
         if projected:
             self.text_projection = dense(self.embed_dim, bias)
         if self.fused:

@@ -64,11 +64,11 @@ def test_every_image_encoder_and_each_text_encoder_in_turn(name):
         def run(model=model, inputs=inputs):
             return model.init_with_output(jax.random.key(0), *inputs, train=False)[0]
 
-        if getattr(fusion, "num_layers_read", 0) and image in UNLAYERED:
+        if fusion.num_layers_read and image in UNLAYERED:
             with pytest.raises(MmflaxError, match="this fusion reads the last"):
                 jax.eval_shape(run)
             continue
         found = jax.eval_shape(run)
-        assert found.patches.shape[:2] == found.image_mask.shape == (2, encoder.num_tokens())
-        assert found.words.shape == (2, 6, of_text["width"])
+        assert found.image_tokens.shape[:2] == found.image_mask.shape == (2, encoder.num_tokens())
+        assert found.text_tokens.shape == (2, 6, of_text["width"])
         assert found.image.shape[0] == found.text.shape[0] == found.pooled.shape[0] == 2

@@ -11,6 +11,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.attention import attend, attention_weights
 from mmflax.models.layers.blocks import MultiHeadAttention
+from mmflax.models.layers.config import LayerConfig
 
 B, T, S, H, K = 2, 5, 7, 3, 4
 
@@ -129,7 +130,7 @@ def test_half_precision_keeps_its_dtype_and_is_close():
 def test_module_gives_zero_not_its_bias_where_nothing_may_be_used(zoo):
     x = jnp.ones((B, T, 12))
     mask = jnp.asarray([[[[False] * T]], [[[True] * T]]])
-    module = MultiHeadAttention(num_heads=3)
+    module = MultiHeadAttention(LayerConfig(3))
     params = zoo.params(module, x, mask=mask, train=False)
     out = zoo.run(module, params, x, mask=mask, train=False)
     assert (out[0] == 0).all() and (out[1] != 0).all()
@@ -137,7 +138,7 @@ def test_module_gives_zero_not_its_bias_where_nothing_may_be_used(zoo):
 
 def test_sown_weights_are_those_used(zoo):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, 12)), jnp.float32)
-    module = MultiHeadAttention(num_heads=3)
+    module = MultiHeadAttention(LayerConfig(3))
     params = zoo.params(module, x, train=False)
     out, sown = zoo.run(module, params, x, train=False, mutable=["intermediates"])
     (weights,) = sown["intermediates"]["attention"]
@@ -149,7 +150,7 @@ def test_sown_weights_are_those_used(zoo):
 
 def test_kernels_carry_heads(zoo):
     x = jnp.ones((1, 2, 12))
-    module = MultiHeadAttention(num_heads=3, qkv_bias=False)
+    module = MultiHeadAttention(LayerConfig(3, qkv_bias=False))
     shapes = jax.tree.map(jnp.shape, zoo.params(module, x, train=False))
     assert shapes == {
         "query": {"kernel": (12, 3, 4)},
@@ -163,4 +164,4 @@ def test_errors_name_the_field_and_the_choices(zoo):
     with pytest.raises(MmflaxError, match="attention_impl.*'flash'.*auto, xla"):
         attend(*qkv(), implementation="flash")
     with pytest.raises(MmflaxError, match="width 12.*5 heads"):
-        zoo.params(MultiHeadAttention(num_heads=5), jnp.ones((1, 2, 12)), train=False)
+        zoo.params(MultiHeadAttention(LayerConfig(5)), jnp.ones((1, 2, 12)), train=False)

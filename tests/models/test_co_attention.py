@@ -8,6 +8,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion import co_attention
 from mmflax.models.fusion.co_attention import CoAttentionLayer
+from mmflax.models.layers.config import LayerConfig
 
 FORMS = ("meter", "lxmert")
 N, T = 5, 4
@@ -19,7 +20,8 @@ def streams(seed=0):
 
 
 def layer_of(form, zoo):
-    layer = CoAttentionLayer(num_heads=2, mlp_dim=16, form=form)
+    config = LayerConfig(2, 16, norm_style="post", epsilon=1e-12)
+    layer = CoAttentionLayer(config, form)
     return layer, zoo.params(layer, streams(), train=False)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mmflax.errors import MmflaxError
-from mmflax.models.decoder.decoder import Decoder
+from mmflax.models.decoder.decoder import build
 from mmflax.models.decoder.layer import KeyValueAttention
 from mmflax.models.decoder.memory import Memory
 from mmflax.models.layers.blocks import MultiHeadAttention
+from mmflax.models.layers.config import LayerConfig
 from mmflax.models.vision_language import Encoded
 
 B, S, M, V, D = 3, 6, 5, 20, 16
@@ -17,7 +18,7 @@ B, S, M, V, D = 3, 6, 5, 20, 16
 
 def decoder(**fields):
     sizes = dict(vocab_size=V, width=D, depth=2, num_heads=4, max_length=8, mlp_dim=32)
-    return Decoder(**sizes | fields)
+    return build(**sizes | fields)
 
 
 def inputs(seed=0):
@@ -186,13 +187,13 @@ def test_attention_in_halves_is_multi_head_attention(zoo):
     rng = np.random.default_rng(0)
     x, context = (jnp.asarray(rng.normal(size=(B, n, D)), jnp.float32) for n in (S, M))
     mask = inputs()["memory_mask"][:, None, None]
-    whole = MultiHeadAttention(num_heads=4)
+    whole = MultiHeadAttention(LayerConfig(4))
     params = zoo.params(whole, x, context, mask=mask, train=False)
-    halves = KeyValueAttention(width=D, num_heads=4)
+    halves = KeyValueAttention(LayerConfig(4), D)
 
     @jax.jit
     def both(params):
-        kept = halves.apply({"params": params}, context, method="keep")
+        kept = halves.apply({"params": params}, context, method="key_value")
         return (
             halves.apply({"params": params}, x, kept, mask=mask, train=False),
             whole.apply({"params": params}, x, context, mask=mask, train=False),
@@ -253,16 +254,16 @@ def encoded(seed=0):
         pooled=jnp.zeros((B, 2)),
         image_mask=jnp.asarray([[0, 0, 0], [1, 1, 1], [1, 0, 1]], bool),
         text_mask=jnp.asarray([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool),
-        patches=stream(3, 12),
-        words=stream(4, 10),
+        image_tokens=stream(3, 12),
+        text_tokens=stream(4, 10),
     )
 
 
 SOURCES = {
-    ("image",): ["patches"],
-    ("text",): ["words"],
+    ("image",): ["image_tokens"],
+    ("text",): ["text_tokens"],
     ("fused",): ["image", "text"],
-    ("image", "text", "fused"): ["patches", "words", "image", "text"],
+    ("image", "text", "fused"): ["image_tokens", "text_tokens", "image", "text"],
 }
 
 
@@ -271,7 +272,9 @@ def test_memory_holds_its_sources_and_nothing_masked(zoo, sources):
     module, given = Memory(width=D, sources=sources), encoded()
     params = zoo.params(module, given)
     memory, mask = zoo.run(module, params, given)
-    masks = dict(patches="image_mask", image="image_mask", words="text_mask", text="text_mask")
+    masks = dict(
+        image_tokens="image_mask", image="image_mask", text_tokens="text_mask", text="text_mask"
+    )
     expected = jnp.concatenate([getattr(given, masks[name]) for name in SOURCES[sources]], axis=1)
     np.testing.assert_array_equal(mask, expected)
     assert memory.shape == (*mask.shape, D)

@@ -58,9 +58,10 @@ def test_bert_sizes_are_the_published_ones(variant):
 
 def test_sizes_given_one_by_one_override_the_variant():
     model = vit.build(variant="B/16", image_size=224, depth=11)
-    assert (model.depth, model.width, model.patch_size) == (11, 768, 16)
-    assert bert.build(variant="base", vocab_size=9, depth=6).depth == 6
-    assert vit.build(image_size=8, patch_size=4, width=8, depth=1, num_heads=2).mlp_dim == 32
+    assert (model.stack.depth, model.width, model.patch_size) == (11, 768, 16)
+    assert bert.build(variant="base", vocab_size=9, depth=6).stack.depth == 6
+    model = vit.build(variant="B/16", image_size=224, width=384, num_heads=6)
+    assert model.layer.mlp_dim == 1536
 
 
 @pytest.mark.parametrize("variant", ["X/16", "B16", "B/x", "B/"])
@@ -242,5 +243,5 @@ def test_last_layers_end_in_the_tokens(encoder, scan_layers, zoo):
     first = {"layers_0": params["encoder"]["layers_0"]}
     expected = zoo.run(build(1), {**params, "encoder": first}, *inputs, train=False)
     np.testing.assert_allclose(layers[0], expected, atol=1e-5)
-    with pytest.raises(MmflaxError, match="last 3 layers were asked for, but there are 2"):
+    with pytest.raises(MmflaxError, match="last 3 layers were requested, but there are 2"):
         zoo.run(model, scanned, *inputs, layers=3, train=False)

@@ -8,6 +8,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import clip_text, clip_vision, efficientnet, siglip_text, vit
 from mmflax.models.encoders.positions import resample_as_torch
+from mmflax.models.vision_language import read_encoder
 
 SMALL = dict(width=16, depth=2, num_heads=4, mlp_dim=32)
 TEXT = dict(SMALL, vocab_size=30, max_length=8)
@@ -63,10 +64,10 @@ def test_text_layers_go_through_the_last_norm(zoo):
 
 
 def test_sizes():
-    assert clip_text.build(variant="L", vocab_size=9).mlp_dim == 3072
+    assert clip_text.build(variant="L", vocab_size=9).layer.mlp_dim == 3072
     assert siglip_text.build(variant="B", vocab_size=9).max_length == 64
     clip = clip_vision.build(variant="B/32", image_size=224)
-    assert (clip.width, clip.activation, clip.epsilon) == (768, "quick_gelu", 1e-5)
+    assert (clip.width, clip.layer.activation, clip.layer.epsilon) == (768, "quick_gelu", 1e-5)
     with pytest.raises(MmflaxError, match="variant such as 'B', or also width"):
         clip_text.build(vocab_size=9)
     with pytest.raises(MmflaxError, match="variant such as 'B0', or also width_factor"):
@@ -133,8 +134,8 @@ def test_efficientnet_gives_the_tokens_it_announces(efficient, zoo):
     np.testing.assert_allclose(one[0], tokens[0], rtol=1e-5, atol=1e-6)
     dropped = zoo.run(model, params, image, train=True, key=1)
     assert float(jnp.abs(dropped - tokens).max()) > 1e-3
-    with pytest.raises(MmflaxError, match="EfficientNet differ"):
-        model.apply({"params": params}, image, layers=1, train=False)
+    with pytest.raises(MmflaxError, match="EfficientNet does not give"):
+        read_encoder(model, 1, image, train=False)
 
 
 def test_statistics_are_frozen(efficient):

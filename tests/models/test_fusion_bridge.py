@@ -44,8 +44,8 @@ def test_the_model_hands_over_the_last_layers_in_order(zoo):
         fused = model.fusion.apply({"params": params["fusion"]}, *streams, **layers, train=False)
         return fused.pooled
 
-    np.testing.assert_allclose(encoded.patches, image, atol=1e-5)
-    np.testing.assert_allclose(encoded.words, text, atol=1e-5)
+    np.testing.assert_allclose(encoded.image_tokens, image, atol=1e-5)
+    np.testing.assert_allclose(encoded.text_tokens, text, atol=1e-5)
     np.testing.assert_allclose(fuse(images, texts), encoded.pooled, atol=1e-5)
     for other in ((images[::-1], texts), (images, texts[::-1])):
         assert (jnp.abs(fuse(*other) - encoded.pooled).max(axis=1) > 1e-3).all()
@@ -64,7 +64,7 @@ def test_scan_equals_loop(zoo, link):
 
 
 def test_encoders_must_be_as_deep(zoo):
-    with pytest.raises(MmflaxError, match="last 2 layers were asked for, but there are 1"):
+    with pytest.raises(MmflaxError, match="last 2 layers were requested, but there are 1"):
         zoo.params(whole(text_depth=1), **zoo.inputs(), train=False)
 
 

@@ -1,5 +1,8 @@
 """Every kind of fusion computes the equation its file opens with, written out in numpy."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,10 +94,23 @@ def low_rank_product(v, u, p, rank=3):
     return np.einsum("bi,bj,ije->be", v, u, weights) + p["bias"]
 
 
+class Function(nn.Module):
+    """The operator of a fusion whose operator has no parameters."""
+
+    fusion: Any
+
+    def __call__(self, image, text):
+        return self.fusion.operator("")(image, text)
+
+
+def function(module, **fields):
+    return Function(module.build(width=6, depth=1, num_heads=2, **fields))
+
+
 OPERATORS = {
-    "concat": (concat.Concatenation(), concatenation),
-    "sum": (elementwise.ElementByElement("sum"), lambda v, u, p: v + u),
-    "product": (elementwise.ElementByElement("product"), lambda v, u, p: v * u),
+    "concat": (function(concat), concatenation),
+    "sum": (function(elementwise, operation="sum"), lambda v, u, p: v + u),
+    "product": (function(elementwise, operation="product"), lambda v, u, p: v * u),
     "projection": (projection.CommonSpace(6), common_space),
     "gated": (gated.GatedUnit(6), gated_unit),
     "tensor": (tensor.OuterProduct(6, side=4), outer_product),

@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.blocks import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
+from mmflax.models.layers.config import LayerConfig
 from mmflax.models.layers.masks import masked_mean
 from mmflax.models.layers.platform import platform
 from mmflax.models.layers.pooling import MAPHead, pool_tokens
@@ -40,44 +41,44 @@ def test_layer_norm_epsilon_and_variance():
 
 def test_unknown_choices_list_the_known(zoo):
     with pytest.raises(MmflaxError, match="activation is 'elu'.*gelu, gelu_tanh, quick_gelu"):
-        zoo.params(MLP(8, activation="elu"), jnp.ones((1, 4)))
+        zoo.params(MLP(LayerConfig(2, 8, activation="elu")), jnp.ones((1, 4)))
     with pytest.raises(MmflaxError, match="norm_style is 'mid'.*pre, post"):
-        zoo.params(Block(2, 8, norm_style="mid"), jnp.ones((1, 2, 4)), train=False)
+        zoo.params(Block(LayerConfig(2, 8, norm_style="mid")), jnp.ones((1, 2, 4)), train=False)
     with pytest.raises(MmflaxError, match="needs a context"):
-        zoo.params(Block(2, 8, cross_attention=True), jnp.ones((1, 2, 4)), train=False)
+        zoo.params(Block(LayerConfig(2, 8), cross_attention=True), jnp.ones((1, 2, 4)), train=False)
 
 
 def test_block_parts(zoo):
     x, context = normal(2, 3, 8), normal(2, 5, 6)
-    block = Block(2, 16, cross_attention=True)
+    block = Block(LayerConfig(2, 16), cross_attention=True)
     params = zoo.params(block, x, None, context, train=False)
     assert set(params) == {
         *("attention", "attention_norm", "cross_attention", "cross_attention_norm"),
         *("mlp", "mlp_norm"),
     }
-    plain = zoo.params(Block(2, 16), x, train=False)
+    plain = zoo.params(Block(LayerConfig(2, 16)), x, train=False)
     assert set(plain) == {"attention", "attention_norm", "mlp", "mlp_norm"}
 
 
 def test_post_norm_ends_normalised_and_pre_norm_is_the_identity_at_zero(zoo):
     x = normal(2, 3, 8)
-    zeros = jax.tree.map(jnp.zeros_like, zoo.params(Block(2, 16), x, train=False))
-    pre = zoo.run(Block(2, 16, norm_style="pre"), zeros, x, train=False)
+    zeros = jax.tree.map(jnp.zeros_like, zoo.params(Block(LayerConfig(2, 16)), x, train=False))
+    pre = zoo.run(Block(LayerConfig(2, 16, norm_style="pre")), zeros, x, train=False)
     np.testing.assert_array_equal(pre, x)
     for name in ("attention_norm", "mlp_norm"):
         zeros[name]["scale"] = jnp.ones(8)
-    post = zoo.run(Block(2, 16, norm_style="post"), zeros, x, train=False)
+    post = zoo.run(Block(LayerConfig(2, 16, norm_style="post")), zeros, x, train=False)
     np.testing.assert_allclose(post.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(post.std(-1), 1, atol=1e-4)
 
 
 def test_dropout_and_drop_path_act_in_training_only(zoo):
     x = normal(4, 3, 8)
-    plain = Block(2, 16)
+    plain = Block(LayerConfig(2, 16))
     params = zoo.params(plain, x, train=False)
     expected = zoo.run(plain, params, x, train=False)
     for rates in ({"dropout_rate": 0.5}, {"attention_dropout_rate": 0.5}):
-        block = Block(2, 16, **rates)
+        block = Block(LayerConfig(2, 16, **rates))
         np.testing.assert_allclose(zoo.run(block, params, x, train=False), expected, atol=1e-6)
         train = jax.jit(
             lambda key, block=block: block.apply(
@@ -115,7 +116,7 @@ def test_pooling(zoo):
     np.testing.assert_array_equal(pool_tokens(x, mask, pool="gap"), masked_mean(x, mask))
     with pytest.raises(MmflaxError, match="pool is 'max'.*cls or gap"):
         pool_tokens(x, pool="max")
-    head = MAPHead(num_heads=2, mlp_dim=16)
+    head = MAPHead(LayerConfig(2, 16))
     params = zoo.params(head, x, mask, train=False)
     out = zoo.run(head, params, x, mask, train=False)
     assert out.shape == (2, 8)
@@ -150,7 +151,7 @@ def test_shared_qk_init_starts_attention_as_likeness():
     x = jax.random.normal(jax.random.key(0), (1, 6, 16))
     kernels = {}
     for kind in ("shared", "independent"):
-        layer = MultiHeadAttention(num_heads=2, qk_init=kind)
+        layer = MultiHeadAttention(LayerConfig(2, qk_init=kind))
         params = layer.init(jax.random.key(1), x, train=False)["params"]
         kernels[kind] = params["query"]["kernel"], params["key"]["kernel"]
         _, variables = layer.apply({"params": params}, x, train=False, mutable=["intermediates"])

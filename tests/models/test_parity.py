@@ -6,6 +6,7 @@ import pytest
 
 from mmflax.models.encoders import bert, vit
 from mmflax.models.fusion.co_attention import CoAttentionLayer
+from mmflax.models.layers.config import LayerConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -190,7 +191,8 @@ def test_lxmert_layer_equals_transformers(zoo):
     rng = np.random.default_rng(0)
     image, text = (rng.normal(size=(2, n, WIDTH)).astype(np.float32) for n in (5, 4))
     mask = np.asarray([[True] * 4, [True, True, False, False]])
-    layer = CoAttentionLayer(num_heads=HEADS, mlp_dim=MLP, form="lxmert")
+    config = LayerConfig(HEADS, MLP, norm_style="post", epsilon=1e-12)
+    layer = CoAttentionLayer(config, form="lxmert")
     found_image, found_text = zoo.run(
         layer,
         params,

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import vit
 from mmflax.models.layers.blocks import Block
+from mmflax.models.layers.config import LayerConfig, StackConfig
 from mmflax.models.layers.stack import Stack, stack_layers, unstack_layers
 
 
@@ -134,8 +135,8 @@ def test_unknown_remat_lists_the_known(zoo):
 def test_blocks_split_the_batch_over_devices(zoo, scan_layers):
     """Nothing but the blocks' own constraint says so here: input and parameters are whole."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    layer = functools.partial(Block, num_heads=4, mlp_dim=48)
-    model = Stack(layer, depth=2, scan_layers=scan_layers)
+    layer = functools.partial(Block, LayerConfig(4, 48))
+    model = Stack(layer, StackConfig(2, scan_layers=scan_layers))
     x = jnp.ones((16, 5, 16))
     params = zoo.params(model, x, train=False)
     params, x = jax.device_put((params, x), NamedSharding(mesh, PartitionSpec()))
@@ -157,19 +158,19 @@ def test_blocks_split_the_batch_over_devices(zoo, scan_layers):
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_outputs_of_the_last_layers(zoo, scan_layers):
     """A stack of the first k layers ends in what the deeper stack gives for layer k."""
-    layer = functools.partial(Block, num_heads=4, mlp_dim=16)
+    layer = functools.partial(Block, LayerConfig(4, 16))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
-    loop = zoo.params(Stack(layer, depth=3), x, train=False)
+    loop = zoo.params(Stack(layer, StackConfig(3)), x, train=False)
     params = stack_layers(loop) if scan_layers else loop
-    stack = Stack(layer, depth=3, scan_layers=scan_layers)
+    stack = Stack(layer, StackConfig(3, scan_layers=scan_layers))
     carry, outputs = zoo.run(stack, params, x, layers=2, train=False)
     assert len(outputs) == 2
     np.testing.assert_array_equal(carry, outputs[-1])
     for depth, found in ((2, outputs[0]), (3, outputs[1])):
         first = {f"layers_{i}": loop[f"layers_{i}"] for i in range(depth)}
-        expected = zoo.run(Stack(layer, depth=depth), first, x, train=False)
+        expected = zoo.run(Stack(layer, StackConfig(depth)), first, x, train=False)
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    with pytest.raises(MmflaxError, match="last 4 layers were asked for, but there are 3"):
+    with pytest.raises(MmflaxError, match="last 4 layers were requested, but there are 3"):
         zoo.run(stack, params, x, layers=4, train=False)
 
 
@@ -183,7 +184,7 @@ class Adding(nn.Module):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_every_layer_gets_its_own_part(zoo, scan_layers):
-    stack = Stack(Adding, depth=3, scan_layers=scan_layers)
+    stack = Stack(Adding, StackConfig(3, scan_layers=scan_layers))
     each = jnp.asarray([[1.0], [10.0], [100.0]])
     found = zoo.run(stack, {}, jnp.asarray([5.0]), each=each, train=False)
     np.testing.assert_array_equal(found, [5.0 * 8 + 1.0 * 4 + 10.0 * 2 + 100.0])

@@ -127,9 +127,9 @@ def test_words_are_the_text_encoders_own(tiny, zoo):
     found = tiny.run(tiny.params, tiny.inputs)
     inputs = {name: tiny.inputs[name] for name in ("tokens", "text_mask")}
     alone = zoo.run(tiny.model.text_encoder, tiny.params["text_encoder"], **inputs, train=False)
-    np.testing.assert_allclose(found.words, alone, atol=1e-5)
+    np.testing.assert_allclose(found.text_tokens, alone, atol=1e-5)
     other = tiny.run(tiny.params, {**tiny.inputs, "image": tiny.inputs["image"] + 1.0})
-    np.testing.assert_array_equal(found.words, other.words)
+    np.testing.assert_array_equal(found.text_tokens, other.text_tokens)
 
 
 def test_an_absent_text_gives_the_same_words_whatever_it_was(zoo):
@@ -180,7 +180,7 @@ def test_modality_dropout_is_absence_and_of_training_alone(zoo):
                 train=True,
                 rngs={"dropout": key},
             )
-            return (encoded.pooled**2).sum() + (encoded.patches**2).sum(), encoded
+            return (encoded.pooled**2).sum() + (encoded.image_tokens**2).sum(), encoded
 
         return jax.grad(loss, has_aux=True)(image)
 
@@ -191,7 +191,7 @@ def test_modality_dropout_is_absence_and_of_training_alone(zoo):
     absent = {**inputs, "image_mask": trained.image_mask, "text_mask": trained.text_mask}
     expected = run(absent)
     np.testing.assert_allclose(trained.pooled, expected.pooled, atol=1e-5)
-    np.testing.assert_allclose(trained.patches, expected.patches, atol=1e-5)
+    np.testing.assert_allclose(trained.image_tokens, expected.image_tokens, atol=1e-5)
     np.testing.assert_array_equal((grads != 0).any(axis=(1, 2, 3)), seen)
     again = train(inputs, inputs["image"], jax.random.key(2))[1]
     assert (again.image_mask.any(axis=1) != seen).any()

@@ -115,7 +115,7 @@ def test_a_run_opens_by_the_door_of_public_checkpoints(trained):
     spread = mmflax.from_pretrained(workdir, mesh=mesh)
     assert {leaf.sharding.mesh for leaf in jax.tree.leaves(spread.params)} == {mesh}
     half = mmflax.from_pretrained(workdir, dtype="bfloat16")
-    assert half.model.module.backbone.image_encoder.dtype == jnp.bfloat16
+    assert half.model.module.backbone.image_encoder.layer.dtype == jnp.bfloat16
     with pytest.raises(MmflaxError, match="mmflax convert .* DST"):
         found.save(workdir / "copy")
 

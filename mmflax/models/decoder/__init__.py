@@ -1,1 +1,1 @@
-"""A text decoder, its layers, what it looks at, and how it writes."""
+"""Text decoder, its layers and memory, and decoding."""

@@ -4,20 +4,22 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.errors import MmflaxError
-from mmflax.models.layers.attention import attend, attention_weights
 from mmflax.models.layers.blocks import (
     KERNEL_INIT,
     MLP,
+    NORM_STYLES,
     DropPath,
     LayerNorm,
-    choose,
+    attend_and_sow,
     constrain_batch,
-    shared_init,
+    head_shape,
+    lookup,
+    query_key_init,
+    zero_without_key,
 )
+from mmflax.models.layers.config import LayerConfig
 
 KeyValue = tuple[Array, Array]  # keys and values [b s h k]
 
@@ -29,31 +31,19 @@ class KeyValueAttention(nn.Module):
     which the first half cannot read off the queries.
     """
 
+    config: LayerConfig
     width: int
-    num_heads: int
-    dropout_rate: float = 0.0
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        if self.width % self.num_heads:
-            raise MmflaxError(
-                f"width {self.width} does not divide into {self.num_heads} heads; "
-                "change width or num_heads."
-            )
-        heads = (self.num_heads, self.width // self.num_heads)
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        likeness = choose("qk_init", self.qk_init, {"independent": False, "shared": True})
-        init = shared_init(self.path) if likeness else KERNEL_INIT
-        self.query = nn.DenseGeneral(heads, kernel_init=init, **kinds)
-        self.key = nn.DenseGeneral(heads, kernel_init=init, **kinds)
-        self.value = nn.DenseGeneral(heads, kernel_init=KERNEL_INIT, **kinds)
-        self.out = nn.DenseGeneral(self.width, axis=(-2, -1), kernel_init=KERNEL_INIT, **kinds)
-        self.dropout = nn.Dropout(self.dropout_rate)
+        heads, dtypes = head_shape(self.width, self.config.num_heads), self.config.dtypes
+        init = query_key_init(self.config, self.path)
+        self.query = nn.DenseGeneral(heads, kernel_init=init, **dtypes)
+        self.key = nn.DenseGeneral(heads, kernel_init=init, **dtypes)
+        self.value = nn.DenseGeneral(heads, kernel_init=KERNEL_INIT, **dtypes)
+        self.out = nn.DenseGeneral(self.width, axis=(-2, -1), kernel_init=KERNEL_INIT, **dtypes)
+        self.dropout = nn.Dropout(self.config.attention_dropout_rate)
 
-    def keep(self, context: Float[Array, "b s e"]) -> KeyValue:
+    def key_value(self, context: Float[Array, "b s e"]) -> KeyValue:
         """Keys and values of the context."""
         return self.key(context), self.value(context)
 
@@ -65,26 +55,10 @@ class KeyValueAttention(nn.Module):
         mask: Bool[Array, "#b #h #t s"] | None,
         train: bool,
     ) -> Float[Array, "b t d"]:
-        query, (key, value) = self.query(x), kept
-        sow = self.is_mutable_collection("intermediates")
-        dropped = train and self.dropout_rate > 0.0
-        if sow or dropped:
-            weights = attention_weights(query, key, mask)
-            self.sow("intermediates", "attention", weights)
-        if dropped:
-            weights = self.dropout(weights, deterministic=False)
-            mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
-        else:
-            # cuDNN's kernel refuses single queries, and has nothing to gain there.
-            one = self.attention_impl == "cudnn" and x.shape[1] == 1
-            mixed = attend(
-                query, key, value, mask, implementation="auto" if one else self.attention_impl
-            )
-        out = self.out(mixed)
-        if mask is None:
-            return out
-        used = mask.any(axis=(1, 3))[..., None]
-        return jnp.where(used, out, jnp.zeros_like(out))
+        mixed = attend_and_sow(
+            self, self.config, self.query(x), *kept, mask, dropout=self.dropout, train=train
+        )
+        return zero_without_key(self.out(mixed), mask)
 
 
 class DecoderLayer(nn.Module):
@@ -94,36 +68,18 @@ class DecoderLayer(nn.Module):
     `position`; its own key and value are written there first.
     """
 
+    config: LayerConfig
     width: int
-    num_heads: int
-    mlp_dim: int
-    norm_style: str = "pre"
-    activation: str = "gelu"
-    epsilon: float = 1e-6
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        fields = dict(
-            width=self.width,
-            num_heads=self.num_heads,
-            dropout_rate=self.attention_dropout_rate,
-            attention_impl=self.attention_impl,
-            qk_init=self.qk_init,
-            **kinds,
-        )
-        self.attention = KeyValueAttention(**fields)
-        self.cross_attention = KeyValueAttention(**fields)
-        self.mlp = MLP(self.mlp_dim, activation=self.activation, **kinds)
-        self.attention_norm = LayerNorm(epsilon=self.epsilon, **kinds)
-        self.cross_attention_norm = LayerNorm(epsilon=self.epsilon, **kinds)
-        self.mlp_norm = LayerNorm(epsilon=self.epsilon, **kinds)
-        self.dropout = nn.Dropout(self.dropout_rate)
+        config = self.config
+        self.attention = KeyValueAttention(config, self.width)
+        self.cross_attention = KeyValueAttention(config, self.width)
+        self.mlp = MLP(config)
+        self.attention_norm = LayerNorm(**config.norm)
+        self.cross_attention_norm = LayerNorm(**config.norm)
+        self.mlp_norm = LayerNorm(**config.norm)
+        self.dropout = nn.Dropout(config.dropout_rate)
         self.drop_path = DropPath()
 
     def __call__(
@@ -138,16 +94,16 @@ class DecoderLayer(nn.Module):
         drop_path: float | Float[Array, ""] | None = None,
         train: bool,
     ) -> tuple[Float[Array, "b t d"], KeyValue]:
-        pre = choose("norm_style", self.norm_style, {"pre": True, "post": False})
+        pre = lookup("norm_style", self.config.norm_style, NORM_STYLES)
         kept = cache
 
-        def look_back(y: Array) -> Array:
+        def self_attend(y: Array) -> Array:
             nonlocal kept
-            new = self.attention.keep(y)
+            new = self.attention.key_value(y)
             kept = new if cache is None else _write(cache, new, position)
             return self.attention(y, kept, mask=mask, train=train)
 
-        def look_at_memory(y: Array) -> Array:
+        def cross_attend(y: Array) -> Array:
             # Beams of one example are queries of one memory, which is never copied.
             queries = y.reshape(memory[0].shape[0], -1, y.shape[-1])
             return self.cross_attention(queries, memory, mask=memory_mask, train=train).reshape(
@@ -156,8 +112,8 @@ class DecoderLayer(nn.Module):
 
         x = constrain_batch(x)
         for branch, norm in (
-            (look_back, self.attention_norm),
-            (look_at_memory, self.cross_attention_norm),
+            (self_attend, self.attention_norm),
+            (cross_attend, self.cross_attention_norm),
             (self.mlp, self.mlp_norm),
         ):
             y = branch(norm(x) if pre else x)

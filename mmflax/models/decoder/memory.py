@@ -1,23 +1,23 @@
-"""What a decoder looks at while it writes: streams of encoders and fusion, side by side."""
+"""The memory of a decoder: streams of encoders and fusion, side by side."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT, as_dtype, constrain_batch
+from mmflax.models.layers.blocks import constrain_batch, dense, embedding_table
+from mmflax.models.layers.config import Typed
 from mmflax.models.layers.masks import zero_masked
 from mmflax.models.vision_language import Encoded
 
-# What a decoder may look at, and the streams each is made of.
+# What a memory may hold, and the streams each is made of.
 SOURCES = {"image": ("image",), "text": ("text",), "fused": ("fused_image", "fused_text")}
 
 
-class Memory(nn.Module):
-    """What the decoder looks at, side by side: streams projected to `width`, with a type each.
+class Memory(Typed):
+    """Streams side by side, each projected to `width`, with a type embedding.
 
     `sources` are any of "image" (the image encoder's tokens), "text" (the text encoder's tokens)
     and "fused" (both streams after fusion). Masked tokens are zeroed on entry and masked in the
@@ -26,33 +26,29 @@ class Memory(nn.Module):
 
     width: int
     sources: tuple[str, ...] = ("fused",)
-    dtype: Any = None
-    param_dtype: Any = "float32"
 
     @nn.compact
     def __call__(self, encoded: Encoded) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
         names = [name for source in check_sources(self.sources) for name in SOURCES[source]]
-        kinds = dict(dtype=as_dtype(self.dtype), param_dtype=as_dtype(self.param_dtype))
-        types = nn.Embed(
-            len(names), self.width, embedding_init=TABLE_INIT, name="type_embedding", **kinds
-        )(jnp.arange(len(names)))
+        dtypes = self.dtypes
+        types = embedding_table(len(names), self.width, dtypes, name="type_embedding")(
+            jnp.arange(len(names))
+        )
         parts, masks = [], []
         for i, name in enumerate(names):
             x, mask = _stream(encoded, name)
-            dense = nn.Dense(
-                self.width, kernel_init=KERNEL_INIT, name=f"{name}_projection", **kinds
-            )
-            x = x.astype(kinds["dtype"] or kinds["param_dtype"])
-            parts.append(dense(zero_masked(x, mask)) + types[None, None, i])
+            x = zero_masked(x.astype(dtypes["dtype"] or dtypes["param_dtype"]), mask)
+            x = dense(self.width, dtypes, name=f"{name}_projection")(x)
+            parts.append(x + types[None, None, i])
             masks.append(mask)
         return constrain_batch(jnp.concatenate(parts, axis=1)), jnp.concatenate(masks, axis=1)
 
 
 def _stream(encoded: Encoded, name: str) -> tuple[Array, Array]:
     if name == "image":
-        return encoded.patches, encoded.image_mask
+        return encoded.image_tokens, encoded.image_mask
     if name == "text":
-        return encoded.words, encoded.text_mask
+        return encoded.text_tokens, encoded.text_mask
     if name == "fused_image":
         return encoded.image, encoded.image_mask
     return encoded.text, encoded.text_mask

@@ -1,8 +1,41 @@
 """Base classes of encoders: a default for every attribute in `models/contracts.py`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 
 from mmflax.errors import MmflaxError
+
+ImageSize = int | tuple[int, int]  # pixels: a side, or (h, w)
+
+
+def sides(size: ImageSize) -> tuple[int, int]:
+    """Height and width of an image."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def as_size(size: Any) -> ImageSize:
+    """An image size as fields hold it, from a side or any sequence (h, w)."""
+    return size if isinstance(size, int) else (size[0], size[1])
+
+
+def variant_sizes(
+    what: str, variant: Mapping[str, Any], given: Mapping[str, Any], example: str
+) -> dict[str, Any]:
+    """The sizes of a named variant (empty: none), overridden by those given one by one.
+
+    Another width without an MLP's is followed by 4 * width. A size of None is not given.
+    """
+    sizes = dict(variant) | {name: value for name, value in given.items() if value is not None}
+    if given.get("width") is not None and "mlp_dim" in given and given["mlp_dim"] is None:
+        sizes["mlp_dim"] = 4 * given["width"]
+    missing = [name for name in given if name not in sizes]
+    if missing:
+        raise MmflaxError(
+            f"{what} needs a variant such as {example!r}, or also {', '.join(missing)}."
+        )
+    return sizes
 
 
 class ImageEncoderBase(nn.Module):
@@ -22,14 +55,14 @@ class ImageEncoderBase(nn.Module):
     def has_grid(self) -> bool:
         return type(self).grid is not ImageEncoderBase.grid
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Tokens down and across an image of `image_size` pixels (default: the model's own)."""
         raise MmflaxError(
             f"the tokens of {type(self).__name__} lie on no grid of patches; use an image encoder "
             "of pixels, such as vit, here."
         )
 
-    def num_tokens(self, image_size: int | tuple[int, int] | None = None) -> int:
+    def num_tokens(self, image_size: ImageSize | None = None) -> int:
         """Tokens returned for an image of that size, CLS included."""
         rows, columns = self.grid(image_size)
         return rows * columns + self.num_prefix

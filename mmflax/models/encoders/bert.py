@@ -7,19 +7,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import TextEncoderBase
+from mmflax.models.encoders.base import TextEncoderBase, variant_sizes
 from mmflax.models.layers.blocks import (
-    TABLE_INIT,
     Block,
     LayerNorm,
     Pooler,
-    as_dtype,
-    choose,
+    check_length,
     constrain_batch,
+    embedding_table,
+    lookup,
 )
-from mmflax.models.layers.masks import attention_mask, causal_mask
+from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
+from mmflax.models.layers.masks import text_attention_mask
 from mmflax.models.layers.stack import Stack
+from mmflax.registry import flat, make
 
 # tiny to medium: Turc et al. 2019 (github.com/google-research/bert, "24 smaller models");
 # base, large: Devlin et al. 2019, sec. 3.
@@ -33,7 +34,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class BERT(TextEncoderBase):
+class BERT(TextEncoderBase, Layered):
     """Tokens to contextual vectors [b t d]; `pool` makes BERT's summary of the first one.
 
     Positions count from 0 at the first column, so padding belongs on the right; the position table
@@ -42,70 +43,38 @@ class BERT(TextEncoderBase):
     outside the vocabulary. `causal=True` limits every token to itself and what lies before it. With
     `layers=k` above 0 the result is a pair: the tokens, and a tuple of what the last k layers gave,
     the last one last. With `norm_embeddings=False` the sum of embeddings goes on as it is, for a
-    fusion that normalises it together with the image (VisualBERT). `num_token_types` 0 leaves token
+    fusion that normalizes it together with the image (VisualBERT). `num_token_types` 0 leaves token
     types out. With `cross_attention` every layer also reads the `context` of a call that has one.
     """
 
     width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
     vocab_size: int
+    layer: LayerConfig = flat(
+        LayerConfig, without=("norm_style", "qkv_bias"), norm_style="post", epsilon=1e-12
+    )
+    stack: StackConfig = flat(StackConfig)
     max_length: int = 512
     position_offset: int = 0
     num_token_types: int = 2
     norm_embeddings: bool = True
     cross_attention: bool = False
-    activation: str = "gelu"
-    epsilon: float = 1e-12
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     gives_layers = True
     supports_causal = True
 
     def setup(self) -> None:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-
-        def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, self.width, embedding_init=TABLE_INIT, **kinds)
-
-        self.word_embedding = table(self.vocab_size)
-        self.position_embedding = table(self.max_length)
+        config, dtypes = self.layer, self.layer.dtypes
+        self.word_embedding = embedding_table(self.vocab_size, self.width, dtypes)
+        self.position_embedding = embedding_table(self.max_length, self.width, dtypes)
         if self.num_token_types:
-            self.token_type_embedding = table(self.num_token_types)
-        self.embedding_norm = LayerNorm(epsilon=self.epsilon, **kinds)
-        self.embedding_dropout = nn.Dropout(self.dropout_rate)
+            self.token_type_embedding = embedding_table(self.num_token_types, self.width, dtypes)
+        self.embedding_norm = LayerNorm(**config.norm)
+        self.embedding_dropout = nn.Dropout(config.dropout_rate)
         layer = functools.partial(
-            Block,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            norm_style="post",
-            cross_attention=self.cross_attention,
-            context_optional=True,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            dropout_rate=self.dropout_rate,
-            attention_dropout_rate=self.attention_dropout_rate,
-            attention_impl=self.attention_impl,
-            qk_init=self.qk_init,
-            **kinds,
+            Block, config, cross_attention=self.cross_attention, context_optional=True
         )
-        self.encoder = Stack(
-            layer,
-            depth=self.depth,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-        )
-        self.pooler = Pooler(self.width, **kinds)
+        self.encoder = Stack(layer, self.stack)
+        self.pooler = Pooler(self.width, **dtypes)
 
     def __call__(
         self,
@@ -128,14 +97,9 @@ class BERT(TextEncoderBase):
         text_mask: Bool[Array, "b t"] | None = None,
         token_types: Int[Array, "b t"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """The sum of word, type and position embeddings, not yet normalised."""
+        """The sum of word, type and position embeddings, not yet normalized."""
         length = tokens.shape[1]
-        longest = self.max_length - self.position_offset
-        if length > longest:
-            raise MmflaxError(
-                f"the text is {length} tokens long, the position table holds {longest}; "
-                "shorten the text or raise max_length."
-            )
+        check_length(length, self.max_length - self.position_offset, "max_length")
         types = jnp.zeros_like(tokens) if token_types is None else token_types
         if text_mask is not None:
             tokens, types = (jnp.where(text_mask, x, jnp.zeros_like(x)) for x in (tokens, types))
@@ -155,14 +119,11 @@ class BERT(TextEncoderBase):
         layers: int = 0,
         train: bool,
     ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
-        """Embeddings normalised and through the layers, which read the whole `context`."""
+        """Embeddings normalized and through the layers, which read the whole `context`."""
         if self.norm_embeddings:
             x = self.embedding_dropout(self.embedding_norm(x), deterministic=not train)
         x = constrain_batch(x)
-        mask = attention_mask(text_mask)
-        if causal:
-            before = causal_mask(x.shape[1])
-            mask = before if mask is None else mask & before
+        mask = text_attention_mask(text_mask, x.shape[1], causal=causal)
         return self.encoder(x, mask, context, layers=layers, train=train)
 
     def pool(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
@@ -181,23 +142,10 @@ def build(
     depth: int | None = None,
     num_heads: int | None = None,
     mlp_dim: int | None = None,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> BERT:
     """A `BERT` of a named variant; sizes given one by one override it; `fields` are `BERT`'s."""
-    sizes: dict[str, Any] = dict(choose("BERT variant", variant, SIZES)) if variant else {}
+    named = lookup("BERT variant", variant, SIZES) if variant else {}
     given = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
-    sizes |= {name: value for name, value in given.items() if value is not None}
-    if width is not None and mlp_dim is None:
-        sizes["mlp_dim"] = 4 * width
-    missing = [name for name in given if name not in sizes]
-    if missing:
-        raise MmflaxError(f"BERT needs a variant such as 'base', or also {', '.join(missing)}.")
-    return BERT(
-        **sizes,
-        vocab_size=vocab_size,
-        dtype=as_dtype(dtype),
-        param_dtype=as_dtype(param_dtype),
-        **fields,
-    )
+    sizes = variant_sizes("BERT", named, given, "base")
+    return make(BERT, fields | sizes | {"vocab_size": vocab_size})

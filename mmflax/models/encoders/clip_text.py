@@ -7,18 +7,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import TextEncoderBase
+from mmflax.models.encoders.base import TextEncoderBase, variant_sizes
 from mmflax.models.layers.blocks import (
-    TABLE_INIT,
     Block,
     LayerNorm,
-    as_dtype,
-    choose,
+    check_length,
     constrain_batch,
+    embedding_table,
+    lookup,
 )
-from mmflax.models.layers.masks import attention_mask, causal_mask
+from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
+from mmflax.models.layers.masks import text_attention_mask
 from mmflax.models.layers.stack import Stack
+from mmflax.registry import flat, make
 
 # As in the released checkpoints (github.com/openai/CLIP), by the image encoder they belong to.
 SIZES: dict[str, dict[str, int]] = {
@@ -27,8 +28,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class CLIPText(TextEncoderBase):
-    """Tokens to normalised vectors [b t d]; `pool` picks the one that stands for the text.
+class CLIPText(TextEncoderBase, Layered):
+    """Tokens to normalized vectors [b t d]; `pool` picks the one that stands for the text.
 
     `always_causal` is CLIP's: no token sees what comes after it. SigLIP's text encoder is the same
     without. `pooling` is "end" (the token that ends the text: the first `end_token`, or where that
@@ -41,59 +42,26 @@ class CLIPText(TextEncoderBase):
     """
 
     width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
     vocab_size: int
+    layer: LayerConfig = flat(
+        LayerConfig, without=("norm_style", "qkv_bias"), activation="quick_gelu", epsilon=1e-5
+    )
+    stack: StackConfig = flat(StackConfig)
     max_length: int = 77
     always_causal: bool = True
     pooling: str = "end"
     end_token: int | None = None
-    activation: str = "quick_gelu"
-    epsilon: float = 1e-5
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     gives_layers = True
     supports_causal = True
 
     def setup(self) -> None:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-
-        def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, self.width, embedding_init=TABLE_INIT, **kinds)
-
-        self.word_embedding = table(self.vocab_size)
-        self.position_embedding = table(self.max_length)
-        self.embedding_dropout = nn.Dropout(self.dropout_rate)
-        layer = functools.partial(
-            Block,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            norm_style="pre",
-            activation=self.activation,
-            epsilon=self.epsilon,
-            dropout_rate=self.dropout_rate,
-            attention_dropout_rate=self.attention_dropout_rate,
-            attention_impl=self.attention_impl,
-            qk_init=self.qk_init,
-            **kinds,
-        )
-        self.encoder = Stack(
-            layer,
-            depth=self.depth,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-        )
-        self.norm = LayerNorm(epsilon=self.epsilon, **kinds)
+        config = self.layer
+        self.word_embedding = embedding_table(self.vocab_size, self.width, config.dtypes)
+        self.position_embedding = embedding_table(self.max_length, self.width, config.dtypes)
+        self.embedding_dropout = nn.Dropout(config.dropout_rate)
+        self.encoder = Stack(functools.partial(Block, config), self.stack)
+        self.norm = LayerNorm(**config.norm)
 
     def __call__(
         self,
@@ -105,17 +73,11 @@ class CLIPText(TextEncoderBase):
         train: bool,
     ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
         length = tokens.shape[1]
-        if length > self.max_length:
-            raise MmflaxError(
-                f"the text is {length} tokens long, the position table holds {self.max_length}; "
-                "shorten the text or raise max_length."
-            )
+        check_length(length, self.max_length, "max_length")
         x = self.word_embedding(_used(tokens, text_mask))
         x = x + self.position_embedding(jnp.arange(length))[None]
         x = constrain_batch(self.embedding_dropout(x, deterministic=not train))
-        mask = attention_mask(text_mask)
-        if causal or self.always_causal:
-            mask = causal_mask(length) if mask is None else mask & causal_mask(length)
+        mask = text_attention_mask(text_mask, length, causal=causal or self.always_causal)
         if not layers:
             return self.norm(self.encoder(x, mask, train=train))
         outputs = tuple(map(self.norm, self.encoder(x, mask, layers=layers, train=train)[1]))
@@ -128,7 +90,7 @@ class CLIPText(TextEncoderBase):
         text_mask: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b d"]:
         """The vector that stands for the text; `text` is what the encoder gave for `tokens`."""
-        if choose("pooling", self.pooling, {"end": False, "last": True}):
+        if lookup("pooling", self.pooling, {"end": False, "last": True}):
             return text[:, -1]
         tokens = _used(tokens, text_mask)
         score = tokens if self.end_token is None else (tokens == self.end_token).astype(jnp.int32)
@@ -148,25 +110,10 @@ def build(
     depth: int | None = None,
     num_heads: int | None = None,
     mlp_dim: int | None = None,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> CLIPText:
     """A `CLIPText` of a named variant; sizes given one by one override it."""
-    sizes: dict[str, Any] = dict(choose("CLIP text variant", variant, SIZES)) if variant else {}
+    named = lookup("CLIP text variant", variant, SIZES) if variant else {}
     given = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
-    sizes |= {name: value for name, value in given.items() if value is not None}
-    if width is not None and mlp_dim is None:
-        sizes["mlp_dim"] = 4 * width
-    missing = [name for name in given if name not in sizes]
-    if missing:
-        raise MmflaxError(
-            f"CLIP's text encoder needs a variant such as 'B', or also {', '.join(missing)}."
-        )
-    return CLIPText(
-        **sizes,
-        vocab_size=vocab_size,
-        dtype=as_dtype(dtype),
-        param_dtype=as_dtype(param_dtype),
-        **fields,
-    )
+    sizes = variant_sizes("CLIP's text encoder", named, given, "B")
+    return make(CLIPText, fields | sizes | {"vocab_size": vocab_size})

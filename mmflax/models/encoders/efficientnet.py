@@ -1,6 +1,6 @@
 """EfficientNet (Tan & Le 2019, arXiv:1905.11946): inverted bottlenecks, depthwise, squeeze-excite.
 
-The image encoder of ALIGN (Jia et al. 2021, arXiv:2102.05918). Batch normalisation is frozen. As in
+The image encoder of ALIGN (Jia et al. 2021, arXiv:2102.05918). Batch normalization is frozen. As in
 the TensorFlow code a convolution of stride 2 pads below and to the right only, for even sides: an
 odd kernel k puts k//2 - 1 rows above and k//2 below; blocks named in `square_padding` put k//2 on
 every side. Drop-connect drops the branch of whole examples, as there; transformers drops single
@@ -11,13 +11,13 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import ImageEncoderBase
-from mmflax.models.layers.blocks import ACTIVATIONS, DropPath, as_dtype, choose, constrain_batch
-from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, sow_states, tokens
+from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, sides, variant_sizes
+from mmflax.models.layers.blocks import ACTIVATIONS, DropPath, constrain_batch, lookup
+from mmflax.models.layers.config import Typed
+from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, tokens
+from mmflax.models.layers.stack import sow_states
 
 # (width, depth, image size), as github.com/tensorflow/tpu, efficientnet_builder.py, has them.
 SIZES: dict[str, tuple[float, float, int]] = {
@@ -34,7 +34,7 @@ SIZES: dict[str, tuple[float, float, int]] = {
 DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-class MBConv(nn.Module):
+class MBConv(Typed):
     """Expand, convolve each channel by itself, squeeze and excite, project; add where shapes allow.
 
     `skip` says whether the input is added; `padding` is that of the depthwise convolution.
@@ -49,8 +49,6 @@ class MBConv(nn.Module):
     skip: bool
     activation: str = "swish"
     epsilon: float = 1e-3
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -60,15 +58,14 @@ class MBConv(nn.Module):
         drop_path: float | None = None,
         train: bool,
     ) -> Float[Array, "b u v d"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        act = choose("activation", self.activation, ACTIVATIONS)
+        act = lookup("activation", self.activation, ACTIVATIONS)
 
         def conv(width: int, name: str, size: int = 1, **fields: Any) -> nn.Conv:
             fields.setdefault("kernel_init", CONV_INIT)
-            return nn.Conv(width, (size, size), name=name, **kinds, **fields)
+            return nn.Conv(width, (size, size), name=name, **self.dtypes, **fields)
 
         def norm(name: str) -> FrozenBatchNorm:
-            return FrozenBatchNorm(self.epsilon, name=name, **kinds)
+            return FrozenBatchNorm(self.epsilon, name=name, **self.dtypes)
 
         x = constrain_batch(x)
         y, inner = x, x.shape[-1] * self.expand
@@ -93,7 +90,7 @@ class MBConv(nn.Module):
         return x + DropPath()(y, drop_path, train=train) if self.skip else y
 
 
-class EfficientNet(ImageEncoderBase):
+class EfficientNet(ImageEncoderBase, Typed):
     """An image to the tokens of its last map [b h*w c], row by row; there is no CLS.
 
     `width_factor` and `depth_factor` scale the channels and repeats of the stages, which the tuples
@@ -103,7 +100,7 @@ class EfficientNet(ImageEncoderBase):
 
     width_factor: float
     depth_factor: float
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     divisor: int = 8
     stem: int = 32
     kernel_sizes: tuple[int, ...] = (3, 3, 5, 3, 5, 5, 3)
@@ -118,8 +115,6 @@ class EfficientNet(ImageEncoderBase):
     activation: str = "swish"
     epsilon: float = 1e-3
     drop_path_rate: float = 0.0
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @property
     def width(self) -> int:
@@ -134,15 +129,15 @@ class EfficientNet(ImageEncoderBase):
 
     def blocks(self) -> list[dict[str, Any]]:
         """Fields of every block, first to last."""
-        found: list[dict[str, Any]] = []
+        blocks: list[dict[str, Any]] = []
         for i, width in enumerate(self.widths):
             entering = self.rounded(self.widths_in[i])
             for j in range(math.ceil(self.depth_factor * self.repeats[i])):
                 stride, kernel = self.strides[i] if j == 0 else 1, self.kernel_sizes[i]
                 above = below = kernel // 2
-                if stride > 1 and len(found) not in self.square_padding:
+                if stride > 1 and len(blocks) not in self.square_padding:
                     above -= 1
-                found.append(
+                blocks.append(
                     dict(
                         width=self.rounded(width),
                         expand=self.expands[i],
@@ -154,23 +149,21 @@ class EfficientNet(ImageEncoderBase):
                     )
                 )
                 entering = self.rounded(width)
-        return found
+        return blocks
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Tokens down and across an image of `image_size` pixels (default: the model's own)."""
-        size = self.image_size if image_size is None else image_size
-        sides = (size, size) if isinstance(size, int) else size
+        side = sides(self.image_size if image_size is None else image_size)
         for kernel, stride, padding in (
             (3, 2, 1),
             *((b["kernel_size"], b["stride"], sum(b["padding"])) for b in self.blocks()),
         ):
-            sides = tuple((side + padding - kernel) // stride + 1 for side in sides)
-        return sides[0], sides[1]
+            side = tuple((length + padding - kernel) // stride + 1 for length in side)
+        return side[0], side[1]
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b n c"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        act = choose("activation", self.activation, ACTIVATIONS)
+        act = lookup("activation", self.activation, ACTIVATIONS)
         x = nn.Conv(
             self.rounded(self.stem),
             (3, 3),
@@ -179,9 +172,9 @@ class EfficientNet(ImageEncoderBase):
             use_bias=False,
             kernel_init=CONV_INIT,
             name="conv_stem",
-            **kinds,
+            **self.dtypes,
         )(image)
-        states = [act(FrozenBatchNorm(self.epsilon, name="stem_norm", **kinds)(x))]
+        states = [act(FrozenBatchNorm(self.epsilon, name="stem_norm", **self.dtypes)(x))]
         blocks = self.blocks()
         for i, fields in enumerate(blocks):
             block = MBConv(
@@ -189,7 +182,7 @@ class EfficientNet(ImageEncoderBase):
                 epsilon=self.epsilon,
                 name=f"blocks_{i}",
                 **fields,
-                **kinds,
+                **self.dtypes,
             )
             rate = self.drop_path_rate * i / len(blocks)
             states.append(block(states[-1], drop_path=rate or None, train=train))
@@ -199,24 +192,14 @@ class EfficientNet(ImageEncoderBase):
 
 def build(
     *,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     variant: str | None = None,
     width_factor: float | None = None,
     depth_factor: float | None = None,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> EfficientNet:
     """An `EfficientNet` of a named variant, "B0" to "B7", or of two factors and an image size."""
-    sizes: dict[str, Any] = {}
-    if variant is not None:
-        found = choose("EfficientNet variant", variant, SIZES)
-        sizes = dict(zip(("width_factor", "depth_factor", "image_size"), found, strict=True))
+    named = lookup("EfficientNet variant", variant, SIZES) if variant else ()
     given = dict(width_factor=width_factor, depth_factor=depth_factor, image_size=image_size)
-    sizes |= {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in given if name not in sizes]
-    if missing:
-        raise MmflaxError(
-            f"EfficientNet needs a variant such as 'B0', or also {', '.join(missing)}."
-        )
-    return EfficientNet(**sizes, dtype=as_dtype(dtype), param_dtype=as_dtype(param_dtype), **fields)
+    sizes = variant_sizes("EfficientNet", dict(zip(given, named, strict=False)), given, "B0")
+    return EfficientNet(**sizes, **fields)

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.models.encoders.base import ImageEncoderBase
-from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT, as_dtype, constrain_batch
+from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, as_size, sides
+from mmflax.models.layers.blocks import TABLE_INIT, constrain_batch
+from mmflax.models.layers.config import Typed
+from mmflax.models.layers.conv import patch_embedding
 
 
-class Patches(ImageEncoderBase):
+class Patches(ImageEncoderBase, Typed):
     """Patch tokens, the first token before them: [b n d], for images of any size.
 
     `image_size` (pixels, a side or (h, w)) is that of the position table. `pixel_mask` is true on
@@ -24,18 +26,15 @@ class Patches(ImageEncoderBase):
 
     width: int
     patch_size: int
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     dropout_rate: float = 0.0
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     pool = "gap"
     cls_token = True
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Patches down and across an image of `image_size` pixels (default: the table's own)."""
-        size = self.image_size if image_size is None else image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides(self.image_size if image_size is None else image_size)
         return height // self.patch_size, width // self.patch_size
 
     def patch_mask(self, pixel_mask: Bool[Array, "b h w"]) -> Bool[Array, "b i j"]:
@@ -58,17 +57,7 @@ class Patches(ImageEncoderBase):
         *,
         train: bool,
     ) -> Float[Array, "b n d"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        patch = (self.patch_size, self.patch_size)
-        x = nn.Conv(
-            self.width,
-            kernel_size=patch,
-            strides=patch,
-            padding="VALID",
-            kernel_init=KERNEL_INIT,
-            name="patch_embedding",
-            **kinds,
-        )(image)
+        x = patch_embedding(self.width, self.patch_size, self.dtypes)(image)
         rows = x.shape[0]
         cls = self.param("cls", TABLE_INIT, (1, 1, self.width), self.param_dtype)
         shape = (self.num_tokens(), self.width)
@@ -119,22 +108,6 @@ def spread(
     )
 
 
-def build(
-    *,
-    width: int,
-    patch_size: int,
-    image_size: int | tuple[int, int],
-    dtype: Any = None,
-    param_dtype: Any = "float32",
-    **fields: Any,
-) -> Patches:
+def build(*, image_size: ImageSize, **fields: Any) -> Patches:
     """A `Patches`; `fields` are its own."""
-    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
-    return Patches(
-        width=width,
-        patch_size=patch_size,
-        image_size=size,
-        dtype=as_dtype(dtype),
-        param_dtype=as_dtype(param_dtype),
-        **fields,
-    )
+    return Patches(image_size=as_size(image_size), **fields)

@@ -68,7 +68,7 @@ def resample_as_torch(
 
 
 def _cubic_matrix(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """[new old]: every new point from the four old ones around it; pixel centres at halves."""
+    """[new old]: every new point from the four old ones around it; pixel centers at halves."""
     place = (np.arange(new) + 0.5) * (old / new) - 0.5
     matrix = np.zeros((new, old))
     for step in range(-1, 3):

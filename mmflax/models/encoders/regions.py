@@ -24,16 +24,17 @@ from jaxtyping import Array, Bool, Float, Int
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.base import ImageEncoderBase
 from mmflax.models.layers.blocks import (
-    KERNEL_INIT,
-    TABLE_INIT,
     Block,
     LayerNorm,
-    as_dtype,
-    choose,
     constrain_batch,
+    dense,
+    embedding_table,
+    lookup,
 )
+from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
 from mmflax.models.layers.masks import attention_mask, zero_masked
 from mmflax.models.layers.stack import Stack
+from mmflax.registry import flat, make
 
 
 class Form(NamedTuple):
@@ -41,11 +42,11 @@ class Form(NamedTuple):
 
     Attributes:
       numbers: of a box [… 4], the numbers [… p] that are projected; None reads no box.
-      own_norms: features and box are normalised each by itself.
+      own_norms: features and box are normalized each by itself.
       scale: of their sum.
       type_row: row of the type table that regions have by default; None has no table.
-      positions: there is a position table, read at row 0; whoever normalises, drops out, too.
-      norm: the whole is normalised.
+      positions: there is a position table, read at row 0; whoever normalizes, drops out, too.
+      norm: the whole is normalized.
     """
 
     numbers: Callable[[Array], Array] | None
@@ -93,7 +94,7 @@ def join_regions(
     return jnp.concatenate([regions, boxes.astype(regions.dtype)], axis=-1)
 
 
-class Regions(ImageEncoderBase):
+class Regions(ImageEncoderBase, Layered):
     """Features and boxes to tokens [b n d], in one of four published forms (see above).
 
     `image_mask` is true where a region is one, not padding; what padding holds never matters.
@@ -104,26 +105,20 @@ class Regions(ImageEncoderBase):
     """
 
     width: int
-    num_heads: int = 12
+    layer: LayerConfig = flat(
+        LayerConfig,
+        without=("norm_style", "qkv_bias"),
+        num_heads=12,
+        norm_style="post",
+        epsilon=1e-12,
+    )
+    stack: StackConfig = flat(StackConfig, depth=0)
     form: str = "lxmert"
     feature_dim: int = 2048
     num_regions: int = 36
-    depth: int = 0
-    mlp_dim: int | None = None
     num_types: int = 2
     num_positions: int = 1
     mask_embedding: bool = False
-    activation: str = "gelu"
-    epsilon: float = 1e-12
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     reads_regions = True
     gives_layers = True
@@ -133,50 +128,28 @@ class Regions(ImageEncoderBase):
         return self.num_regions
 
     def setup(self) -> None:
-        form = choose("regions form", self.form, FORMS)
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        form = lookup("regions form", self.form, FORMS)
+        config, dtypes = self.layer, self.layer.dtypes
 
-        def table(rows: int, width: int) -> nn.Embed:
-            return nn.Embed(rows, width, embedding_init=TABLE_INIT, **kinds)
+        def project() -> nn.Dense:
+            return dense(self.width, dtypes)
 
-        def dense() -> nn.Dense:
-            return nn.Dense(self.width, kernel_init=KERNEL_INIT, **kinds)
-
-        self.feature_projection = dense()
+        self.feature_projection = project()
         if form.numbers is not None:
-            self.box_projection = dense()
+            self.box_projection = project()
         if form.own_norms:
-            self.feature_norm = LayerNorm(epsilon=self.epsilon, **kinds)
-            self.box_norm = LayerNorm(epsilon=self.epsilon, **kinds)
+            self.feature_norm = LayerNorm(**config.norm)
+            self.box_norm = LayerNorm(**config.norm)
         if form.type_row is not None:
-            self.type_embedding = table(self.num_types, self.width)
+            self.type_embedding = embedding_table(self.num_types, self.width, dtypes)
         if form.positions:
-            self.position_embedding = table(self.num_positions, self.width)
+            self.position_embedding = embedding_table(self.num_positions, self.width, dtypes)
         if self.mask_embedding:
-            self.hidden_embedding = table(2, self.feature_dim)
+            self.hidden_embedding = embedding_table(2, self.feature_dim, dtypes)
         if form.norm:
-            self.norm = LayerNorm(epsilon=self.epsilon, **kinds)
-        self.dropout = nn.Dropout(self.dropout_rate)
-        layer = functools.partial(
-            Block,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim or 4 * self.width,
-            norm_style="post",
-            activation=self.activation,
-            epsilon=self.epsilon,
-            dropout_rate=self.dropout_rate,
-            attention_dropout_rate=self.attention_dropout_rate,
-            attention_impl=self.attention_impl,
-            qk_init=self.qk_init,
-            **kinds,
-        )
-        self.encoder = Stack(
-            layer,
-            depth=self.depth,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-        )
+            self.norm = LayerNorm(**config.norm)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.encoder = Stack(functools.partial(Block, config), self.stack)
 
     def __call__(
         self,
@@ -231,6 +204,6 @@ class Regions(ImageEncoderBase):
         return self.feature_projection.variables["params"]["kernel"]
 
 
-def build(*, dtype: Any = None, param_dtype: Any = "float32", **fields: Any) -> Regions:
-    """A `Regions`; `fields` are its own."""
-    return Regions(dtype=as_dtype(dtype), param_dtype=as_dtype(param_dtype), **fields)
+def build(**fields: Any) -> Regions:
+    """A `Regions`; `fields` are its own and those of its layers."""
+    return make(Regions, fields)

@@ -1,19 +1,26 @@
 """ResNet (He et al. 2016, arXiv:1512.03385): an image as the pixels of its last, small map.
 
-Batch normalisation is frozen, as detection keeps it in backbones that it fine-tunes.
+Batch normalization is frozen, as detection keeps it in backbones that it fine-tunes.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import ImageEncoderBase
-from mmflax.models.layers.blocks import ACTIVATIONS, as_dtype, choose, constrain_batch
-from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
+from mmflax.models.encoders.base import (
+    ImageEncoderBase,
+    ImageSize,
+    as_size,
+    sides,
+    variant_sizes,
+)
+from mmflax.models.layers.blocks import ACTIVATIONS, constrain_batch, lookup
+from mmflax.models.layers.config import Typed
+from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, tokens
+from mmflax.models.layers.stack import sow_states
 
 # The paper's table 1.
 WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
@@ -26,18 +33,15 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Typed):
     """Convolution without bias, padded to keep the size at stride 1, and its norm."""
 
     width: int
     kernel_size: int
     stride: int = 1
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v d"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         margin = self.kernel_size // 2
         x = nn.Conv(
             self.width,
@@ -47,12 +51,12 @@ class ConvNorm(nn.Module):
             use_bias=False,
             kernel_init=CONV_INIT,
             name="conv",
-            **kinds,
+            **self.dtypes,
         )(x)
-        return FrozenBatchNorm(name="norm", **kinds)(x)
+        return FrozenBatchNorm(name="norm", **self.dtypes)(x)
 
 
-class ResNetBlock(nn.Module):
+class ResNetBlock(Typed):
     """Two convolutions ("basic") or three ("bottleneck"), added to what enters.
 
     The first two of a bottleneck are a quarter as wide. The stride lies in the second, or with
@@ -64,12 +68,9 @@ class ResNetBlock(nn.Module):
     stride: int = 1
     stride_first: bool = False
     activation: str = "relu"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v d"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         width, inner, stride = self.width, self.width // 4, self.stride
         first, second = (stride, 1) if self.stride_first else (1, stride)
         # (width, kernel, stride) of every convolution.
@@ -78,15 +79,15 @@ class ResNetBlock(nn.Module):
             "bottleneck": ((inner, 1, first), (inner, 3, second), (width, 1, 1)),
         }
         x = y = constrain_batch(x)
-        for i, sizes in enumerate(choose("block", self.block, convolutions)):
+        for i, sizes in enumerate(lookup("block", self.block, convolutions)):
             # Inside it is a ReLU whatever `activation` is, as in transformers.
-            y = ConvNorm(*sizes, name=f"conv_{i}", **kinds)(nn.relu(y) if i else y)
+            y = ConvNorm(*sizes, name=f"conv_{i}", **self.dtypes)(nn.relu(y) if i else y)
         if stride != 1 or x.shape[-1] != width:
-            x = ConvNorm(width, 1, stride, name="shortcut", **kinds)(x)
-        return choose("activation", self.activation, ACTIVATIONS)(x + y)
+            x = ConvNorm(width, 1, stride, name="shortcut", **self.dtypes)(x)
+        return lookup("activation", self.activation, ACTIVATIONS)(x + y)
 
 
-class ResNet(ImageEncoderBase):
+class ResNet(ImageEncoderBase, Typed):
     """An image of any size to tokens [b h*w c], a 32nd of its sides; there is no CLS.
 
     `image_size` (pixels, a side or (h, w)) is what `grid` and `num_tokens` assume. With `layers=k`
@@ -97,14 +98,12 @@ class ResNet(ImageEncoderBase):
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     block: str
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     stem: int = 64
     pool: str = "gap"
     stride_first: bool = False
     downsample_first_stage: bool = False
     activation: str = "relu"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     gives_layers = True
 
@@ -118,10 +117,9 @@ class ResNet(ImageEncoderBase):
         """Of the stages."""
         return (2 if self.downsample_first_stage else 1, *(2 for _ in self.depths[1:]))
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Tokens down and across an image of `image_size` pixels (default: the model's own)."""
-        size = self.image_size if image_size is None else image_size
-        rows, columns = (size, size) if isinstance(size, int) else size
+        rows, columns = sides(self.image_size if image_size is None else image_size)
         for stride in (2, 2, *self.strides):
             rows, columns = -(-rows // stride), -(-columns // stride)
         return rows, columns
@@ -132,12 +130,11 @@ class ResNet(ImageEncoderBase):
     ) -> Float[Array, "b n c"] | tuple[Float[Array, "b n c"], tuple[Float[Array, "b n c"], ...]]:
         if layers > self.depths[-1]:
             raise MmflaxError(
-                f"the outputs of the last {layers} layers were asked for, but the last stage of "
+                f"the outputs of the last {layers} layers were requested, but the last stage of "
                 f"this ResNet has {self.depths[-1]} blocks; lower the depth of what reads them."
             )
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = ConvNorm(self.stem, 7, 2, name="stem", **kinds)(image)
-        x = max_pool(choose("activation", self.activation, ACTIVATIONS)(x), 3, 2, padding=1)
+        x = ConvNorm(self.stem, 7, 2, name="stem", **self.dtypes)(image)
+        x = max_pool(lookup("activation", self.activation, ACTIVATIONS)(x), 3, 2, padding=1)
         states: list[Any] = [x]
         outputs: list[Any] = []
         for stage, (width, depth, stride) in enumerate(
@@ -152,7 +149,7 @@ class ResNet(ImageEncoderBase):
                     stride_first=self.stride_first,
                     activation=self.activation,
                     name=f"stage_{stage}_block_{i}",
-                    **kinds,
+                    **self.dtypes,
                 )(x)
                 outputs.append(x)
             states.append(x)
@@ -164,29 +161,21 @@ class ResNet(ImageEncoderBase):
 
 def build(
     *,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
     variant: str | None = None,
     block: str | None = None,
     depths: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> ResNet:
     """A `ResNet` of a named variant, "18" to "152"; sizes given one by one override it."""
-    sizes: dict[str, Any] = dict(choose("ResNet variant", variant, SIZES)) if variant else {}
-    given: dict[str, Any] = dict(block=block, depths=depths)
-    sizes |= {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in given if name not in sizes]
-    if missing:
-        raise MmflaxError(f"ResNet needs a variant such as '50', or also {', '.join(missing)}.")
-    default = choose("block", sizes["block"], WIDTHS)
+    named = lookup("ResNet variant", variant, SIZES) if variant else {}
+    sizes = variant_sizes("ResNet", named, dict(block=block, depths=depths), "50")
+    default = lookup("block", sizes["block"], WIDTHS)
     return ResNet(
         block=sizes["block"],
         depths=tuple(sizes["depths"]),
         widths=default if widths is None else tuple(widths),
-        image_size=image_size if isinstance(image_size, int) else (image_size[0], image_size[1]),
-        dtype=as_dtype(dtype),
-        param_dtype=as_dtype(param_dtype),
+        image_size=as_size(image_size),
         **fields,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from mmflax.models.encoders import clip_text
 from mmflax.models.encoders.clip_text import CLIPText
 from mmflax.models.encoders.vit import SIZES
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 
 
 def build(
@@ -25,12 +25,10 @@ def build(
     pooling: str = "last",
     activation: str = "gelu_tanh",
     epsilon: float = 1e-6,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> CLIPText:
     """A `CLIPText` as SigLIP's; its variants "B" and "L" have the sizes of the image encoder's."""
-    sizes: dict[str, Any] = dict(choose("SigLIP text variant", variant, SIZES)) if variant else {}
+    sizes: dict[str, Any] = dict(lookup("SigLIP text variant", variant, SIZES)) if variant else {}
     given = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
     sizes |= {name: value for name, value in given.items() if value is not None}
     return clip_text.build(
@@ -41,7 +39,5 @@ def build(
         pooling=pooling,
         activation=activation,
         epsilon=epsilon,
-        dtype=dtype,
-        param_dtype=param_dtype,
         **fields,
     )

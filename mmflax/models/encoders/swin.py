@@ -1,5 +1,6 @@
 """Swin Transformer (Liu et al. 2021, arXiv:2103.14030): attention in windows of a grid."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -10,19 +11,27 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import ImageEncoderBase
+from mmflax.models.encoders.base import (
+    ImageEncoderBase,
+    ImageSize,
+    as_size,
+    sides,
+    variant_sizes,
+)
 from mmflax.models.encoders.positions import resample_as_torch
 from mmflax.models.layers.blocks import (
-    KERNEL_INIT,
     TABLE_INIT,
     Block,
     LayerNorm,
     MultiHeadAttention,
-    as_dtype,
-    choose,
     constrain_batch,
+    dense,
+    lookup,
 )
+from mmflax.models.layers.config import LayerConfig, Layered, StackConfig, Typed
+from mmflax.models.layers.conv import patch_embedding
 from mmflax.models.layers.stack import Stack
+from mmflax.registry import flat, make
 
 # The paper's four, as github.com/microsoft/Swin-Transformer, configs/swin, has them.
 SIZES: dict[str, dict[str, Any]] = {
@@ -43,45 +52,33 @@ class WindowAttention(nn.Module):
     window, or one row of them, unshifted.
     """
 
+    config: LayerConfig
     grid: tuple[int, int]
     window: int
     shift: int
-    num_heads: int
-    dropout_rate: float = 0.0
-    qkv_bias: bool = True
-    attention_impl: str = "auto"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n d"], *, mask: None = None, train: bool
     ) -> Float[Array, "b n d"]:
         (rows, columns), (batch, _, width) = self.grid, x.shape
-        fits = min(self.grid) <= self.window
-        side, shift = (min(self.grid), 0) if fits else (self.window, self.shift)
+        one_window = min(self.grid) <= self.window
+        side, shift = (min(self.grid), 0) if one_window else (self.window, self.shift)
         down, right = -rows % side, -columns % side
         x = x.reshape(batch, rows, columns, width)
         x = jnp.pad(x, ((0, 0), (0, down), (0, right), (0, 0)))
         x = jnp.roll(x, (-shift, -shift), axis=(1, 2))
         x = _to_windows(x, side)
         area = side * side
-        shape = ((2 * self.window - 1) ** 2, self.num_heads)
-        table = self.param("relative_position_embedding", TABLE_INIT, shape, self.param_dtype)
-        bias = table[relative_index(side, self.window)].reshape(area, area, self.num_heads)
+        num_heads, param_dtype = self.config.num_heads, self.config.param_dtype
+        shape = ((2 * self.window - 1) ** 2, num_heads)
+        table = self.param("relative_position_embedding", TABLE_INIT, shape, param_dtype)
+        bias = table[relative_index(side, self.window)].reshape(area, area, num_heads)
         allowed = None
         if shift:
-            allowed = jnp.asarray(uncut((rows + down, columns + right), side, shift))
+            allowed = jnp.asarray(window_mask((rows + down, columns + right), side, shift))
             allowed = jnp.tile(allowed, (batch, 1, 1))[:, None]
-        attend = MultiHeadAttention(
-            self.num_heads,
-            dropout_rate=self.dropout_rate,
-            qkv_bias=self.qkv_bias,
-            attention_impl=self.attention_impl,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="windows",
-        )
+        attend = MultiHeadAttention(self.config, name="windows")
         x = attend(x, mask=allowed, bias=bias.transpose(2, 0, 1)[None], train=train)
         x = _from_windows(x, side, (rows + down, columns + right))
         x = jnp.roll(x, (shift, shift), axis=(1, 2))
@@ -110,7 +107,7 @@ def relative_index(side: int, window: int) -> np.ndarray:
     return (down * (2 * window - 1) + right).ravel()
 
 
-def uncut(grid: tuple[int, int], side: int, shift: int) -> np.ndarray:
+def window_mask(grid: tuple[int, int], side: int, shift: int) -> np.ndarray:
     """[windows s s]: whether two places of a shifted window were neighbours before the shift."""
     region = [
         (np.arange(length) >= length - side).astype(int) + (np.arange(length) >= length - shift)
@@ -122,29 +119,23 @@ def uncut(grid: tuple[int, int], side: int, shift: int) -> np.ndarray:
     return parts[:, :, None] == parts[:, None, :]
 
 
-class PatchMerging(nn.Module):
+class PatchMerging(Typed):
     """Every 2 x 2 tokens as one of twice the width; an odd grid is filled up with zeros."""
 
     grid: tuple[int, int]
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b m e"]:
         (rows, columns), (batch, _, width) = self.grid, x.shape
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = x.reshape(batch, rows, columns, width)
         x = jnp.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
         # Down before across, as the published kernels expect the four.
         x = jnp.concatenate([x[:, i::2, j::2] for j in range(2) for i in range(2)], axis=-1)
-        x = LayerNorm(NORM_EPSILON, name="norm", **kinds)(x.reshape(batch, -1, 4 * width))
-        dense = nn.Dense(
-            2 * width, use_bias=False, kernel_init=KERNEL_INIT, name="reduction", **kinds
-        )
-        return dense(x)
+        x = LayerNorm(NORM_EPSILON, name="norm", **self.dtypes)(x.reshape(batch, -1, 4 * width))
+        return dense(2 * width, self.dtypes, use_bias=False, name="reduction")(x)
 
 
-class Swin(ImageEncoderBase):
+class Swin(ImageEncoderBase, Layered):
     """An image to the tokens of its last grid [b n d], row by row; there is no CLS.
 
     `depths` and `num_heads` are those of the stages; between stages the grid is halved and the
@@ -159,32 +150,28 @@ class Swin(ImageEncoderBase):
     width: int
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
+    layer: LayerConfig = flat(
+        LayerConfig,
+        without=("num_heads", "mlp_dim", "norm_style", "qk_init"),
+        num_heads=1,
+        epsilon=1e-5,
+    )
+    stack: StackConfig = flat(StackConfig, without=("depth", "scan_layers"), depth=0)
     patch_size: int = 4
     window_size: int = 7
     mlp_ratio: float = 4.0
     pool: str = "gap"
     position: str = "none"
-    qkv_bias: bool = True
-    activation: str = "gelu"
-    epsilon: float = 1e-5
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: str = "none"
-    attention_impl: str = "auto"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     gives_layers = True
 
-    def patches(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def patches(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Patches down and across an image of `image_size` pixels (default: the model's own)."""
-        size = self.image_size if image_size is None else image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides(self.image_size if image_size is None else image_size)
         return -(-height // self.patch_size), -(-width // self.patch_size)
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Tokens down and across that leave the last stage."""
         rows, columns = self.patches(image_size)
         for _ in self.depths[1:]:
@@ -195,115 +182,76 @@ class Swin(ImageEncoderBase):
     def __call__(
         self, image: Float[Array, "b h w 3"], *, layers: int = 0, train: bool
     ) -> Float[Array, "b n d"] | tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        config = self.layer
         grid = self.patches((image.shape[1], image.shape[2]))
         x = self._embed(image, grid)
-        x = nn.Dropout(self.dropout_rate)(constrain_batch(x), deterministic=not train)
+        x = nn.Dropout(config.dropout_rate)(constrain_batch(x), deterministic=not train)
         last, before = len(self.depths) - 1, 0
         for stage, depth in enumerate(self.depths):
             wanted = layers if stage == last else 0
             x = self._stage(stage, before, grid)(x, layers=wanted, train=train)
             before += depth
             if stage < last:
-                x = PatchMerging(grid, name=f"merging_{stage}", **kinds)(x)
+                x = PatchMerging(grid, name=f"merging_{stage}", **config.dtypes)(x)
                 grid = -(-grid[0] // 2), -(-grid[1] // 2)
-        norm = LayerNorm(self.epsilon, name="norm", **kinds)
+        norm = LayerNorm(name="norm", **config.norm)
         if not layers:
             return norm(x)
         outputs = tuple(norm(y) for y in x[1])
         return outputs[-1], outputs
 
     def _embed(self, image: Float[Array, "b h w 3"], grid: tuple[int, int]) -> Array:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        side = self.patch_size
+        dtypes, side = self.layer.dtypes, self.patch_size
         fill = [(0, 0), (0, -image.shape[1] % side), (0, -image.shape[2] % side), (0, 0)]
-        x = nn.Conv(
-            self.width,
-            kernel_size=(side, side),
-            strides=(side, side),
-            padding="VALID",
-            kernel_init=KERNEL_INIT,
-            name="patch_embedding",
-            **kinds,
-        )(jnp.pad(image, fill))
+        x = patch_embedding(self.width, side, dtypes)(jnp.pad(image, fill))
         x = x.reshape(len(x), -1, self.width)
-        x = LayerNorm(NORM_EPSILON, name="embedding_norm", **kinds)(x)
-        if choose("position", self.position, {"none": False, "learned": True}):
+        x = LayerNorm(NORM_EPSILON, name="embedding_norm", **dtypes)(x)
+        if lookup("position", self.position, {"none": False, "learned": True}):
             own = self.patches()
             shape = (own[0] * own[1], self.width)
-            table = self.param("position_embedding", TABLE_INIT, shape, self.param_dtype)
+            table = self.param("position_embedding", TABLE_INIT, shape, self.layer.param_dtype)
             x = x + resample_as_torch(table, own, grid, 0).astype(x.dtype)[None]
         return x
 
     def _stage(self, stage: int, before: int, grid: tuple[int, int]) -> Stack:
         """The blocks of a stage, every second one with its windows shifted by half."""
-        depth, num_heads = self.depths[stage], self.num_heads[stage]
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        depth = self.depths[stage]
+        config = dataclasses.replace(
+            self.layer,
+            num_heads=self.num_heads[stage],
+            mlp_dim=int(self.mlp_ratio * self.width * 2**stage),
+        )
 
         def block(shift: int) -> functools.partial[Block]:
-            attention = functools.partial(
-                WindowAttention,
-                grid,
-                self.window_size,
-                shift,
-                num_heads,
-                dropout_rate=self.attention_dropout_rate,
-                qkv_bias=self.qkv_bias,
-                attention_impl=self.attention_impl,
-                **kinds,
-            )
-            return functools.partial(
-                Block,
-                num_heads=num_heads,
-                mlp_dim=int(self.mlp_ratio * self.width * 2**stage),
-                attention_layer=attention,
-                activation=self.activation,
-                epsilon=self.epsilon,
-                dropout_rate=self.dropout_rate,
-                **kinds,
-            )
+            attention = functools.partial(WindowAttention, config, grid, self.window_size, shift)
+            return functools.partial(Block, config, attention_layer=attention)
 
-        step = self.drop_path_rate / max(sum(self.depths) - 1, 1)
-        return Stack(
-            tuple(block(self.window_size // 2 if i % 2 else 0) for i in range(depth)),
-            depth=depth,
-            drop_path_start=step * before,
-            drop_path_rate=step * (before + depth - 1),
-            remat=self.remat,
-            name=f"stage_{stage}",
+        step = self.stack.drop_path_rate / max(sum(self.depths) - 1, 1)
+        stack = dataclasses.replace(
+            self.stack, depth=depth, drop_path_rate=step * (before + depth - 1)
         )
+        blocks = tuple(block(self.window_size // 2 if i % 2 else 0) for i in range(depth))
+        return Stack(blocks, stack, drop_path_start=step * before, name=f"stage_{stage}")
 
 
 def build(
     *,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
     variant: str | None = None,
     width: int | None = None,
     depths: Sequence[int] | None = None,
     num_heads: Sequence[int] | None = None,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> Swin:
     """A `Swin` of a named variant, "T" to "L"; sizes given one by one override it."""
-    sizes: dict[str, Any] = dict(choose("Swin variant", variant, SIZES)) if variant else {}
-    given: dict[str, Any] = dict(width=width, depths=depths, num_heads=num_heads)
-    sizes |= {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in given if name not in sizes]
-    if missing:
-        raise MmflaxError(f"Swin needs a variant such as 'B', or also {', '.join(missing)}.")
+    named = lookup("Swin variant", variant, SIZES) if variant else {}
+    given = dict(width=width, depths=depths, num_heads=num_heads)
+    sizes = variant_sizes("Swin", named, given, "B")
     depths, num_heads = tuple(sizes["depths"]), tuple(sizes["num_heads"])
     if len(depths) != len(num_heads):
         raise MmflaxError(
             f"Swin has {len(depths)} stages by depths and {len(num_heads)} by num_heads; give both "
             "for every stage."
         )
-    return Swin(
-        width=sizes["width"],
-        depths=depths,
-        num_heads=num_heads,
-        image_size=image_size if isinstance(image_size, int) else (image_size[0], image_size[1]),
-        dtype=as_dtype(dtype),
-        param_dtype=as_dtype(param_dtype),
-        **fields,
-    )
+    sizes |= dict(depths=depths, num_heads=num_heads, image_size=as_size(image_size))
+    return make(Swin, fields | sizes)

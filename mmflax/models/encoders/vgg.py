@@ -1,6 +1,6 @@
 """VGG (Simonyan & Zisserman 2015, arXiv:1409.1556): an image as the pixels of its last, small map.
 
-Stacks of 3 x 3 convolutions, each stack followed by a halving; with or without batch normalisation,
+Stacks of 3 x 3 convolutions, each stack followed by a halving; with or without batch normalization,
 which is frozen.
 """
 
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import ImageEncoderBase
-from mmflax.models.layers.blocks import as_dtype, choose, constrain_batch
-from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, sow_states, tokens
+from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, as_size, sides
+from mmflax.models.layers.blocks import constrain_batch, lookup
+from mmflax.models.layers.config import Typed
+from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, tokens
+from mmflax.models.layers.stack import sow_states
 
 # Widths of the convolutions of each stack: the paper's table 1, columns A, B, D and E.
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -25,7 +26,7 @@ SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 
 
-class VGG(ImageEncoderBase):
+class VGG(ImageEncoderBase, Typed):
     """An image of any size to tokens [b h*w c], a 32nd of its sides; there is no CLS.
 
     `image_size` (pixels, a side or (h, w)) is what `grid` and `num_tokens` assume. With a mutable
@@ -33,27 +34,23 @@ class VGG(ImageEncoderBase):
     """
 
     widths: tuple[tuple[int, ...], ...]
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     batch_norm: bool = False
     pool: str = "gap"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @property
     def width(self) -> int:
         """Channels of a token."""
         return self.widths[-1][-1]
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Tokens down and across an image of `image_size` pixels (default: the model's own)."""
-        size = self.image_size if image_size is None else image_size
-        rows, columns = (size, size) if isinstance(size, int) else size
+        rows, columns = sides(self.image_size if image_size is None else image_size)
         times = 2 ** len(self.widths)
         return rows // times, columns // times
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b n c"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = constrain_batch(image)
         states = [x]
         for stack, widths in enumerate(self.widths):
@@ -64,10 +61,10 @@ class VGG(ImageEncoderBase):
                     padding=1,
                     kernel_init=CONV_INIT,
                     name=f"conv_{stack}_{i}",
-                    **kinds,
+                    **self.dtypes,
                 )(x)
                 if self.batch_norm:
-                    x = FrozenBatchNorm(name=f"norm_{stack}_{i}", **kinds)(x)
+                    x = FrozenBatchNorm(name=f"norm_{stack}_{i}", **self.dtypes)(x)
                 x = nn.relu(x)
             x = max_pool(x, 2, 2)
             states.append(x)
@@ -77,21 +74,17 @@ class VGG(ImageEncoderBase):
 
 def build(
     *,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
     variant: str | None = None,
     widths: Sequence[Sequence[int]] | None = None,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> VGG:
     """A `VGG` of a named variant, "11" to "19", or of the widths of each stack."""
     if variant is None and widths is None:
         raise MmflaxError("VGG needs a variant such as '16', or widths.")
-    chosen = choose("VGG variant", str(variant), SIZES) if widths is None else widths
+    chosen = lookup("VGG variant", str(variant), SIZES) if widths is None else widths
     return VGG(
         widths=tuple(tuple(stack) for stack in chosen),
-        image_size=image_size if isinstance(image_size, int) else (image_size[0], image_size[1]),
-        dtype=as_dtype(dtype),
-        param_dtype=as_dtype(param_dtype),
+        image_size=as_size(image_size),
         **fields,
     )

@@ -8,20 +8,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import ImageEncoderBase
-from mmflax.models.encoders.positions import resample_as_torch, resize_positions, sincos2d
+from mmflax.models.encoders.base import (
+    ImageEncoderBase,
+    ImageSize,
+    as_size,
+    sides,
+    variant_sizes,
+)
+from mmflax.models.encoders.positions import resample_as_torch, sincos2d
 from mmflax.models.layers.blocks import (
-    KERNEL_INIT,
     TABLE_INIT,
     Block,
     LayerNorm,
-    as_dtype,
-    choose,
     constrain_batch,
+    lookup,
 )
+from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
+from mmflax.models.layers.conv import patch_embedding
 from mmflax.models.layers.stack import Stack
-
-__all__ = ["SIZES", "ViT", "build", "decode_variant", "resize_positions"]
+from mmflax.registry import flat, make
 
 # S, B, L, H: "Scaling Vision Transformers" (Zhai et al. 2022), table 2; Ti: DeiT (Touvron et al.
 # 2021), table 1. B, L, H are those of Dosovitskiy et al. 2021, table 1.
@@ -34,7 +39,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class ViT(ImageEncoderBase):
+class ViT(ImageEncoderBase, Layered):
     """Pre-norm Vision Transformer; returns every token, CLS first where there is one.
 
     A `distillation_token` stands between CLS and the patches (DeiT; Touvron et al. 2021).
@@ -53,38 +58,24 @@ class ViT(ImageEncoderBase):
     """
 
     width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
     patch_size: int
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
+    layer: LayerConfig = flat(LayerConfig, without=("norm_style",))
+    stack: StackConfig = flat(StackConfig)
     pool: str = "none"
     cls_token: bool = True
     distillation_token: bool = False
     position: str = "learned"
     pre_norm: bool = False
     patch_bias: bool = True
-    qkv_bias: bool = True
     any_size: bool = False
     crop: bool = False
-    activation: str = "gelu"
-    epsilon: float = 1e-6
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     gives_layers = True
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Patches down and across an image of `image_size` pixels (default: the model's own)."""
-        size = self.image_size if image_size is None else image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides(self.image_size if image_size is None else image_size)
         if not self.crop and (height % self.patch_size or width % self.patch_size):
             raise MmflaxError(
                 f"image_size {height}x{width} does not divide into patches of {self.patch_size}; "
@@ -105,29 +96,21 @@ class ViT(ImageEncoderBase):
         norm_layers: bool = True,
         train: bool,
     ) -> Float[Array, "b n d"] | tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
-        size = self.image_size
-        expected = (size, size) if isinstance(size, int) else tuple(size)
+        expected = sides(self.image_size)
         if image.shape[1:3] != expected and not self.any_size:
             raise MmflaxError(
                 f"image is {image.shape[1]}x{image.shape[2]} pixels, the model was built for "
                 f"{expected[0]}x{expected[1]}; resize the image or set image_size."
             )
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        patch = (self.patch_size, self.patch_size)
-        x = nn.Conv(
-            self.width,
-            kernel_size=patch,
-            strides=patch,
-            padding="VALID",
-            use_bias=self.patch_bias,
-            kernel_init=KERNEL_INIT,
-            name="patch_embedding",
-            **kinds,
-        )(image)
+        config = self.layer
+        embed = patch_embedding(
+            self.width, self.patch_size, config.dtypes, use_bias=self.patch_bias
+        )
+        x = embed(image)
         x = x.reshape(x.shape[0], -1, self.width)
         prefix = {"cls": self.cls_token, "distillation_token": self.distillation_token}
         learned = [
-            self.param(name, TABLE_INIT, (1, 1, self.width), self.param_dtype)
+            self.param(name, TABLE_INIT, (1, 1, self.width), config.param_dtype)
             for name, wanted in prefix.items()
             if wanted
         ]
@@ -136,31 +119,10 @@ class ViT(ImageEncoderBase):
         positions = self._positions(self.grid((image.shape[1], image.shape[2])))
         x = constrain_batch(x + positions.astype(x.dtype)[None])
         if self.pre_norm:
-            x = LayerNorm(epsilon=self.epsilon, name="pre_norm_layer", **kinds)(x)
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-        layer = functools.partial(
-            Block,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            norm_style="pre",
-            activation=self.activation,
-            epsilon=self.epsilon,
-            dropout_rate=self.dropout_rate,
-            attention_dropout_rate=self.attention_dropout_rate,
-            qkv_bias=self.qkv_bias,
-            attention_impl=self.attention_impl,
-            qk_init=self.qk_init,
-            **kinds,
-        )
-        stack = Stack(
-            layer,
-            depth=self.depth,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            name="encoder",
-        )
-        norm = LayerNorm(epsilon=self.epsilon, name="norm", **kinds)
+            x = LayerNorm(name="pre_norm_layer", **config.norm)(x)
+        x = nn.Dropout(config.dropout_rate)(x, deterministic=not train)
+        stack = Stack(functools.partial(Block, config), self.stack, name="encoder")
+        norm = LayerNorm(name="norm", **config.norm)
         if not layers:
             return norm(stack(x, train=train))
         tokens, outputs = stack(x, layers=layers, train=train)
@@ -171,9 +133,9 @@ class ViT(ImageEncoderBase):
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
         """Of the patches of an image with this grid, CLS's first."""
-        if choose("position", self.position, {"learned": True, "sincos2d": False}):
+        if lookup("position", self.position, {"learned": True, "sincos2d": False}):
             shape = (self.num_tokens(), self.width)
-            table = self.param("position_embedding", TABLE_INIT, shape, self.param_dtype)
+            table = self.param("position_embedding", TABLE_INIT, shape, self.layer.param_dtype)
             return resample_as_torch(table, self.grid(), grid, self.num_prefix)
         table = jnp.asarray(sincos2d(grid, self.width))
         return jnp.pad(table, ((self.num_prefix, 0), (0, 0)))
@@ -192,34 +154,19 @@ def decode_variant(variant: str) -> dict[str, int]:
 
 def build(
     *,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
     variant: str | None = None,
     width: int | None = None,
     depth: int | None = None,
     num_heads: int | None = None,
     mlp_dim: int | None = None,
     patch_size: int | None = None,
-    dtype: Any = None,
-    param_dtype: Any = "float32",
     **fields: Any,
 ) -> ViT:
     """A `ViT` of a named variant; sizes given one by one override it; `fields` are `ViT`'s."""
-    sizes: dict[str, Any] = decode_variant(variant) if variant else {}
     given = dict(
         width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim, patch_size=patch_size
     )
-    sizes |= {name: value for name, value in given.items() if value is not None}
-    if width is not None and mlp_dim is None:
-        sizes["mlp_dim"] = 4 * width
-    missing = [name for name in given if name not in sizes]
-    if missing:
-        raise MmflaxError(f"ViT needs a variant such as 'B/16', or also {', '.join(missing)}.")
-    choose("pool", fields.get("pool", "none"), dict.fromkeys(("none", "cls", "gap", "map")))
-    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
-    return ViT(
-        **sizes,
-        image_size=size,
-        dtype=as_dtype(dtype),
-        param_dtype=as_dtype(param_dtype),
-        **fields,
-    )
+    sizes = variant_sizes("ViT", decode_variant(variant) if variant else {}, given, "B/16")
+    lookup("pool", fields.get("pool", "none"), dict.fromkeys(("none", "cls", "gap", "map")))
+    return make(ViT, fields | sizes | {"image_size": as_size(image_size)})

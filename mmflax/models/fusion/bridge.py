@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.fusion.base import Fusion, ImageType
+from mmflax.models.fusion.base import Fusion, ImageType, Mask
 from mmflax.models.fusion.co_attention import CoAttentionLayer
-from mmflax.models.layers.blocks import LayerNorm, choose
+from mmflax.models.layers.blocks import LayerNorm, lookup
 from mmflax.models.layers.masks import attention_mask
+from mmflax.registry import make
 
 # link -> what its numbers start at; None has none.
 LINKS: dict[str, float | None] = {"add": None, "scaled_add": 1.0, "interpolate": 0.5}
@@ -63,13 +64,13 @@ class BridgeLayer(CoAttentionLayer):
         drop_path: float | Float[Array, ""] | None = None,
         train: bool,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b t d"]]:
-        epsilon = self.epsilon if self.bridge_epsilon is None else self.bridge_epsilon
+        norm = self.config.norm
+        if self.bridge_epsilon is not None:
+            norm["epsilon"] = self.bridge_epsilon
 
         def bridge(x: Array, layer: Array, stays: Array | None, name: str) -> Array:
             x = x if stays is None else x * stays
-            return LayerNorm(
-                epsilon=epsilon, name=name, dtype=self.dtype, param_dtype=self.param_dtype
-            )(x + layer)
+            return LayerNorm(name=name, **norm)(x + layer)
 
         image = bridge(streams[0], each[0], each[2], "image_bridge")
         text = bridge(streams[1], each[1], each[3], "text_bridge")
@@ -94,62 +95,60 @@ class Bridge(Fusion):
 
     @property
     def num_layers_read(self) -> int:
-        """Layers that `VisionLanguageModel` asks of each encoder."""
+        """One layer of each encoder for every fusion layer."""
         return self.depth
 
     @nn.compact
-    def __call__(
+    def fuse(
         self,
-        image: Float[Array, "b n i"],
-        text: Float[Array, "b t j"],
-        image_mask: Bool[Array, "b n"] | None = None,
-        text_mask: Bool[Array, "b t"] | None = None,
+        image: Array,
+        text: Array,
+        image_mask: Mask,
+        text_mask: Mask,
         *,
         image_layers: tuple[Float[Array, "b n i"], ...] = (),
         text_layers: tuple[Float[Array, "b t j"], ...] = (),
-        causal: bool = False,
         image_type: ImageType = 1,
         train: bool,
     ) -> Bridged:
-        self.refuse(causal, "the image stream carries later words back to earlier ones")
-        for name, found in (("image_layers", image_layers), ("text_layers", text_layers)):
-            if len(found) != self.depth:
+        for name, layers in (("image_layers", image_layers), ("text_layers", text_layers)):
+            if len(layers) != self.depth:
                 raise MmflaxError(
-                    f"bridge has {self.depth} layers and was given {len(found)} {name}; give as "
+                    f"bridge has {self.depth} layers and was given {len(layers)} {name}; give as "
                     "many (call the encoders with layers=…, as VisionLanguageModel does)."
                 )
-        image_row, text_row = self.types(self.num_types, image_type)
+        image_row, text_row = self.types(image_type)
         images = self.read("image", image_layers, image_mask) + image_row[None]
         texts = self.read("text", text_layers, text_mask) + text_row[None]
         image_read, text_read = images[-1], texts[-1]
         start = jnp.zeros_like(image_read), jnp.zeros_like(text_read)
         images, image_stays = self.linked("image", images)
         texts, text_stays = self.linked("text", texts)
-        image, text = self.stack("encoder", BridgeLayer, bridge_epsilon=self.bridge_epsilon)(
+        image, text = self.layers("encoder", BridgeLayer, bridge_epsilon=self.bridge_epsilon)(
             start,
             attention_mask(image_mask),
             attention_mask(text_mask),
             each=(images, texts, image_stays, text_stays),
             train=train,
         )
-        image, text = self.leave(image, "image"), self.leave(text, "text")
+        image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
         pooled = self.pool_pair(image, text, image_mask)
         return Bridged(image, text, pooled, image_read, text_read)
 
     def read(self, modality: str, layers: tuple[Array, ...], mask: Array | None) -> Array:
         """An encoder's layers [k b s d], projected."""
         if self.share_projections:
-            enter = self.entrance(modality)
-            return jnp.stack([enter(x, mask) for x in layers])
-        enters = [self.entrance(f"{modality}_{i}") for i in range(len(layers))]
-        return jnp.stack([enter(x, mask) for enter, x in zip(enters, layers, strict=True)])
+            project = self.project(modality)
+            return jnp.stack([project(x, mask) for x in layers])
+        projects = [self.project(f"{modality}_{i}") for i in range(len(layers))]
+        return jnp.stack([project(x, mask) for project, x in zip(projects, layers, strict=True)])
 
     def linked(self, modality: str, layers: Array) -> tuple[Array, Array | None]:
         """The layers [k b s d] times their numbers, and how much of Z stays [k]; None for all."""
-        start = choose("link", self.link, LINKS)
+        start = lookup("link", self.link, LINKS)
         if start is None:
             return layers, None
-        dtype = self.kinds["param_dtype"]
+        dtype = self.layer.param_dtype
         numbers = [
             self.param(f"{modality}_bridge_{i}_scale", nn.initializers.constant(start), (), dtype)
             for i in range(1, self.depth)
@@ -165,4 +164,4 @@ class Bridge(Fusion):
 
 def build(**fields: Any) -> Bridge:
     """A `Bridge`; `fields` are its own."""
-    return Bridge(**fields)
+    return make(Bridge, fields)

@@ -7,10 +7,11 @@ were before it, and W_o back from the inner width that both share:
     T' = LN(T + W_o softmax(Q_T K_V^T / sqrt(k)) V_V)     T = LN(T' + MLP(T'))
 
 After each connection come the self-attention layers of each stream up to the next one; what lies
-before the first connection is the encoders'. The pair is summarised by W_V v * W_T t, each through
+before the first connection is the encoders'. The pair is summarized by W_V v * W_T t, each through
 a ReLU, of the first tokens v and t (or by their sum).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,19 +20,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers.blocks import Block, Pooler, choose, constrain_batch
-from mmflax.models.layers.masks import attention_mask, zero_masked
+from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.blocks import Block, Pooler, lookup
+from mmflax.models.layers.config import LayerConfig
+from mmflax.models.layers.masks import attention_mask
 from mmflax.models.layers.stack import Stack
+from mmflax.registry import make
 
 POOLS = {"mul": jnp.multiply, "sum": jnp.add}
 
 
 class Connection(nn.Module):
-    """Both streams read each other once, then each its own MLP; the fields are those of `Block`."""
+    """Both streams read each other once, then each its own MLP."""
 
-    image: dict[str, Any]
-    text: dict[str, Any]
+    image: LayerConfig
+    text: LayerConfig
+    qkv_dim: int
 
     @nn.compact
     def __call__(
@@ -43,10 +47,10 @@ class Connection(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b n i"], Float[Array, "b t d"]]:
-        kind: dict[str, Any] = dict(self_attention=False, cross_attention=True)
+        kind: Any = dict(self_attention=False, cross_attention=True, qkv_dim=self.qkv_dim)
         return (
-            Block(**self.image, **kind, name="image")(image, None, text, text_mask, train=train),
-            Block(**self.text, **kind, name="text")(text, None, image, image_mask, train=train),
+            Block(self.image, **kind, name="image")(image, None, text, text_mask, train=train),
+            Block(self.text, **kind, name="text")(text, None, image, image_mask, train=train),
         )
 
 
@@ -70,29 +74,24 @@ class CoTransformer(Fusion):
     pool: str = "mul"
 
     @nn.compact
-    def __call__(
-        self,
-        image: Float[Array, "b n i"],
-        text: Float[Array, "b t j"],
-        image_mask: Bool[Array, "b n"] | None = None,
-        text_mask: Bool[Array, "b t"] | None = None,
-        *,
-        causal: bool = False,
-        train: bool,
+    def fuse(
+        self, image: Array, text: Array, image_mask: Mask, text_mask: Mask, *, train: bool
     ) -> Fused:
-        self.refuse(causal, "the image stream carries later words back to earlier ones")
-        combine = choose("pool", self.pool, POOLS)
+        combine = lookup("pool", self.pool, POOLS)
         image_width = self.image_width or self.width
         inner = self.inner_width or self.width
-        text_fields = self.layer_fields
-        image_fields = text_fields | dict(
-            num_heads=self.image_heads or self.num_heads,
-            mlp_dim=self.image_mlp_dim or 4 * image_width,
-            activation=self.image_activation or self.activation,
+        text_config = self.layer
+        image_config = dataclasses.replace(
+            text_config,
+            num_heads=self.image_heads or text_config.num_heads,
+            mlp_dim=self.image_mlp_dim,
+            activation=self.image_activation or text_config.activation,
         )
-        across = dict(num_heads=self.inner_heads or self.num_heads, qkv_dim=inner)
-        image = self.keep("image", image, image_mask, image_width)
-        text = self.keep("text", text, text_mask, self.width)
+        heads = self.inner_heads or text_config.num_heads
+        across_image = dataclasses.replace(image_config, num_heads=heads)
+        across_text = dataclasses.replace(text_config, num_heads=heads)
+        image = self.match_width("image", image, image_mask, image_width)
+        text = self.match_width("text", text, text_mask, self.width)
         to_image, to_text = attention_mask(image_mask), attention_mask(text_mask)
         depths = zip(
             range(self.depth),
@@ -101,29 +100,21 @@ class CoTransformer(Fusion):
             strict=True,
         )
         for i, image_depth, text_depth in depths:
-            connection = Connection(
-                image_fields | across, text_fields | across, name=f"connection_{i}"
-            )
+            connection = Connection(across_image, across_text, inner, name=f"connection_{i}")
             image, text = connection(image, text, to_image, to_text, train=train)
-            image_stack = self._stack(f"image_{i}", image_depth, image_fields)
+            image_stack = self._stack(f"image_{i}", image_depth, image_config)
             image = image_stack(image, to_image, train=train)
-            text = self._stack(f"text_{i}", text_depth, text_fields)(text, to_text, train=train)
-        image, text = self.leave(image, "image"), self.leave(text, "text")
+            text = self._stack(f"text_{i}", text_depth, text_config)(text, to_text, train=train)
+        image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
         pooled = combine(
-            Pooler(inner, "relu", name="image_pooler", **self.kinds)(image[:, 0]),
-            Pooler(inner, "relu", name="text_pooler", **self.kinds)(text[:, 0]),
+            Pooler(inner, "relu", name="image_pooler", **self.dtypes)(image[:, 0]),
+            Pooler(inner, "relu", name="text_pooler", **self.dtypes)(text[:, 0]),
         )
         return Fused(image, text, pooled)
 
-    def _stack(self, name: str, depth: int, fields: dict[str, Any]) -> Stack:
-        return Stack(
-            functools.partial(Block, **fields),
-            depth=depth,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-            name=name,
-        )
+    def _stack(self, name: str, depth: int, config: LayerConfig) -> Stack:
+        stack = dataclasses.replace(self.stack, depth=depth)
+        return Stack(functools.partial(Block, config), stack, name=name)
 
     def _depths(self, name: str, given: tuple[int, ...] | None) -> tuple[int, ...]:
         depths = (1,) * self.depth if given is None else tuple(given)
@@ -134,14 +125,6 @@ class CoTransformer(Fusion):
             )
         return depths
 
-    def keep(self, modality: str, x: Array, mask: Array | None, width: int) -> Array:
-        """A stream without its masked tokens, projected only if its width is another."""
-        x = zero_masked(x, mask)
-        if x.shape[-1] != width:
-            x = self.dense(width, f"{modality}_projection")(x)
-        dtype = self.kinds["dtype"]
-        return constrain_batch(x if dtype is None else x.astype(dtype))
-
 
 def build(
     *,
@@ -150,8 +133,6 @@ def build(
     **fields: Any,
 ) -> CoTransformer:
     """A `CoTransformer`; `fields` are its own."""
-    return CoTransformer(
-        image_depths=None if image_depths is None else tuple(image_depths),
-        text_depths=None if text_depths is None else tuple(text_depths),
-        **fields,
-    )
+    depths = {"image_depths": image_depths, "text_depths": text_depths}
+    given = {name: tuple(depth) for name, depth in depths.items() if depth is not None}
+    return make(CoTransformer, fields | given)

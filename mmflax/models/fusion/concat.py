@@ -6,29 +6,19 @@ where an answer classifier reads image and question features side by side.
 
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from mmflax.models.fusion.operator_fusion import Placed
-
-
-class Concatenation(nn.Module):
-    """`[v; l]`, twice as wide as either."""
-
-    def __call__(
-        self, image: Float[Array, "*b d"], text: Float[Array, "*b d"]
-    ) -> Float[Array, "*b e"]:
-        return jnp.concatenate([image, text], axis=-1)
+from mmflax.models.fusion.operator_fusion import Operator, OperatorFusion
+from mmflax.registry import make
 
 
-class Concat(Placed):
+class Concat(OperatorFusion):
     """Fusion by concatenation; late, `pooled` is [b 2*width]."""
 
-    def operator(self, name: str) -> nn.Module:
-        return Concatenation(name=name)
+    def operator(self, name: str) -> Operator:
+        return lambda image, text: jnp.concatenate([image, text], axis=-1)
 
 
 def build(**fields: Any) -> Concat:
     """A `Concat`; `fields` are its own."""
-    return Concat(**fields)
+    return make(Concat, fields)

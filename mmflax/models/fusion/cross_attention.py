@@ -11,11 +11,12 @@ Reading one way cannot carry later words back to earlier ones, so text that read
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers.blocks import choose
-from mmflax.models.layers.masks import attention_mask, causal_mask
+from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.blocks import lookup
+from mmflax.models.layers.masks import attention_mask, text_attention_mask
+from mmflax.registry import make
 
 DIRECTIONS = {"text_reads_image": True, "image_reads_text": False}
 
@@ -34,34 +35,29 @@ class CrossAttention(Fusion):
         return self.direction == "text_reads_image"
 
     @nn.compact
-    def __call__(
+    def fuse(
         self,
-        image: Float[Array, "b n i"],
-        text: Float[Array, "b t j"],
-        image_mask: Bool[Array, "b n"] | None = None,
-        text_mask: Bool[Array, "b t"] | None = None,
+        image: Array,
+        text: Array,
+        image_mask: Mask,
+        text_mask: Mask,
         *,
         causal: bool = False,
         train: bool,
     ) -> Fused:
-        text_reads = choose("direction", self.direction, DIRECTIONS)
-        if not text_reads:
-            self.refuse(causal, "with direction image_reads_text no word reads anything")
-        image, text = self.enter(image, text, image_mask, text_mask)
+        text_reads = lookup("direction", self.direction, DIRECTIONS)
+        image, text = self.embed(image, text, image_mask, text_mask)
         to_image, to_text = attention_mask(image_mask), attention_mask(text_mask)
         if text_reads:
-            own = to_text
-            if causal:
-                before = causal_mask(text.shape[1])
-                own = before if own is None else own & before
-            stack = self.stack("text_encoder", cross_attention=True)
-            text = self.leave(stack(text, own, image, to_image, train=train), "text")
+            own = text_attention_mask(text_mask, text.shape[1], causal=causal)
+            stack = self.layers("text_encoder", cross_attention=True)
+            text = self.final_norm(stack(text, own, image, to_image, train=train), "text")
         else:
-            stack = self.stack("image_encoder", cross_attention=True)
-            image = self.leave(stack(image, to_image, text, to_text, train=train), "image")
+            stack = self.layers("image_encoder", cross_attention=True)
+            image = self.final_norm(stack(image, to_image, text, to_text, train=train), "image")
         return Fused(image, text, self.pool_pair(image, text, image_mask))
 
 
 def build(**fields: Any) -> CrossAttention:
     """A `CrossAttention`; `fields` are its own."""
-    return CrossAttention(**fields)
+    return make(CrossAttention, fields)

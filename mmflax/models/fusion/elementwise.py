@@ -7,29 +7,17 @@ Neither has parameters of its own.
 
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from mmflax.models.fusion.operator_fusion import Placed
-from mmflax.models.layers.blocks import choose
+from mmflax.models.fusion.operator_fusion import Operator, OperatorFusion
+from mmflax.models.layers.blocks import lookup
+from mmflax.registry import make
 
-# operation: (function, the value that changes nothing)
+# operation: (function, its neutral element)
 OPERATIONS = {"sum": (jnp.add, 0.0), "product": (jnp.multiply, 1.0)}
 
 
-class ElementByElement(nn.Module):
-    """`v + l` or `v ∘ l`."""
-
-    operation: str
-
-    def __call__(
-        self, image: Float[Array, "*b d"], text: Float[Array, "*b d"]
-    ) -> Float[Array, "*b d"]:
-        return choose("operation", self.operation, OPERATIONS)[0](image, text)
-
-
-class Elementwise(Placed):
+class Elementwise(OperatorFusion):
     """Fusion by "sum" or "product" (`operation`). An absent modality is 0 in a sum, 1 in a product,
     so that the other one remains as it is."""
 
@@ -37,12 +25,12 @@ class Elementwise(Placed):
 
     @property
     def absent(self) -> float:
-        return choose("operation", self.operation, OPERATIONS)[1]
+        return lookup("operation", self.operation, OPERATIONS)[1]
 
-    def operator(self, name: str) -> nn.Module:
-        return ElementByElement(self.operation, name=name)
+    def operator(self, name: str) -> Operator:
+        return lookup("operation", self.operation, OPERATIONS)[0]
 
 
 def build(**fields: Any) -> Elementwise:
     """An `Elementwise`; `fields` are its own."""
-    return Elementwise(**fields)
+    return make(Elementwise, fields)

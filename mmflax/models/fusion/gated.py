@@ -1,10 +1,10 @@
 """Gated multimodal unit (Arevalo et al. 2017, "Gated multimodal units for information fusion").
 
-Section 3.1, with a gate for every feature that says how much each modality has to tell:
+Section 3.1, with a gate for every feature:
 
     h_v = tanh(W_v v)     h_l = tanh(W_l l)     z = sigmoid(W_z [v; l])     h = z h_v + (1 - z) h_l
 
-No map has a bias, as printed, so an absent modality (all zeros) adds nothing and asks for nothing.
+No layer has a bias, as printed, so an absent modality (all zeros) contributes zero.
 """
 
 from typing import Any
@@ -14,43 +14,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.fusion.operator_fusion import Placed
-from mmflax.models.layers.blocks import KERNEL_INIT
+from mmflax.models.fusion.operator_fusion import Operator, OperatorFusion
+from mmflax.models.layers.blocks import dense
+from mmflax.models.layers.config import Typed
+from mmflax.registry import make
 
 
-class GatedUnit(nn.Module):
+class GatedUnit(Typed):
     """The unit above."""
 
     width: int
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "*b d"], text: Float[Array, "*b d"]
     ) -> Float[Array, "*b e"]:
-        def dense(name: str, x: Array) -> Array:
-            return nn.Dense(
-                self.width,
-                use_bias=False,
-                kernel_init=KERNEL_INIT,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=name,
-            )(x)
+        def project(name: str, x: Array) -> Array:
+            return dense(self.width, self.dtypes, use_bias=False, name=name)(x)
 
-        seen, said = jnp.tanh(dense("image", image)), jnp.tanh(dense("text", text))
-        gate = jax.nn.sigmoid(dense("gate", jnp.concatenate([image, text], axis=-1)))
-        return gate * seen + (1.0 - gate) * said
+        h_image, h_text = jnp.tanh(project("image", image)), jnp.tanh(project("text", text))
+        gate = jax.nn.sigmoid(project("gate", jnp.concatenate([image, text], axis=-1)))
+        return gate * h_image + (1.0 - gate) * h_text
 
 
-class Gated(Placed):
+class Gated(OperatorFusion):
     """Fusion by a gated multimodal unit."""
 
-    def operator(self, name: str) -> nn.Module:
-        return GatedUnit(self.width, name=name, **self.kinds)
+    def operator(self, name: str) -> Operator:
+        return GatedUnit(self.width, name=name, **self.dtypes)
 
 
 def build(**fields: Any) -> Gated:
     """A `Gated`; `fields` are its own."""
-    return Gated(**fields)
+    return make(Gated, fields)

@@ -14,11 +14,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers.blocks import MultiHeadAttention
+from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.blocks import MultiHeadAttention, dense
 from mmflax.models.layers.masks import attention_mask
+from mmflax.registry import make
 
 
 class JointAttention(Fusion):
@@ -26,33 +27,18 @@ class JointAttention(Fusion):
     zeros to it, and so does attention to it or from it."""
 
     @nn.compact
-    def __call__(
-        self,
-        image: Float[Array, "b n i"],
-        text: Float[Array, "b t j"],
-        image_mask: Bool[Array, "b n"] | None = None,
-        text_mask: Bool[Array, "b t"] | None = None,
-        *,
-        causal: bool = False,
-        train: bool,
+    def fuse(
+        self, image: Array, text: Array, image_mask: Mask, text_mask: Mask, *, train: bool
     ) -> Fused:
-        self.refuse(causal, "its words read later ones")
         to_image, to_text = attention_mask(image_mask), attention_mask(text_mask)
-        image, text = self.enter(image, text, image_mask, text_mask)
-        image = self.leave(self.stack("image_encoder")(image, to_image, train=train), "image")
-        text = self.leave(self.stack("text_encoder")(text, to_text, train=train), "text")
+        image, text = self.embed(image, text, image_mask, text_mask)
+        image = self.final_norm(self.layers("image_encoder")(image, to_image, train=train), "image")
+        text = self.final_norm(self.layers("text_encoder")(text, to_text, train=train), "text")
 
         def read(x: Array, context: Array, mask: Array | None, name: str) -> Array:
-            attention = MultiHeadAttention(
-                num_heads=self.num_heads,
-                dropout_rate=self.attention_dropout_rate,
-                attention_impl=self.attention_impl,
-                qk_init=self.qk_init,
-                name=name,
-                **self.kinds,
-            )
-            y = attention(x, context, mask=mask, train=train)
-            return nn.Dropout(self.dropout_rate)(y, deterministic=not train)
+            attend = MultiHeadAttention(self.layer, name=name)
+            y = attend(x, context, mask=mask, train=train)
+            return nn.Dropout(self.layer.dropout_rate)(y, deterministic=not train)
 
         image_reads = read(image, text, to_text, "image_reads")
         text_reads = read(text, image, to_image, "text_reads")
@@ -62,10 +48,10 @@ class JointAttention(Fusion):
             self.summary(image, image_mask, pool=self.image_pool),
             self.summary(text, text_mask, pool="cls"),
         ]
-        pooled = self.dense(self.width, "joint")(jnp.concatenate(parts, axis=-1))
+        pooled = dense(self.width, self.dtypes, name="joint")(jnp.concatenate(parts, axis=-1))
 
         def own(x: Array, reads: Array, name: str) -> Array:
-            return self.dense(self.width, name)(jnp.concatenate([x, reads], axis=-1))
+            return dense(self.width, self.dtypes, name=name)(jnp.concatenate([x, reads], axis=-1))
 
         return Fused(
             own(image, image_reads, "image_joint"), own(text, text_reads, "text_joint"), pooled
@@ -74,4 +60,4 @@ class JointAttention(Fusion):
 
 def build(**fields: Any) -> JointAttention:
     """A `JointAttention`; `fields` are its own."""
-    return JointAttention(**fields)
+    return make(JointAttention, fields)

@@ -15,31 +15,25 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.fusion.operator_fusion import Placed
-from mmflax.models.layers.blocks import KERNEL_INIT
+from mmflax.models.fusion.operator_fusion import Operator, OperatorFusion
+from mmflax.models.layers.blocks import dense
+from mmflax.models.layers.config import Typed
+from mmflax.registry import make
 
 
-class LowRankProduct(nn.Module):
+class LowRankProduct(Typed):
     """`Σ_i λ_i (A_i [1; v]) ∘ (B_i [1; l]) + b`."""
 
     width: int
     rank: int
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "*b d"], text: Float[Array, "*b d"]
     ) -> Float[Array, "*b e"]:
         def factors(x: Array, name: str) -> Array:
-            x = nn.Dense(
-                self.rank * self.width,
-                kernel_init=KERNEL_INIT,
-                bias_init=nn.initializers.ones,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=name,
-            )(x)
+            width, ones = self.rank * self.width, nn.initializers.ones
+            x = dense(width, self.dtypes, bias_init=ones, name=name)(x)
             return x.reshape(*x.shape[:-1], self.rank, self.width)
 
         products = factors(image, "image") * factors(text, "text")
@@ -50,15 +44,15 @@ class LowRankProduct(nn.Module):
         return h + bias.astype(h.dtype).reshape((1,) * (h.ndim - 1) + (self.width,))
 
 
-class LowRankTensor(Placed):
+class LowRankTensor(OperatorFusion):
     """Fusion by a weight tensor of rank `rank`."""
 
     rank: int = 4
 
-    def operator(self, name: str) -> nn.Module:
-        return LowRankProduct(self.width, self.rank, name=name, **self.kinds)
+    def operator(self, name: str) -> Operator:
+        return LowRankProduct(self.width, self.rank, name=name, **self.dtypes)
 
 
 def build(**fields: Any) -> LowRankTensor:
     """A `LowRankTensor`; `fields` are its own."""
-    return LowRankTensor(**fields)
+    return make(LowRankTensor, fields)

@@ -20,13 +20,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
-from mmflax.models.fusion.base import Fused, Fusion, ImageType
-from mmflax.models.layers.blocks import LayerNorm, Pooler, choose, constrain_batch
-from mmflax.models.layers.masks import attention_mask, joint_mask, zero_masked
+from mmflax.models.fusion.base import Fused, Fusion, ImageType, Mask
+from mmflax.models.layers.blocks import LayerNorm, Pooler, lookup
+from mmflax.models.layers.config import LayerConfig
+from mmflax.models.layers.masks import attention_mask, both_masks, joint_mask, zero_masked
+from mmflax.registry import flat, make
 
-# form: (projects, and pools both; adds types; normalises the joined tokens first)
+# form: (projects, and pools both; adds types; normalizes the joined tokens first)
 FORMS = {
     "meter": (True, True, False),
     "uniter": (False, False, False),
@@ -45,59 +47,49 @@ class MergedAttention(Fusion):
     images each has its own.
     """
 
+    layer: LayerConfig = flat(LayerConfig, norm_style="post", epsilon=1e-12)
     form: str = "meter"
     num_types: int = 2
-    qkv_bias: bool = True
 
     supports_causal = True
 
     @nn.compact
-    def __call__(
+    def fuse(
         self,
-        image: Float[Array, "b n i"],
-        text: Float[Array, "b t j"],
-        image_mask: Bool[Array, "b n"] | None = None,
-        text_mask: Bool[Array, "b t"] | None = None,
+        image: Array,
+        text: Array,
+        image_mask: Mask,
+        text_mask: Mask,
         *,
         causal: bool = False,
         image_type: ImageType = 1,
         train: bool,
     ) -> Fused:
-        meter, typed, norm_first = choose("form", self.form, FORMS)
-        enter = self.project if meter else self.keep
-        image, text = enter("image", image, image_mask), enter("text", text, text_mask)
+        meter, typed, norm_first = lookup("form", self.form, FORMS)
+        streams = ("image", image, image_mask), ("text", text, text_mask)
+        if meter:
+            image, text = (self.project(name)(x, mask) for name, x, mask in streams)
+        else:
+            image, text = (self.match_width(*stream, self.width) for stream in streams)
         if typed:
-            image_row, text_row = self.types(self.num_types, image_type)
+            image_row, text_row = self.types(image_type)
             image, text = image + image_row, text + text_row
         lengths = (text.shape[1], image.shape[1])
         used = joint_mask(text_mask, image_mask, lengths)
         mask = attention_mask(used)
         if causal:
-            prefix = prefix_mask(*lengths)
-            mask = prefix if mask is None else mask & prefix
+            mask = both_masks(mask, prefix_mask(*lengths))
         tokens = jnp.concatenate([text, image], axis=1)
         if norm_first:
-            norm = LayerNorm(epsilon=self.epsilon, name="embedding_norm", **self.kinds)
-            tokens = nn.Dropout(self.dropout_rate)(norm(tokens), deterministic=not train)
+            norm = LayerNorm(name="embedding_norm", **self.layer.norm)
+            tokens = nn.Dropout(self.layer.dropout_rate)(norm(tokens), deterministic=not train)
             # A norm's slope at zero, where masked tokens are, is a million.
             tokens = zero_masked(tokens, used)
-        stack = self.stack("encoder", qkv_bias=self.qkv_bias)
-        tokens = self.leave(stack(tokens, mask, train=train), "merged")
+        tokens = self.final_norm(self.layers("encoder")(tokens, mask, train=train), "merged")
         text, image = jnp.split(tokens, [lengths[0]], axis=1)
         if meter:
             return Fused(image, text, self.pool_pair(image, text, image_mask))
-        return Fused(image, text, Pooler(self.width, name="text_pooler", **self.kinds)(text[:, 0]))
-
-    def project(self, modality: str, x: Array, mask: Array | None) -> Array:
-        """A stream without its masked tokens, projected."""
-        return self.entrance(modality)(x, mask)
-
-    def keep(self, modality: str, x: Array, mask: Array | None) -> Array:
-        """A stream without its masked tokens, projected only if its width is another."""
-        if x.shape[-1] != self.width:
-            return self.entrance(modality)(x, mask)
-        dtype = self.kinds["dtype"]
-        return constrain_batch(zero_masked(x if dtype is None else x.astype(dtype), mask))
+        return Fused(image, text, Pooler(self.width, name="text_pooler", **self.dtypes)(text[:, 0]))
 
 
 def prefix_mask(text: int, image: int) -> Bool[Array, "1 1 s s"]:
@@ -110,4 +102,4 @@ def prefix_mask(text: int, image: int) -> Bool[Array, "1 1 s s"]:
 
 def build(**fields: Any) -> MergedAttention:
     """A `MergedAttention`; `fields` are its own."""
-    return MergedAttention(**fields)
+    return make(MergedAttention, fields)

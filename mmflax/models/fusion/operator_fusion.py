@@ -12,18 +12,21 @@ decisions where this one combines the vectors that a head decides by:
 - "hybrid": both paths; streams and vectors of the two are concatenated and projected.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers.blocks import choose
+from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.blocks import dense, lookup
 from mmflax.models.layers.masks import attention_mask, joint_mask
 
+Operator = Callable[[Array, Array], Array]
 PLACEMENTS = {"early": (True, False), "late": (False, True), "hybrid": (True, True)}
 
 
-class Placed(Fusion):
+class OperatorFusion(Fusion):
     """A fusion by an operator; a kind says which. `pooled` is [b 2*width] early (tanh poolers of
     text and image), [b e] late (the operator's result) and [b width] hybrid.
 
@@ -32,8 +35,8 @@ class Placed(Fusion):
 
     placement: str = "late"
 
-    def operator(self, name: str) -> nn.Module:
-        """The operator as a submodule; every kind has its own."""
+    def operator(self, name: str) -> Operator:
+        """The operator of this kind, with its parameters under `name`."""
         raise NotImplementedError
 
     @property
@@ -42,20 +45,12 @@ class Placed(Fusion):
         return 0.0
 
     @nn.compact
-    def __call__(
-        self,
-        image: Float[Array, "b n i"],
-        text: Float[Array, "b t j"],
-        image_mask: Bool[Array, "b n"] | None = None,
-        text_mask: Bool[Array, "b t"] | None = None,
-        *,
-        causal: bool = False,
-        train: bool,
+    def fuse(
+        self, image: Array, text: Array, image_mask: Mask, text_mask: Mask, *, train: bool
     ) -> Fused:
-        self.refuse(causal, "it fuses with a summary of the whole text, later words included")
-        early, late = choose("placement", self.placement, PLACEMENTS)
-        image = self.entrance("image")(image, image_mask)
-        text = self.entrance("text")(text, text_mask)
+        early, late = lookup("placement", self.placement, PLACEMENTS)
+        image = self.project("image")(image, image_mask)
+        text = self.project("text")(text, text_mask)
         inputs = (image, text, image_mask, text_mask, self.types())
         paths = [self._early(*inputs, train=train)] if early else []
         if late:
@@ -63,30 +58,32 @@ class Placed(Fusion):
         if len(paths) == 1:
             return paths[0]
         names = ("image_hybrid", "text_hybrid", "pooled_hybrid")
+        projects = [dense(self.width, self.dtypes, name=name) for name in names]
         both = (jnp.concatenate(parts, axis=-1) for parts in zip(*paths, strict=True))
-        return Fused(*(self.dense(self.width, n)(x) for n, x in zip(names, both, strict=True)))
+        return Fused(*(project(x) for project, x in zip(projects, both, strict=True)))
 
     def _early(
         self,
         image: Array,
         text: Array,
-        image_mask: Array | None,
-        text_mask: Array | None,
+        image_mask: Mask,
+        text_mask: Mask,
         types: tuple[Array, Array],
         *,
         train: bool,
     ) -> Fused:
-        fuse, project = self.operator("early_operator"), self.dense(self.width, "early_projection")
-        seen = self.summary(image, image_mask, pool=self.image_pool, absent=self.absent)
-        said = self.summary(text, text_mask, pool="cls", absent=self.absent)
+        fuse = self.operator("early_operator")
+        project = dense(self.width, self.dtypes, name="early_projection")
+        image_vector = self.summary(image, image_mask, pool=self.image_pool, absent=self.absent)
+        text_vector = self.summary(text, text_mask, pool="cls", absent=self.absent)
         image, text = (
-            project(fuse(image, jnp.broadcast_to(said[:, None], image.shape))) + types[0],
-            project(fuse(jnp.broadcast_to(seen[:, None], text.shape), text)) + types[1],
+            project(fuse(image, jnp.broadcast_to(text_vector[:, None], image.shape))) + types[0],
+            project(fuse(jnp.broadcast_to(image_vector[:, None], text.shape), text)) + types[1],
         )
         tokens = jnp.concatenate([text, image], axis=1)
         mask = joint_mask(text_mask, image_mask, (text.shape[1], image.shape[1]))
-        tokens = self.stack("early_encoder")(tokens, attention_mask(mask), train=train)
-        tokens = self.leave(tokens, "early")
+        tokens = self.layers("early_encoder")(tokens, attention_mask(mask), train=train)
+        tokens = self.final_norm(tokens, "early")
         text, image = jnp.split(tokens, [text.shape[1]], axis=1)
         return Fused(image, text, self.pool_pair(image, text, image_mask))
 
@@ -94,16 +91,16 @@ class Placed(Fusion):
         self,
         image: Array,
         text: Array,
-        image_mask: Array | None,
-        text_mask: Array | None,
+        image_mask: Mask,
+        text_mask: Mask,
         types: tuple[Array, Array],
         *,
         train: bool,
     ) -> Fused:
         to_image, to_text = attention_mask(image_mask), attention_mask(text_mask)
-        image = self.stack("image_encoder")(image + types[0], to_image, train=train)
-        text = self.stack("text_encoder")(text + types[1], to_text, train=train)
-        image, text = self.leave(image, "image"), self.leave(text, "text")
-        seen = self.summary(image, image_mask, pool=self.image_pool, absent=self.absent)
-        said = self.summary(text, text_mask, pool="cls", absent=self.absent)
-        return Fused(image, text, self.operator("late_operator")(seen, said))
+        image = self.layers("image_encoder")(image + types[0], to_image, train=train)
+        text = self.layers("text_encoder")(text + types[1], to_text, train=train)
+        image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
+        image_vector = self.summary(image, image_mask, pool=self.image_pool, absent=self.absent)
+        text_vector = self.summary(text, text_mask, pool="cls", absent=self.absent)
+        return Fused(image, text, self.operator("late_operator")(image_vector, text_vector))

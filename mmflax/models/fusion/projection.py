@@ -7,41 +7,40 @@ one layer: each modality has its own map into the space where they are added.
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.fusion.operator_fusion import Placed
-from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, LayerNorm, choose
+from mmflax.models.fusion.operator_fusion import Operator, OperatorFusion
+from mmflax.models.layers.blocks import ACTIVATIONS, LayerNorm, dense, lookup
+from mmflax.models.layers.config import Typed
+from mmflax.registry import make
 
 
-class CommonSpace(nn.Module):
+class CommonSpace(Typed):
     """`f(LayerNorm(W_v v + W_l l + b))`."""
 
     width: int
     activation: str = "gelu"
     epsilon: float = 1e-12
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "*b d"], text: Float[Array, "*b d"]
     ) -> Float[Array, "*b e"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        dense = dict(features=self.width, kernel_init=KERNEL_INIT, **kinds)
-        seen = nn.Dense(name="image", use_bias=False, **dense)(image)
-        said = nn.Dense(name="text", **dense)(text)
-        h = LayerNorm(epsilon=self.epsilon, name="norm", **kinds)(seen + said)
-        return choose("activation", self.activation, ACTIVATIONS)(h)
+        dtypes = self.dtypes
+        image = dense(self.width, dtypes, use_bias=False, name="image")(image)
+        text = dense(self.width, dtypes, name="text")(text)
+        h = LayerNorm(epsilon=self.epsilon, name="norm", **dtypes)(image + text)
+        return lookup("activation", self.activation, ACTIVATIONS)(h)
 
 
-class Projection(Placed):
+class Projection(OperatorFusion):
     """Fusion in a common space."""
 
-    def operator(self, name: str) -> nn.Module:
-        return CommonSpace(self.width, self.activation, self.epsilon, name=name, **self.kinds)
+    def operator(self, name: str) -> Operator:
+        layer = self.layer
+        return CommonSpace(self.width, layer.activation, layer.epsilon, name=name, **layer.dtypes)
 
 
 def build(**fields: Any) -> Projection:
     """A `Projection`; `fields` are its own."""
-    return Projection(**fields)
+    return make(Projection, fields)

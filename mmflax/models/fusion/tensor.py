@@ -15,17 +15,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.fusion.operator_fusion import Placed
-from mmflax.models.layers.blocks import KERNEL_INIT
+from mmflax.models.fusion.operator_fusion import Operator, OperatorFusion
+from mmflax.models.layers.blocks import dense
+from mmflax.models.layers.config import Typed
+from mmflax.registry import make
 
 
-class OuterProduct(nn.Module):
+class OuterProduct(Typed):
     """`W vec([1; P_v v] ⊗ [1; P_l l]) + b`."""
 
     width: int
     side: int
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -36,27 +36,26 @@ class OuterProduct(nn.Module):
                 f"side is {self.side}; the tensor needs one for the constant and one for a feature "
                 "of each modality, so expected 2 or more."
             )
-        kinds = dict(kernel_init=KERNEL_INIT, dtype=self.dtype, param_dtype=self.param_dtype)
 
         def extended(x: Array, name: str) -> Array:
-            x = nn.Dense(self.side - 1, name=name, **kinds)(x)
+            x = dense(self.side - 1, self.dtypes, name=name)(x)
             return jnp.concatenate([jnp.ones_like(x[..., :1]), x], axis=-1)
 
-        seen, said = extended(image, "image"), extended(text, "text")
-        outer = seen[..., :, None] * said[..., None, :]
+        image, text = extended(image, "image"), extended(text, "text")
+        outer = image[..., :, None] * text[..., None, :]
         outer = outer.reshape(*outer.shape[:-2], self.side**2)
-        return nn.Dense(self.width, name="output", **kinds)(outer)
+        return dense(self.width, self.dtypes, name="output")(outer)
 
 
-class Tensor(Placed):
+class Tensor(OperatorFusion):
     """Fusion by an outer product of `side` x `side` entries, the constants included."""
 
     side: int = 32
 
-    def operator(self, name: str) -> nn.Module:
-        return OuterProduct(self.width, self.side, name=name, **self.kinds)
+    def operator(self, name: str) -> Operator:
+        return OuterProduct(self.width, self.side, name=name, **self.dtypes)
 
 
 def build(**fields: Any) -> Tensor:
     """A `Tensor`; `fields` are its own."""
-    return Tensor(**fields)
+    return make(Tensor, fields)

@@ -26,9 +26,7 @@ def attend(
     *,
     implementation: str = "auto",
 ) -> Float[Array, "b t h k"]:
-    """Values mixed by how well their keys fit the query; `mask` is true where a key may be used.
-
-    `bias` is added to the fits, after they are scaled.
+    """`softmax(query key^T / sqrt(k) + bias) value`; `mask` is true where a key may be used.
 
     `implementation`:
     - "xla", "cudnn": those of `jax.nn.dot_product_attention`; cuDNN's flash kernel wants an NVIDIA
@@ -60,7 +58,7 @@ def attention_weights(
     mask: Bool[Array, "#b #h #t s"] | None = None,
     bias: Float[Array, "#b #h t s"] | None = None,
 ) -> Float[Array, "b h t s"]:
-    """The weights `attend` mixes values with, in float32; rows sum to 1, or to 0 where empty."""
+    """The softmax of `attend`, in float32; rows sum to 1, or to 0 where empty."""
     return _weights(_heads_first(query) * _scale(query), _heads_first(key), mask, bias)
 
 

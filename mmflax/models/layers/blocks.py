@@ -4,8 +4,9 @@ Kernels start Xavier-uniform, as in the Vision Transformer's own code. Tables st
 in BERT, which uses a truncated normal(0.02) for its kernels too.
 """
 
+import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.attention import attend, attention_weights
+from mmflax.models.layers.config import LayerConfig, Typed
 from mmflax.models.layers.product import widening_product
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
@@ -41,16 +43,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def as_dtype(dtype: Any) -> Any:
-    """A dtype from its name, as configs write it; None (follow the inputs) stays None."""
-    return None if dtype is None else jnp.dtype(dtype)
+# Whether what enters a branch is normalized.
+NORM_STYLES = {"pre": True, "post": False}
 
 
-def choose(field: str, value: str, table: dict[str, Any]) -> Any:
+def lookup(field: str, value: str, table: dict[str, Any]) -> Any:
     """`table[value]`, or an error that names the field and lists what it may be."""
     if value not in table:
         raise MmflaxError(f"{field} is {value!r}; expected one of {', '.join(table)}.")
     return table[value]
+
+
+def check_length(length: int, longest: int, field: str) -> None:
+    """Raises for a text of more tokens than there are positions."""
+    if length > longest:
+        raise MmflaxError(
+            f"the text is {length} tokens long, the position table holds {longest}; shorten the "
+            f"text or raise {field}."
+        )
 
 
 def constrain_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
@@ -61,16 +71,24 @@ def constrain_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     return nn.with_logical_constraint(x, ("batch",) + (None,) * (x.ndim - 1))
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016), in float32 whatever `dtype` is.
+def dense(width: int, dtypes: Mapping[str, Any], **fields: Any) -> nn.Dense:
+    """A dense layer whose kernel starts as all do here."""
+    return nn.Dense(width, kernel_init=KERNEL_INIT, **dtypes, **fields)
+
+
+def embedding_table(rows: int, width: int, dtypes: Mapping[str, Any], **fields: Any) -> nn.Embed:
+    """A table of `rows` learned vectors."""
+    return nn.Embed(rows, width, embedding_init=TABLE_INIT, **dtypes, **fields)
+
+
+class LayerNorm(Typed):
+    """Layer normalization over the last axis (Ba et al. 2016), in float32 whatever `dtype` is.
 
     The default `epsilon` is ViT's; BERT wants 1e-12 and CLIP 1e-5. The variance takes two passes:
     E[x^2] - E[x]^2 cancels, and what it leaves is far above 1e-12.
     """
 
     epsilon: float = 1e-6
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -111,21 +129,11 @@ class MultiHeadAttention(nn.Module):
     `bias` is added to the logits. `mask` is true where a query may use a key. A query with no key
     to use gives exactly zero, output bias included. Dropout acts on the weights, as in BERT. With a
     mutable "intermediates" collection the weights are sown there as `attention` [b h t s].
-
-    `qkv_dim` is the width of queries, keys and values, all heads together; None takes that of `x`.
-    `qk_init="shared"` starts the query and key kernels equal, so that attention begins as likeness
-    (after mimetic initialisation, Trockman & Kolter 2023, sec. 4: W_q W_k^T near the identity). It
-    helps small models trained from scratch.
+    `qkv_dim` is the width of queries, keys and values, all heads together; None is that of `x`.
     """
 
-    num_heads: int
+    config: LayerConfig
     qkv_dim: int | None = None
-    dropout_rate: float = 0.0
-    qkv_bias: bool = True
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -137,69 +145,103 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "#b #h t s"] | None = None,
         train: bool,
     ) -> Float[Array, "b t d"]:
-        width = self.qkv_dim or x.shape[-1]
-        if width % self.num_heads:
-            raise MmflaxError(
-                f"width {width} does not divide into {self.num_heads} heads; "
-                "change width or num_heads."
-            )
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=KERNEL_INIT)
-        heads = (self.num_heads, width // self.num_heads)
+        config = self.config
+        heads = head_shape(self.qkv_dim or x.shape[-1], config.num_heads)
         context = x if context is None else context
-        likeness = choose("qk_init", self.qk_init, {"independent": False, "shared": True})
+        qk_init = query_key_init(config, self.path)
         query, key, value = (
             nn.DenseGeneral(
-                heads,
-                use_bias=self.qkv_bias,
-                name=name,
-                **kinds
-                | {"kernel_init": shared_init(self.path) if likeness and i < 2 else KERNEL_INIT},
+                heads, use_bias=config.qkv_bias, kernel_init=init, name=name, **config.dtypes
             )(source)
-            for i, (name, source) in enumerate((("query", x), ("key", context), ("value", context)))
+            for name, source, init in (
+                ("query", x, qk_init),
+                ("key", context, qk_init),
+                ("value", context, KERNEL_INIT),
+            )
         )
-        sow = self.is_mutable_collection("intermediates")
-        dropped = train and self.dropout_rate > 0.0
-        if sow or dropped:
-            weights = attention_weights(query, key, mask, bias)
-            self.sow("intermediates", "attention", weights)
-        if dropped:
-            weights = nn.Dropout(self.dropout_rate)(weights, deterministic=False)
-            mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
-        else:
-            mixed = attend(query, key, value, mask, bias, implementation=self.attention_impl)
-        out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **kinds)(mixed)
-        if mask is not None:
-            used = mask.any(axis=(1, 3))[..., None]
-            out = jnp.where(used, out, jnp.zeros_like(out))
-        return out
+        dropout = nn.Dropout(config.attention_dropout_rate)
+        mixed = attend_and_sow(
+            self, config, query, key, value, mask, bias, dropout=dropout, train=train
+        )
+        out = nn.DenseGeneral(
+            x.shape[-1], axis=(-2, -1), kernel_init=KERNEL_INIT, name="out", **config.dtypes
+        )
+        return zero_without_key(out(mixed), mask)
 
 
-def shared_init(path: tuple[str, ...]) -> Callable[..., Array]:
-    """One draw for query and key: from their module's path, not from the parameter's own key."""
+def head_shape(width: int, num_heads: int) -> tuple[int, int]:
+    """(heads, width of each)."""
+    if width % num_heads:
+        raise MmflaxError(
+            f"width {width} does not divide into {num_heads} heads; change width or num_heads."
+        )
+    return num_heads, width // num_heads
+
+
+def query_key_init(config: LayerConfig, path: tuple[str, ...]) -> Callable[..., Array]:
+    """Initializer of the query and key kernels of the module at `path`.
+
+    For `qk_init="shared"` the draw depends on the path, not on the parameter's own key.
+    """
+    if not lookup("qk_init", config.qk_init, {"independent": False, "shared": True}):
+        return KERNEL_INIT
     seed = zlib.crc32("/".join(map(str, path)).encode())
     return lambda _, shape, dtype: KERNEL_INIT(jax.random.key(seed), shape, dtype)
 
 
-class MLP(nn.Module):
-    """Two dense layers with an activation between: "gelu" (erf), "gelu_tanh" or "quick_gelu"."""
+def attend_and_sow(
+    module: nn.Module,
+    config: LayerConfig,
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b s h k"],
+    value: Float[Array, "b s h k"],
+    mask: Bool[Array, "#b #h #t s"] | None,
+    bias: Float[Array, "#b #h t s"] | None = None,
+    *,
+    dropout: nn.Dropout,
+    train: bool,
+) -> Float[Array, "b t h k"]:
+    """`attend` with dropout of the weights, which `module` sows where that is asked for."""
+    dropped = train and config.attention_dropout_rate > 0.0
+    if dropped or module.is_mutable_collection("intermediates"):
+        weights = attention_weights(query, key, mask, bias)
+        module.sow("intermediates", "attention", weights)
+    if dropped:
+        weights = dropout(weights, deterministic=False)
+        return jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
+    # cuDNN's kernel refuses single queries, and has nothing to gain there.
+    single = config.attention_impl == "cudnn" and query.shape[1] == 1
+    implementation = "auto" if single else config.attention_impl
+    return attend(query, key, value, mask, bias, implementation=implementation)
 
-    mlp_dim: int
-    activation: str = "gelu"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+
+def zero_without_key(
+    x: Float[Array, "b t d"], mask: Bool[Array, "#b #h #t s"] | None
+) -> Float[Array, "b t d"]:
+    """0 for queries that have no key to use."""
+    if mask is None:
+        return x
+    return jnp.where(mask.any(axis=(1, 3))[..., None], x, jnp.zeros_like(x))
+
+
+class MLP(nn.Module):
+    """Two dense layers with the config's activation between them."""
+
+    config: LayerConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=KERNEL_INIT)
-        hidden = nn.Dense(self.mlp_dim, name="fc1", dot_general=widening_product, **kinds)(x)
-        hidden = choose("activation", self.activation, ACTIVATIONS)(hidden)
-        return nn.Dense(x.shape[-1], name="fc2", **kinds)(hidden)
+        config, width = self.config, x.shape[-1]
+        hidden = 4 * width if config.mlp_dim is None else config.mlp_dim
+        x = dense(hidden, config.dtypes, name="fc1", dot_general=widening_product)(x)
+        x = lookup("activation", config.activation, ACTIVATIONS)(x)
+        return dense(width, config.dtypes, name="fc2")(x)
 
 
 class Block(nn.Module):
     """One transformer layer: self-attention, optional cross-attention to a context, MLP.
 
-    Each part is a residual branch, normalised on entry (`norm_style="pre"`, ViT) or after the sum
+    Each part is a residual branch, normalized on entry (`norm_style="pre"`, ViT) or after the sum
     (`"post"`, BERT). `mask` limits self-attention, `context_mask` cross-attention. Without
     `self_attention` the layer only reads its context (ViLBERT's co-attention); `attention_layer`
     (`name -> module`, called like ours) makes another self-attention. `qkv_dim` is that of
@@ -207,23 +249,12 @@ class Block(nn.Module):
     and its norm out (BLIP).
     """
 
-    num_heads: int
-    mlp_dim: int
-    norm_style: str = "pre"
+    config: LayerConfig
     self_attention: bool = True
     attention_layer: Callable[..., nn.Module] | None = None
     cross_attention: bool = False
     context_optional: bool = False
     qkv_dim: int | None = None
-    activation: str = "gelu"
-    epsilon: float = 1e-6
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    qkv_bias: bool = True
-    attention_impl: str = "auto"
-    qk_init: str = "independent"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -236,25 +267,14 @@ class Block(nn.Module):
         drop_path: float | Float[Array, ""] | None = None,
         train: bool,
     ) -> Float[Array, "b t d"]:
-        pre = choose("norm_style", self.norm_style, {"pre": True, "post": False})
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-
-        def attention(name: str) -> MultiHeadAttention:
-            return MultiHeadAttention(
-                num_heads=self.num_heads,
-                qkv_dim=self.qkv_dim,
-                dropout_rate=self.attention_dropout_rate,
-                qkv_bias=self.qkv_bias,
-                attention_impl=self.attention_impl,
-                qk_init=self.qk_init,
-                name=name,
-                **kinds,
-            )
+        config = self.config
+        pre = lookup("norm_style", config.norm_style, NORM_STYLES)
+        attention = functools.partial(MultiHeadAttention, config, self.qkv_dim)
 
         def residual(x: Array, branch: Callable[[Array], Array], name: str) -> Array:
-            norm = LayerNorm(epsilon=self.epsilon, name=name, **kinds)
+            norm = LayerNorm(name=name, **config.norm)
             y = branch(norm(x) if pre else x)
-            y = nn.Dropout(self.dropout_rate)(y, deterministic=not train)
+            y = nn.Dropout(config.dropout_rate)(y, deterministic=not train)
             y = x + DropPath()(y, drop_path, train=train)
             return y if pre else norm(y)
 
@@ -265,31 +285,22 @@ class Block(nn.Module):
         if self.cross_attention and not (self.context_optional and context is None):
             if context is None:
                 raise MmflaxError("a Block with cross_attention=True needs a context; none given.")
-            attend_context = attention("cross_attention")
+            attend_context = attention(name="cross_attention")
             x = residual(
                 x,
                 lambda y: attend_context(y, context, mask=context_mask, train=train),
                 "cross_attention_norm",
             )
-        mlp = MLP(self.mlp_dim, activation=self.activation, name="mlp", **kinds)
-        return residual(x, mlp, "mlp_norm")
+        return residual(x, MLP(config, name="mlp"), "mlp_norm")
 
 
-class Pooler(nn.Module):
+class Pooler(Typed):
     """tanh(dense(x)) of one vector per example, BERT's summary of its first token."""
 
     width: int
     activation: str = "tanh"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
-        dense = nn.Dense(
-            self.width,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=KERNEL_INIT,
-            name="dense",
-        )
-        return choose("activation", self.activation, ACTIVATIONS)(dense(x))
+        x = dense(self.width, self.dtypes, name="dense")(x)
+        return lookup("activation", self.activation, ACTIVATIONS)(x)

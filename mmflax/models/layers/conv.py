@@ -1,6 +1,6 @@
 """Layers of convolutional encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +8,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmflax.models.layers.blocks import KERNEL_INIT
+from mmflax.models.layers.config import Typed
+
 # He et al. 2015 (arXiv:1502.01852): keeps the size of what comes back through a ReLU.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def patch_embedding(
+    width: int, patch_size: int, dtypes: Mapping[str, Any], *, use_bias: bool = True
+) -> nn.Conv:
+    """Every patch of patch_size x patch_size pixels to one vector."""
+    patch = (patch_size, patch_size)
+    return nn.Conv(
+        width,
+        patch,
+        strides=patch,
+        padding="VALID",
+        use_bias=use_bias,
+        kernel_init=KERNEL_INIT,
+        name="patch_embedding",
+        **dtypes,
+    )
 
 
 def max_pool(
@@ -24,22 +44,14 @@ def tokens(x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def sow_states(module: nn.Module, states: Sequence[Array]) -> None:
-    """Shows what enters the stages of `module` and what each gives, where that is asked for."""
-    if module.is_mutable_collection("hidden_states") and not module.is_initializing():
-        module.sow("hidden_states", "carry", tuple(states), reduce_fn=lambda _, new: new)
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) by the statistics of a checkpoint.
+class FrozenBatchNorm(Typed):
+    """Batch normalization (Ioffe & Szegedy 2015) by the statistics of a checkpoint.
 
     They are used in training too and never change: `mean` and `var` lie among the parameters, where
     a checkpoint brings them, but get no gradient. So an example does not depend on its batch.
     """
 
     epsilon: float = 1e-5
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:

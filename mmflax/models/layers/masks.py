@@ -15,6 +15,21 @@ def causal_mask(length: int) -> Bool[Array, "1 1 t t"]:
     return (position[:, None] >= position[None, :])[None, None]
 
 
+def both_masks(
+    first: Bool[Array, "#b 1 #t s"] | None, second: Bool[Array, "#b 1 #t s"]
+) -> Bool[Array, "#b 1 #t s"]:
+    """Positions that both allow; a first mask of None allows all."""
+    return second if first is None else first & second
+
+
+def text_attention_mask(
+    mask: Bool[Array, "b t"] | None, length: int, *, causal: bool
+) -> Bool[Array, "#b 1 #t t"] | None:
+    """`attention_mask`; if causal, each position also sees nothing after itself."""
+    keys = attention_mask(mask)
+    return both_masks(keys, causal_mask(length)) if causal else keys
+
+
 def joint_mask(
     first: Bool[Array, "b s"] | None, second: Bool[Array, "b r"] | None, lengths: tuple[int, int]
 ) -> Bool[Array, "b q"] | None:

@@ -1,6 +1,6 @@
 """One vector for a sequence of tokens: the first, the mean, or attention by a learned probe."""
 
-from typing import Any
+import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.blocks import MLP, TABLE_INIT, LayerNorm, MultiHeadAttention
+from mmflax.models.layers.config import LayerConfig
 from mmflax.models.layers.masks import attention_mask, masked_mean
 
 
@@ -26,25 +27,26 @@ class MAPHead(nn.Module):
     """Multi-head attention pooling (Zhai et al. 2022, "Scaling Vision Transformers", sec. 3.2).
 
     A learned probe attends to the tokens, then `x + MLP(norm(x))`; the probe has no residual.
+    There is no dropout; heads, MLP, norm and dtypes are the config's.
     """
 
-    num_heads: int
-    mlp_dim: int
-    activation: str = "gelu"
-    epsilon: float = 1e-6
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    config: LayerConfig
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None, *, train: bool
     ) -> Float[Array, "b d"]:
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        config = dataclasses.replace(
+            self.config,
+            attention_dropout_rate=0.0,
+            qkv_bias=True,
+            attention_impl="auto",
+            qk_init="independent",
+        )
         width = tokens.shape[-1]
-        probe = self.param("probe", TABLE_INIT, (1, 1, width), self.param_dtype)
+        probe = self.param("probe", TABLE_INIT, (1, 1, width), config.param_dtype)
         probe = jnp.broadcast_to(probe.astype(tokens.dtype), (tokens.shape[0], 1, width))
-        attend = MultiHeadAttention(self.num_heads, name="attention", **kinds)
+        attend = MultiHeadAttention(config, name="attention")
         x = attend(probe, tokens, mask=attention_mask(mask), train=train)
-        y = LayerNorm(epsilon=self.epsilon, name="mlp_norm", **kinds)(x)
-        y = MLP(self.mlp_dim, activation=self.activation, name="mlp", **kinds)(y)
+        y = MLP(config, name="mlp")(LayerNorm(name="mlp_norm", **config.norm)(x))
         return (x + y)[:, 0]

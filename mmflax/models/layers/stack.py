@@ -5,7 +5,7 @@ leading depth axis and compiles one layer only. `stack_layers` and `unstack_laye
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
+from mmflax.models.layers.config import StackConfig
 
 # "full" keeps each layer's input only; "dots" also keeps the results of dense layers.
 REMAT_POLICIES: dict[str, Any] = {
@@ -38,25 +39,23 @@ class Stack(nn.Module):
     """
 
     layer: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...]
-    depth: int
-    drop_path_rate: float = 0.0
+    config: StackConfig
     drop_path_start: float = 0.0
-    remat: str = "none"
-    scan_layers: bool = False
 
     @nn.compact
     def __call__(
         self, carry: Any, *inputs: Any, each: Any = None, layers: int = 0, train: bool
     ) -> Any:
-        policy = choose("remat", self.remat, REMAT_POLICIES)
-        if layers > self.depth:
+        config, depth = self.config, self.config.depth
+        policy = lookup("remat", config.remat, REMAT_POLICIES)
+        if layers > depth:
             raise MmflaxError(
-                f"the outputs of the last {layers} layers were asked for, but there are "
-                f"{self.depth}; raise this depth, or lower the depth of what reads them."
+                f"the outputs of the last {layers} layers were requested, but there are "
+                f"{depth}; raise this depth, or lower the depth of what reads them."
             )
 
-        shown = self.is_mutable_collection("hidden_states") and not self.is_initializing()
-        wanted = self.depth if shown else layers
+        sown = sows_states(self)
+        wanted = depth if sown else layers
 
         def body(layer: Any, carry: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
             rate, part = own
@@ -66,34 +65,45 @@ class Stack(nn.Module):
 
         if policy is not None:
             # A scan already keeps XLA from merging the recomputation with the first computation.
-            body = nn.remat(body, policy=policy, prevent_cse=not self.scan_layers)
+            body = nn.remat(body, policy=policy, prevent_cse=not config.scan_layers)
         rates = None
-        if train and self.drop_path_rate > 0.0:
-            ends = self.drop_path_start, self.drop_path_rate
-            rates = jnp.linspace(*ends, self.depth, dtype=jnp.float32)
+        if train and config.drop_path_rate > 0.0:
+            ends = self.drop_path_start, config.drop_path_rate
+            rates = jnp.linspace(*ends, depth, dtype=jnp.float32)
         entered = carry
-        makers = self.layer if isinstance(self.layer, tuple) else (self.layer,) * self.depth
-        if self.scan_layers and isinstance(self.layer, tuple):
+        makers = self.layer if isinstance(self.layer, tuple) else (self.layer,) * depth
+        if config.scan_layers and isinstance(self.layer, tuple):
             raise MmflaxError("these layers differ, so no scan runs them; set scan_layers=False.")
-        if self.scan_layers and self.depth:
+        if config.scan_layers and depth:
             scan = nn.scan(
                 body,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                length=self.depth,
+                length=depth,
             )
-            carry, found = scan(makers[0](name="layers"), carry, (rates, each))
-            kept = range(self.depth - wanted, self.depth)
-            outputs = [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in kept]
+            carry, scanned = scan(makers[0](name="layers"), carry, (rates, each))
+            kept = range(depth - wanted, depth)
+            outputs = [jax.tree.map(lambda leaf, i=i: leaf[i], scanned) for i in kept]
         else:
             outputs = []
-            for i in range(self.depth):
+            for i in range(depth):
                 own = jax.tree.map(lambda leaf, i=i: leaf[i], (rates, each))
                 carry, output = body(makers[i](name=f"layers_{i}"), carry, own)
                 outputs.append(output)
-        if shown:
-            self.sow("hidden_states", "carry", (entered, *outputs), reduce_fn=lambda _, new: new)
+        if sown:
+            sow_states(self, (entered, *outputs))
         return (carry, tuple(outputs[-layers:])) if layers else carry
+
+
+def sows_states(module: nn.Module) -> bool:
+    """Whether a call made "hidden_states" mutable."""
+    return module.is_mutable_collection("hidden_states") and not module.is_initializing()
+
+
+def sow_states(module: nn.Module, states: Sequence[Any]) -> None:
+    """Sows what enters the layers of `module` and each one's output as `carry`, if requested."""
+    if sows_states(module):
+        module.sow("hidden_states", "carry", tuple(states), reduce_fn=lambda _, new: new)
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmflax.models.encoders.base import sides
 from mmflax.models.heads import MLMHead
 
 
@@ -22,9 +23,7 @@ def text_zeros(rows: int) -> dict[str, Any]:
 
 def image_zeros(encoder: Any, rows: int) -> dict[str, Any]:
     """… and an image of the size that the encoder was built for."""
-    size = encoder.image_size
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    return {"image": jnp.zeros((rows, *sides, 3), jnp.float32)}
+    return {"image": jnp.zeros((rows, *sides(encoder.image_size), 3), jnp.float32)}
 
 
 def pair_zeros(encoder: Any, rows: int, num_images: int = 1) -> dict[str, Any]:
@@ -49,10 +48,9 @@ def word_logits(
     """
     head = MLMHead(
         encoder.vocab_size,
-        activation or encoder.activation,
-        encoder.epsilon if epsilon is None else epsilon,
-        dtype=encoder.dtype,
-        param_dtype=encoder.param_dtype,
+        activation or encoder.layer.activation,
+        encoder.layer.epsilon if epsilon is None else epsilon,
         name="word_head",
+        **encoder.dtypes,
     )
     return head(x, encoder.word_embedding.embedding if table == "tied" else None)

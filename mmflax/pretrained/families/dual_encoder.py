@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.models.layers.blocks import KERNEL_INIT
+from mmflax.models.layers.blocks import dense
 from mmflax.numerics import unit
 from mmflax.pretrained.families.base import image_zeros, text_zeros
 
@@ -52,7 +52,6 @@ class DualEncoder(nn.Module):
         raise NotImplementedError
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         batch: dict[str, Any] = {}
         if self.image_encoder is not None:
             batch |= image_zeros(self.image_encoder, rows)
@@ -87,10 +86,9 @@ class DualEncoder(nn.Module):
 
     def dense(self, width: int, encoder: Any, **fields: Any) -> nn.Dense:
         """A projection that computes as `encoder` does."""
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
-        return nn.Dense(width, kernel_init=KERNEL_INIT, **dtypes, **fields)
+        return dense(width, encoder.dtypes, **fields)
 
     def number(self, name: str, value: float) -> Float[Array, ""]:
         """A learned number, float32 whatever computes the embeddings."""
-        dtype = self.image_encoder.param_dtype
+        dtype = self.image_encoder.dtypes["param_dtype"]
         return self.param(name, nn.initializers.constant(value), (), dtype).astype(jnp.float32)

@@ -12,7 +12,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from mmflax.losses.generation import next_word_loss, shift
-from mmflax.models.decoder.decoder import Decoder
+from mmflax.models.decoder.decoder import build as build_decoder
 from mmflax.models.layers.masks import zero_masked
 from mmflax.tasks.objectives.objective import Objective, Reading
 from mmflax.tasks.task import Batch, Outputs
@@ -30,8 +30,8 @@ class Captioning(nn.Module):
         target = reading.require("captioning", "target", remedy)
         target_mask = reading.require("captioning", "target_mask", remedy)
         given, _, asked = shift(target, target_mask)
-        image, image_mask = reading.encoded.patches, reading.encoded.image_mask
-        decoder = Decoder(
+        image, image_mask = reading.encoded.image_tokens, reading.encoded.image_mask
+        decoder = build_decoder(
             vocab_size=self.vocab_size,
             max_length=target.shape[1],
             name="decoder",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mmflax.losses.cycle import cycle_consistency
-from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, choose
+from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, lookup
 from mmflax.numerics import unit
 from mmflax.tasks.objectives.heads import PairProjection
 from mmflax.tasks.objectives.objective import Objective, Reading
@@ -57,7 +57,7 @@ class Cycle(nn.Module):
 def build(*, dim: int = 256, kind: str = "l2", translation: float = 1.0) -> Objective:
     """`kind` is "l1" (as in the paper), "l2" or "cosine"; `translation` weighs the comparison with
     the partner."""
-    choose("task.objectives.cycle.kind", kind, dict.fromkeys(("l1", "l2", "cosine")))
+    lookup("task.objectives.cycle.kind", kind, dict.fromkeys(("l1", "l2", "cosine")))
 
     def loss(outputs: Outputs, batch: Batch) -> Array:
         image, text = jax.lax.stop_gradient((outputs["image"], outputs["text"]))

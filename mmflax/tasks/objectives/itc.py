@@ -14,7 +14,7 @@ from mmflax.losses.contrastive_sharded import (
     ring_recall_at_1,
     ring_sigmoid,
 )
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 from mmflax.numerics import unit
 from mmflax.tasks.objectives.heads import PairProjection
 from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
@@ -56,7 +56,7 @@ def build(
 
     Metrics: `in_batch_recall/i2t` and `/t2i`, recall at 1, which the batch's size decides.
     """
-    first_temperature, first_bias = choose("task.objectives.itc.kind", kind, INIT)
+    first_temperature, first_bias = lookup("task.objectives.itc.kind", kind, INIT)
     if bias is not None and kind != "sigmoid":
         raise MmflaxError(f"task.objectives.itc.bias is set, but kind {kind!r} has no bias.")
     module = Contrast(

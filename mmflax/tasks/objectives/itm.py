@@ -54,8 +54,8 @@ class Matching(nn.Module):
             return jnp.stack([x, y], axis=1).reshape(2 * rows, *x.shape[1:])
 
         wrong = reading.fuse(
-            beside(clean.patches, other(clean.patches, other_image)),
-            beside(other(clean.words, other_text), clean.words),
+            beside(clean.image_tokens, other(clean.image_tokens, other_image)),
+            beside(other(clean.text_tokens, other_text), clean.text_tokens),
             beside(clean.image_mask, other(clean.image_mask, other_image)),
             beside(other(clean.text_mask, other_text), clean.text_mask),
             train=train,

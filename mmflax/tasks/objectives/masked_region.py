@@ -29,7 +29,7 @@ class MaskedRegions(nn.Module):
         regions = reading.require(
             "masked_region", "regions", "give the dataset a detector's region features"
         )
-        batch, width = reading.batch, reading.encoded.patches.shape[-1]
+        batch, width = reading.batch, reading.encoded.image_tokens.shape[-1]
         mask = batch.get("region_mask")
         mask = jnp.ones(regions.shape[:2], bool) if mask is None else mask
         draw = jax.random.uniform(draw_key(self, train), mask.shape)

@@ -64,8 +64,8 @@ class Reading:
     def summaries(self) -> tuple[Float[Array, "b i"], Float[Array, "b j"]]:
         """One vector for the image and one for the text, before fusion: the mean of the image's
         tokens, the text's first."""
-        image = masked_mean(self.encoded.patches, self.encoded.image_mask)
-        return image, self.encoded.words[:, 0]
+        image = masked_mean(self.encoded.image_tokens, self.encoded.image_mask)
+        return image, self.encoded.text_tokens[:, 0]
 
     def encode_image(self, image: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b n i"]:
         """The image encoder's tokens of other pixels; those of absent images count as 0."""
@@ -101,8 +101,8 @@ class Reading:
             )
         more = {"causal": True} if causal else {}
         return fusion(
-            clean.patches if image is None else image,
-            clean.words if text is None else text,
+            clean.image_tokens if image is None else image,
+            clean.text_tokens if text is None else text,
             clean.image_mask if image_mask is None else image_mask,
             clean.text_mask if text_mask is None else text_mask,
             train=train,

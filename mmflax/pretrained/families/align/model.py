@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from mmflax.models.encoders import bert, efficientnet
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 from mmflax.pretrained.families.base import built
 from mmflax.pretrained.families.dual_encoder import DualEncoder
 
@@ -32,7 +32,7 @@ class ALIGN(DualEncoder):
 
     def image_outputs(self, image: Float[Array, "b h w 3"], *, train: bool) -> dict[str, Any]:
         x = self.image_encoder(image, train=train)
-        mean = choose("pooling", self.pooling, {"mean": True, "max": False})
+        mean = lookup("pooling", self.pooling, {"mean": True, "max": False})
         pooled = x.mean(axis=1) if mean else x.max(axis=1)
         return {"last_hidden_state": x, "pooler_output": pooled, "image_embeds": pooled}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmflax.models.encoders.bert import BERT
 from mmflax.models.encoders.bert import build as build_encoder
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 from mmflax.pretrained.families.base import built, text_zeros, word_logits
 
 
@@ -33,13 +33,12 @@ class BertFamily(nn.Module):
     word_activation: str | None = None
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return text_zeros(rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.text_encoder
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         x: Any = encoder(
             batch["tokens"], batch.get("text_mask"), batch.get("token_types"), train=train
         )
@@ -49,9 +48,9 @@ class BertFamily(nn.Module):
         if self.word_head:
             out["logits"] = word_logits(encoder, x, activation=self.word_activation)
         if self.labels:
-            drop = nn.Dropout(encoder.dropout_rate, deterministic=not train)
+            drop = nn.Dropout(encoder.layer.dropout_rate, deterministic=not train)
             inputs = {"pooled": out.get("pooler_output", x[:, 0]), "dense": x[:, 0], "tokens": x}
-            y = choose("classifier", self.classifier, inputs)
+            y = lookup("classifier", self.classifier, inputs)
             if self.classifier == "dense":
                 y = jnp.tanh(nn.Dense(encoder.width, name="classifier_dense", **dtypes)(drop(y)))
             out["logits"] = nn.Dense(self.labels, name="classifier", **dtypes)(drop(y))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmflax.models.decoder.decoder import Context, Decoder
+from mmflax.models.decoder.decoder import build as build_decoder
 from mmflax.models.decoder.decoding import Limits
 from mmflax.models.encoders.bert import BERT
 from mmflax.models.encoders.bert import build as build_text
@@ -49,7 +50,6 @@ class BlipFamily(nn.Module):
     limits: Limits | None = None
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         words = text_zeros(rows)
         target = {"target": words["tokens"], "target_mask": words["text_mask"]}
         return image_zeros(self.image_encoder, rows) | words | target
@@ -92,13 +92,13 @@ class BlipFamily(nn.Module):
         encoder, words = self.image_encoder, self.text_encoder
         assert words is not None
         # transformers puts the first token through the last norm a second time.
-        again = LayerNorm(encoder.epsilon, encoder.dtype, encoder.param_dtype, parent=None)
+        again = LayerNorm(**encoder.layer.norm, parent=None)
         first = again.apply({"params": encoder.variables["params"]["norm"]}, image[:, 0])
         project = self._dense("text_projection", self.projection, use_bias=False)
         image_vector = unit(self._dense("image_projection", self.projection, use_bias=False)(first))
         text_vector = unit(project(words.pool(text)))
         start = nn.initializers.constant(2.6592)
-        scale = jnp.exp(self.param("logit_scale", start, (), words.param_dtype))
+        scale = jnp.exp(self.param("logit_scale", start, (), words.layer.param_dtype))
         logits = text_vector @ image_vector.T * scale.astype(text_vector.dtype)
         return {
             "image_embeds": image_vector,
@@ -110,7 +110,7 @@ class BlipFamily(nn.Module):
 
     def _dense(self, name: str, width: int, use_bias: bool = True) -> nn.Dense:
         encoder = self.image_encoder
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         return nn.Dense(width, use_bias=use_bias, name=name, **dtypes)
 
     def prepare(self, batch: Mapping[str, Any]) -> Context:
@@ -142,7 +142,7 @@ def build(**fields: Any) -> BlipFamily:
             fields,
             image_encoder=build_image,
             text_encoder=build_text,
-            decoder=Decoder,
+            decoder=build_decoder,
             limits=Limits,
         )
     )

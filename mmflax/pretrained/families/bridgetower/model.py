@@ -12,6 +12,7 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.clip_vision import build as build_image
 from mmflax.models.encoders.vit import ViT
 from mmflax.models.fusion.bridge import Bridge
+from mmflax.models.fusion.bridge import build as build_fusion
 from mmflax.models.heads import name_logits
 from mmflax.numerics import unit
 from mmflax.pretrained.families.base import built, pair_zeros, word_logits
@@ -38,7 +39,6 @@ class BridgeTowerFamily(nn.Module):
     contrastive: int = 0
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return pair_zeros(self.image_encoder, rows)
 
     @nn.compact
@@ -61,7 +61,7 @@ class BridgeTowerFamily(nn.Module):
             "pooler_output": fused.pooled,
         }
         encoder = self.text_encoder
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         scores = {}
         if self.word_head != "none":
             own: dict[str, Any] = dict(activation=self.word_activation, epsilon=self.word_epsilon)
@@ -99,5 +99,5 @@ class BridgeTowerFamily(nn.Module):
 def build(**fields: Any) -> BridgeTowerFamily:
     """A `BridgeTowerFamily`; its parts are given as keywords of clip_vision, bert and bridge."""
     return BridgeTowerFamily(
-        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=Bridge)
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=build_fusion)
     )

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from mmflax.models.encoders import resnet, swin
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 from mmflax.pretrained.families.base import image_zeros
 
 ENCODERS = {"swin": swin.build, "resnet": resnet.build}
@@ -23,13 +23,12 @@ class GridFamily(nn.Module):
     labels: int = 0
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return image_zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.image_encoder
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         x: Any = encoder(batch["image"], train=train)
         out = {"last_hidden_state": x, "pooler_output": x.mean(axis=1)}
         if self.labels:
@@ -40,5 +39,5 @@ class GridFamily(nn.Module):
 def build(*, image_encoder: Mapping[str, Any], labels: int = 0) -> GridFamily:
     """A `GridFamily`; `image_encoder` are `name`, swin or resnet, and that encoder's keywords."""
     rest = dict(image_encoder)
-    encoder = choose("image_encoder.name", rest.pop("name"), ENCODERS)
+    encoder = lookup("image_encoder.name", rest.pop("name"), ENCODERS)
     return GridFamily(encoder(**rest), labels)

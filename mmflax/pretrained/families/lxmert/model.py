@@ -44,13 +44,12 @@ class LxmertFamily(nn.Module):
     region_heads: tuple[tuple[str, int], ...] = ()
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return region_inputs.zeros(self.image_encoder, rows * (2 if self.labels else 1))
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, text_mask = self.text_encoder, batch.get("text_mask")
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         text: Any = encoder(batch["tokens"], text_mask, batch.get("token_types"), train=train)
         image, image_mask = region_inputs.read(self.image_encoder, batch, train=train)
         fused = self.fusion(image, text, image_mask, text_mask, train=train)
@@ -75,8 +74,8 @@ class LxmertFamily(nn.Module):
             def dense(size: int, name: str) -> nn.Dense:
                 return nn.Dense(size, kernel_init=KERNEL_INIT, name=f"region_{name}", **dtypes)
 
-            y = ACTIVATIONS[encoder.activation](dense(encoder.width, "dense")(fused.image))
-            y = LayerNorm(encoder.epsilon, name="region_norm", **dtypes)(y)
+            y = ACTIVATIONS[encoder.layer.activation](dense(encoder.width, "dense")(fused.image))
+            y = LayerNorm(encoder.layer.epsilon, name="region_norm", **dtypes)(y)
             for name, size in self.region_heads:
                 out[name] = dense(size, name)(y)
         return out

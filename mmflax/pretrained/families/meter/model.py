@@ -39,13 +39,12 @@ class MeterFamily(nn.Module):
     num_images: int = 1
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return pair_zeros(self.image_encoder, rows, self.num_images)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, fusion = self.text_encoder, self.fusion
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         mask = batch.get("text_mask")
         text: Any = encoder(batch["tokens"], mask, train=train)
 
@@ -62,7 +61,9 @@ class MeterFamily(nn.Module):
         }
         scores = {}
         if self.word_head:
-            own: dict[str, Any] = dict(activation=fusion.activation, epsilon=fusion.epsilon)
+            own: dict[str, Any] = dict(
+                activation=fusion.layer.activation, epsilon=fusion.layer.epsilon
+            )
             scores["word"] = word_logits(encoder, views[0].text, "own", **own)
         if self.matching:
             scores["matching"] = nn.Dense(2, name="matching_head", **dtypes)(pooled)

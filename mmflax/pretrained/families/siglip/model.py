@@ -27,14 +27,7 @@ class SigLIP(DualEncoder):
     def setup(self) -> None:
         image, text = self.image_encoder, self.text_encoder
         if image is not None and self.pooler:
-            self.image_head = MAPHead(
-                image.num_heads,
-                image.mlp_dim,
-                activation=image.activation,
-                epsilon=image.epsilon,
-                dtype=image.dtype,
-                param_dtype=image.param_dtype,
-            )
+            self.image_head = MAPHead(image.layer)
         if text is not None:
             self.text_projection = self.dense(self.projection or text.width, text)
         if image is not None and text is not None:

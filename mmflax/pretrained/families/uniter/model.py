@@ -16,9 +16,11 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.merged_attention import MergedAttention
+from mmflax.models.fusion.merged_attention import build as build_fusion
 from mmflax.models.heads import MLMHead, VQAHead
 from mmflax.models.layers.attention import masked_softmax
-from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, choose
+from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, lookup
+from mmflax.models.layers.config import LayerConfig, Typed
 from mmflax.models.layers.masks import attention_mask, joint_mask
 from mmflax.pretrained.families import region_inputs
 from mmflax.pretrained.families.base import built, word_logits
@@ -27,7 +29,7 @@ from mmflax.pretrained.families.base import built, word_logits
 PAIRS = {"none": False, "paired": True, "paired_attn": True, "triplet": False}
 
 
-class PairAttention(nn.Module):
+class PairAttention(Typed):
     """Two streams [p s d], of neighboring rows, that read each other -> [p 2d].
 
     Each stream is joined to what it read of the other, and averaged by learned scores, as the
@@ -36,28 +38,25 @@ class PairAttention(nn.Module):
 
     num_heads: int
     dropout_rate: float = 0.0
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None, *, train: bool
     ) -> Float[Array, "p e"]:
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        rate, dtypes = self.dropout_rate, self.dtypes
+        config = LayerConfig(self.num_heads, attention_dropout_rate=rate, **dtypes)
         sides = tokens[::2], tokens[1::2]
         masks = (None, None) if mask is None else (mask[::2], mask[1::2])
         join = nn.Dense(tokens.shape[-1], kernel_init=KERNEL_INIT, name="join", **dtypes)
         score = nn.Dense(1, kernel_init=KERNEL_INIT, name="score", **dtypes)
-        drop = nn.Dropout(self.dropout_rate, deterministic=not train)
+        drop = nn.Dropout(rate, deterministic=not train)
         pooled = []
         for i, name in enumerate(("left", "right")):
-            attend = MultiHeadAttention(
-                self.num_heads, dropout_rate=self.dropout_rate, name=f"{name}_attention", **dtypes
-            )
+            attend = MultiHeadAttention(config, name=f"{name}_attention")
             read = attend(sides[i], sides[1 - i], mask=attention_mask(masks[1 - i]), train=train)
             x = drop(nn.relu(join(jnp.concatenate([read, sides[i]], axis=-1))))
-            fits = nn.relu(score(x)).swapaxes(1, 2)[:, None].astype(jnp.float32)  # [p 1 1 s]
-            weights = drop(masked_softmax(fits, attention_mask(masks[i])))[:, 0]
+            logits = nn.relu(score(x)).swapaxes(1, 2)[:, None].astype(jnp.float32)  # [p 1 1 s]
+            weights = drop(masked_softmax(logits, attention_mask(masks[i])))[:, 0]
             pooled.append(jnp.einsum("pqs,psd->pd", weights.astype(x.dtype), x))
         return jnp.concatenate(pooled, axis=-1)
 
@@ -86,15 +85,14 @@ class UniterFamily(nn.Module):
     region_labels: int = 0
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return region_inputs.zeros(self.image_encoder, rows * (2 if PAIRS[self.pair] else 1))
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, text_mask = self.text_encoder, batch.get("text_mask")
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         text: Any = encoder(batch["tokens"], text_mask, train=train)
-        if choose("pair", self.pair, PAIRS) and batch.get("region_types") is None:
+        if lookup("pair", self.pair, PAIRS) and batch.get("region_types") is None:
             rows, regions = batch["regions"].shape[:2]
             types = jnp.broadcast_to((jnp.arange(rows) % 2)[:, None], (rows, regions))
             batch = {**batch, "region_types": types}
@@ -107,7 +105,7 @@ class UniterFamily(nn.Module):
             return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **dtypes)
 
         def regions_head(size: int, name: str) -> MLMHead:
-            return MLMHead(size, "gelu", encoder.epsilon, name=name, **dtypes)
+            return MLMHead(size, "gelu", encoder.layer.epsilon, name=name, **dtypes)
 
         if self.answers:
             head = VQAHead(self.answers, "lxmert", name="head", **dtypes)
@@ -119,7 +117,10 @@ class UniterFamily(nn.Module):
             elif self.pair == "paired_attn":
                 mask = joint_mask(text_mask, image_mask, (text.shape[1], image.shape[1]))
                 attend = PairAttention(
-                    encoder.num_heads, encoder.dropout_rate, name="pair_attention", **dtypes
+                    encoder.layer.num_heads,
+                    encoder.layer.dropout_rate,
+                    name="pair_attention",
+                    **dtypes,
                 )
                 x = attend(tokens, mask, train=train)
             out["logits"] = dense(2, "pair_head")(x)
@@ -141,5 +142,5 @@ class UniterFamily(nn.Module):
 def build(**fields: Any) -> UniterFamily:
     """A `UniterFamily`; its parts are given as keywords of regions, bert and merged_attention."""
     return UniterFamily(
-        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=MergedAttention)
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=build_fusion)
     )

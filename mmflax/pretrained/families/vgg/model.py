@@ -29,13 +29,12 @@ class VGGFamily(nn.Module):
     dropout_rate: float = 0.5
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return image_zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, image = self.image_encoder, batch["image"]
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         x: Any = encoder(image, train=train)
         out = {"last_hidden_state": x}
         if self.labels:

@@ -50,7 +50,6 @@ class VilbertFamily(nn.Module):
     gqa_answers: int = 1533
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         rows = 2 * rows if self.answers else rows
         task = {"task": jnp.zeros(rows, jnp.int32)} if self.tasks else {}
         return region_inputs.zeros(self.image_encoder, rows) | task
@@ -58,7 +57,7 @@ class VilbertFamily(nn.Module):
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.text_encoder
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         text, text_mask = self._read_text(batch, dtypes, train)
         image, image_mask = region_inputs.read(self.image_encoder, batch, train=train)
         fused = self.fusion(image, text, image_mask, text_mask, train=train)
@@ -69,7 +68,7 @@ class VilbertFamily(nn.Module):
         }
 
         def dropped(x: Array) -> Array:
-            return nn.Dropout(encoder.dropout_rate)(x, deterministic=not train)
+            return nn.Dropout(encoder.layer.dropout_rate)(x, deterministic=not train)
 
         def dense(size: int, name: str) -> nn.Dense:
             return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **dtypes)
@@ -80,7 +79,7 @@ class VilbertFamily(nn.Module):
         pooled = dropped(fused.pooled)
         if self.pretraining:
             out["prediction_scores_t"] = word_logits(encoder, fused.text)
-            own = (encoder.activation, encoder.epsilon)
+            own = (encoder.layer.activation, encoder.layer.epsilon)
             regions = MLMHead(self.region_labels, *own, name="region_head", **dtypes)
             out["prediction_scores_v"] = regions(fused.image)
             out["seq_relationship_score"] = dense(2, "matching_head")(pooled)

@@ -17,6 +17,7 @@ from mmflax.models.encoders.patches import Patches
 from mmflax.models.encoders.patches import build as build_image
 from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.merged_attention import MergedAttention
+from mmflax.models.fusion.merged_attention import build as build_fusion
 from mmflax.models.heads import VQAHead, name_logits
 from mmflax.pretrained.families.base import built, pair_zeros, word_logits
 
@@ -41,13 +42,12 @@ class ViltFamily(nn.Module):
     num_images: int = 1
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return pair_zeros(self.image_encoder, rows, self.num_images)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.text_encoder
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         text_mask = batch.get("text_mask")
         text: Any = encoder(batch["tokens"], text_mask, batch.get("token_types"), train=train)
 
@@ -81,5 +81,5 @@ IMAGES = ("image", "second_image")
 def build(**fields: Any) -> ViltFamily:
     """A `ViltFamily`; its parts are given as keywords of patches, bert and merged_attention."""
     return ViltFamily(
-        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=MergedAttention)
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=build_fusion)
     )

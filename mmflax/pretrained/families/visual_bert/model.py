@@ -12,7 +12,8 @@ from mmflax.models.encoders.bert import build as build_text
 from mmflax.models.encoders.regions import Regions
 from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.merged_attention import MergedAttention
-from mmflax.models.layers.blocks import KERNEL_INIT, choose
+from mmflax.models.fusion.merged_attention import build as build_fusion
+from mmflax.models.layers.blocks import KERNEL_INIT, lookup
 from mmflax.pretrained.families import region_inputs
 from mmflax.pretrained.families.base import built, word_logits
 
@@ -36,13 +37,12 @@ class VisualBertFamily(nn.Module):
     classifier: str = "pooled"
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return region_inputs.zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder, text_mask = self.text_encoder, batch.get("text_mask")
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         text: Any = encoder(batch["tokens"], text_mask, batch.get("token_types"), train=train)
         image, image_mask = region_inputs.read(self.image_encoder, batch, train=train)
         fused = self.fusion(image, text, image_mask, text_mask, train=train)
@@ -55,8 +55,8 @@ class VisualBertFamily(nn.Module):
             out["seq_relationship_logits"] = match(fused.pooled)
         if self.labels:
             given = {"pooled": fused.pooled, "last_word": last_word(fused.text, text_mask)}
-            x = choose("classifier", self.classifier, given)
-            x = nn.Dropout(encoder.dropout_rate)(x, deterministic=not train)
+            x = lookup("classifier", self.classifier, given)
+            x = nn.Dropout(encoder.layer.dropout_rate)(x, deterministic=not train)
             dense = nn.Dense(self.labels, kernel_init=KERNEL_INIT, name="classifier", **dtypes)
             out["logits"] = dense(x)
         return out
@@ -73,5 +73,5 @@ def last_word(text: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None) -> F
 def build(**fields: Any) -> VisualBertFamily:
     """A `VisualBertFamily`; its parts are keywords of regions, bert and merged_attention."""
     return VisualBertFamily(
-        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=MergedAttention)
+        **built(fields, image_encoder=build_image, text_encoder=build_text, fusion=build_fusion)
     )

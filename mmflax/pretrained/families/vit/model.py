@@ -30,13 +30,12 @@ class ViTFamily(nn.Module):
     teacher: bool = False
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
-        """A batch with the shapes of a real one, to initialize with."""
         return image_zeros(self.image_encoder, rows)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
         encoder = self.image_encoder
-        dtypes = dict(dtype=encoder.dtype, param_dtype=encoder.param_dtype)
+        dtypes = encoder.dtypes
         x: Any = encoder(batch["image"], train=train)
         out = {"last_hidden_state": x}
         if self.pooler_dim:
