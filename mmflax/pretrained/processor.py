@@ -101,19 +101,11 @@ class PublishedProcessor:
     def images(self, images: Sequence[Any], *, canvas: Size | str | None = None) -> Batch:
         """`image` float32 [b h w 3], and `pixel_mask` bool [b h w] of families that pad.
 
-        Args:
-          images: PIL images, paths, encoded bytes or uint8 [h w 3] / [h w].
-          canvas: what is padded to, of families that pad: None (as large as any image can become),
-            `batch` (the largest of these, as transformers does), or a height and a width.
+        `images` and `canvas` are those of `PublishedImages.__call__`.
         """
-        if self.pixels is None:
-            raise MmflaxError(
-                f"This checkpoint has no image preprocessing ({IMAGES}): it reads no images, or "
-                "regions that a detector found (give `regions` and `boxes`)."
-            )
         if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
             raise MmflaxError(f"images is {type(images).__name__}; give a list of images.")
-        return self.pixels(images, canvas)
+        return self._required_pixels()(images, canvas)
 
     def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
         """`tokens` int32 [b t], `text_mask` bool [b t], and `token_types` int32 [b t] if used.
@@ -190,13 +182,9 @@ class PublishedProcessor:
         Raises:
           MmflaxError: the family's preprocessing is not one to a fixed square.
         """
-        tokenizer = self._required_tokenizer()
-        if self.pixels is None:
-            raise MmflaxError(
-                f"This checkpoint has no image preprocessing ({IMAGES}), which a Processor needs."
-            )
+        self._required_pixels()
         own = {
-            "tokenizer": tokenizer,
+            "tokenizer": self._required_tokenizer(),
             "max_length": max_length or self.max_length,
             "answers": tuple(answers),
         }
@@ -205,6 +193,14 @@ class PublishedProcessor:
     def image_fields(self) -> dict[str, Any]:
         """Keywords of a `Processor` that does the same to images; none where it reads none."""
         return {} if self.pixels is None else {**_square_fields(self.pixels), "draft": False}
+
+    def _required_pixels(self) -> PublishedImages:
+        if self.pixels is None:
+            raise MmflaxError(
+                f"This checkpoint has no image preprocessing ({IMAGES}): it reads no images, or "
+                "the regions of a detector (give `regions` and `boxes`)."
+            )
+        return self.pixels
 
     def _required_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

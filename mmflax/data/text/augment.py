@@ -16,11 +16,9 @@ TEXT_LISTS = ("answers", "references")
 # Each pair trades places in a mirror.
 SIDES = tuple(
     tuple(pair.split("/"))
-    for pair in (
-        "left/right leftmost/rightmost lefthand/righthand leftward/rightward leftwards/rightwards "
-        "east/west eastern/western eastward/westward northeast/northwest southeast/southwest "
-        "clockwise/counterclockwise anticlockwise/clockwise"
-    ).split()
+    for pair in "left/right leftmost/rightmost lefthand/righthand leftward/rightward "
+    "leftwards/rightwards east/west eastern/western eastward/westward northeast/northwest "
+    "southeast/southwest clockwise/counterclockwise anticlockwise/clockwise".split()
 )
 # Writing and clock faces do not survive a mirror, whatever the words around them.
 WRITING = frozenset(
