@@ -151,8 +151,8 @@ def _as_trained(
 def check(source: str, *, seed: int = 0, family: str | None = None) -> dict[str, float]:
     """Largest difference of every output that both give, over the output's own scale.
 
-    The original runs in PyTorch (transformers' class of the config's `architectures`), ours in
-    float32, both on one batch of random inputs.
+    The original runs in PyTorch (transformers' class of the config's `architectures`), both in
+    float32 on one batch of random inputs.
 
     Raises:
       MmflaxError: the extra `parity` is not installed, or transformers lacks the architecture.
@@ -172,7 +172,7 @@ def check(source: str, *, seed: int = 0, family: str | None = None) -> dict[str,
             f"{source} names the architecture {name!r}, which transformers lacks; there is nothing "
             "to compare with."
         )
-    theirs = getattr(transformers, name).from_pretrained(ours.config["source"]).eval()
+    theirs = getattr(transformers, name).from_pretrained(ours.config["source"]).float().eval()
     batch = random_batch(ours, np.random.default_rng(seed))
     wanted = python_inspect.signature(theirs.forward).parameters
     given = {

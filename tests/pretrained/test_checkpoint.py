@@ -132,6 +132,25 @@ def test_our_own_format_and_back(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().err
 
 
+def test_the_first_version_of_our_format_is_read(tmp_path):
+    """It had another name for the head of words, and did not name the family."""
+    now = from_pretrained(WORDS)
+    now.save(tmp_path / "own", to="mmflax")
+    weights, about = (tmp_path / "own" / name for name in ("params.safetensors", "mmflax.json"))
+    renamed = {name.replace("word_head/", "word_"): x for name, x in load_file(weights).items()}
+    assert {"word_dense/kernel", "word_norm/scale", "word_bias"} < renamed.keys()
+    save_file(renamed, weights)
+    known = json.loads(about.read_text())
+    del known["family"]
+    about.write_text(json.dumps({**known, "format": 1}))
+    again = from_pretrained(tmp_path / "own")
+    assert paths.leaves(again.params).keys() == paths.leaves(now.params).keys()
+    assert again.tensors().keys() == now.tensors().keys()
+    about.write_text(json.dumps({**known, "format": 3}))
+    with pytest.raises(MmflaxError, match=r"mmflax\.json cannot be used: format 3 is not 2"):
+        from_pretrained(tmp_path / "own")
+
+
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("mmflax.pretrained.checkpoint.save_file", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
