@@ -14,6 +14,7 @@ ALLOWED = {
     "mmflax.paths": set(),
     "mmflax.files": set(),
     "mmflax.numerics": set(),
+    "mmflax.batch_keys": set(),
     "mmflax.models": {"models"},
     "mmflax.losses": {"losses"},
     "mmflax.metrics": {"metrics"},
@@ -35,7 +36,7 @@ ALLOWED = {
     },
     "mmflax.cli": {"run", "inference", "evaluation", "pretrained", "config", "distributed"},
 }  # fmt: skip
-EVERYBODY = {"errors", "version", "registry", "paths", "files", "numerics"}
+EVERYBODY = {"errors", "version", "registry", "paths", "files", "numerics", "batch_keys"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from mmflax.data.dataset import Raw
+from mmflax.data.dataset import IMAGES, Raw
 from mmflax.data.image import augment as images
 from mmflax.data.image.transforms import open_image
 from mmflax.data.text import augment as vocabulary
@@ -36,7 +36,6 @@ from mmflax.errors import MmflaxError
 Augment = Callable[[Raw, np.random.Generator], Raw]
 
 FLIPS = ("off", "safe", "swap")
-_IMAGES = ("image", "second_image")
 _MASKABLE = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -126,7 +125,8 @@ def build(
 
     def mirror(raw: Raw, words: frozenset[str]) -> Raw:
         """The example in a mirror, or as it was where that would make its words untrue."""
-        pair = raw.get("second_image") is not None
+        first, second = IMAGES
+        pair = raw.get(second) is not None
         named = bool(words & sides.keys())
         if words & vocabulary.WRITING or (named and flip == "safe"):
             return raw
@@ -136,7 +136,7 @@ def build(
             return vocabulary.mirrored(_each_image(raw, ImageOps.mirror), sides)
         if words & vocabulary.ORDINALS:
             return raw
-        traded = {**raw, "image": raw["second_image"], "second_image": raw["image"]}
+        traded = {**raw, first: raw[second], second: raw[first]}
         return vocabulary.mirrored(_each_image(traded, ImageOps.mirror), sides)
 
     def augment(raw: Raw, rng: np.random.Generator) -> Raw:
@@ -169,13 +169,13 @@ def build(
 def _opened(raw: Raw, at_least: int | None) -> Raw:
     """With its pictures decoded, so that every change sees upright RGB."""
     found = {
-        key: open_image(raw[key], at_least=at_least) for key in _IMAGES if raw.get(key) is not None
+        key: open_image(raw[key], at_least=at_least) for key in IMAGES if raw.get(key) is not None
     }
     return {**raw, **found}
 
 
 def _each_image(raw: Raw, change: images.Change) -> Raw:
-    return {**raw, **{key: change(raw[key]) for key in _IMAGES if raw.get(key) is not None}}
+    return {**raw, **{key: change(raw[key]) for key in IMAGES if raw.get(key) is not None}}
 
 
 def _masked(text: str, rng: np.random.Generator, rate: float, token: str) -> str:

@@ -5,10 +5,10 @@ walking over every text of a dataset costs no image work.
 
 =============  ====================================================================================
 image          PIL image, encoded bytes, path, or uint8 array; None = there is no image
-second_image   the same, for tasks over two images
 regions        a detector's features float32 [n f] of n regions; may stand in place of ``image``
 boxes          where each of them is [n 4]: x1 y1 x2 y2 in shares of the image
-second_…       ``second_regions`` and ``second_boxes``: the same of the other image
+region_labels  optional, the detector's class probabilities [n k], or its classes int [n]
+second_…       ``second_image``, ``second_regions`` …: the other image of a pair
 question       the text the model reads: question, statement, caption, source sentence; None = none
 answer         the class as text; None = unknown
 answers        every annotator's answer (ten in VQAv2)
@@ -28,11 +28,26 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from mmflax.batch_keys import PREFIXES
 from mmflax.errors import MmflaxError
 
 Raw = dict[str, Any]
-# What shows a picture; nothing of it is needed to judge an answer.
-PICTURES = ("image", "second_image", "regions", "boxes", "second_regions", "second_boxes")
+_SHOWN = ("image", "regions", "boxes", "region_labels")
+IMAGES = tuple(prefix + "image" for prefix in PREFIXES)
+# What shows an image; nothing of it is needed to judge an answer.
+PICTURES = tuple(prefix + key for prefix in PREFIXES for key in _SHOWN)
+
+
+def showing(image: Any, prefix: str = "") -> Raw:
+    """The keys of a raw example that show this image, given as ``image`` or, where a detector's
+    regions stand for it, as a dict of ``regions``, ``boxes`` …"""
+    given = image if isinstance(image, Mapping) else {"image": image}
+    return {prefix + key: value for key, value in given.items()}
+
+
+def has_image(raw: Mapping[str, Any], prefix: str = "") -> bool:
+    """Whether pixels or regions show the image."""
+    return any(raw.get(prefix + key) is not None for key in ("image", "regions"))
 
 
 class Source(Protocol):

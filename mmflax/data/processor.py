@@ -18,8 +18,9 @@ import numpy as np
 from etils import epath
 from scipy.special import softmax
 
+from mmflax.batch_keys import PREFIXES, SECOND
 from mmflax.data.batch import Batch
-from mmflax.data.dataset import Dataset, Raw, text_of
+from mmflax.data.dataset import PICTURES, Dataset, Raw, has_image, text_of
 from mmflax.data.image import transforms
 from mmflax.data.regions import largest, region_arrays
 from mmflax.data.text.tokenizer import Tokenizer
@@ -53,10 +54,11 @@ class Processor:
       caption_length: tokens of a caption, for objectives that read one; 0 leaves captions out.
       target_length: tokens of a text to be generated; 0 leaves targets out.
       soft_answers: give ``answer_scores``, the share of annotators behind each answer.
-      absent_images: examples may come without an image (``image_present`` tells).
+      absent_images: examples may come without an image; ``image_present`` is then given.
       second_images: every example has a second image.
       num_regions: regions of an image, of a detector, at most; 0 leaves them out.
       region_dim: numbers of each region's feature.
+      region_classes: classes of the detector, for objectives that predict them; 0 leaves them out.
       image_keys: give ``image_key``, which tells examples of the same image.
       tokenizer: see ``Tokenizer``.
       answers: label ``i`` means ``answers[i]``.
@@ -82,6 +84,7 @@ class Processor:
     second_images: bool = False
     num_regions: int = 0
     region_dim: int = 0
+    region_classes: int = 0
     image_keys: bool = False
 
     def __post_init__(self) -> None:
@@ -163,7 +166,8 @@ class Processor:
         for one in () if told else reversed(published):
             fields = {**one.image_fields(), **fields}
         if seen.regions[0]:
-            known = dict(zip(("num_regions", "region_dim"), seen.regions, strict=True))
+            names = ("num_regions", "region_dim", "region_classes")
+            known = dict(zip(names, seen.regions, strict=True))
             fields = {**known, **fields}
             if not seen.images:
                 image_size = 0
@@ -257,21 +261,23 @@ class Processor:
           MmflaxError: an image or question that cannot be used, naming the example's id.
         """
         rows, size = len(raws), self.image_size
-        image = np.empty((rows, size, size, 3), np.float32) if size else None
-        second = np.empty_like(image) if size and self.second_images else None
+        prefixes = PREFIXES[: 1 + self.second_images]
+        images = {
+            prefix + "image": np.empty((rows, size, size, 3), np.float32)
+            for prefix in prefixes
+            if size
+        }
         tokens = np.empty((rows, self.max_length), np.int32)
         text_mask = np.empty((rows, self.max_length), bool)
         for row, raw in enumerate(raws):
             try:
-                if image is not None:
-                    self.image(self._present(raw, "image"), out=image[row])
-                if second is not None:
-                    self.image(self._present(raw, "second_image"), out=second[row])
+                for key, out in images.items():
+                    self.image(self._present(raw, key), out=out[row])
                 tokens[row], text_mask[row] = self.text(raw.get("question"))
             except MmflaxError as error:
                 raise MmflaxError(f"Example {raw.get('id', '?')}: {error}") from error
         types = [self._types.get(raw.get("question_type", "all"), UNKNOWN) for raw in raws]
-        batch = {
+        batch = images | {
             "tokens": tokens,
             "text_mask": text_mask,
             "label": np.array([self.label(raw.get("answer")) for raw in raws], np.int32),
@@ -279,17 +285,14 @@ class Processor:
             "mask": np.ones(rows, bool),
             "id": np.array([str(raw.get("id", "")) for raw in raws]),
         }
-        if image is not None:
-            batch["image"] = image
-        if second is not None:
-            batch["second_image"] = second
-        if self.num_regions:
-            for prefix in ("", "second_")[: 1 + self.second_images]:
-                shape = self.num_regions, self.region_dim
+        for prefix in prefixes:
+            if self.num_regions:
+                shape = self.num_regions, self.region_dim, self.region_classes
                 batch |= region_arrays(raws, *shape, self.absent_images, prefix)
-        if self.absent_images:
-            key = "regions" if image is None else "image"
-            batch["image_present"] = np.array([raw.get(key) is not None for raw in raws])
+            if self.absent_images:
+                key = prefix + ("image" if images else "regions")
+                present = [raw.get(key) is not None for raw in raws]
+                batch[f"{prefix}image_present"] = np.array(present)
         if self.image_keys:
             names = [str(raw.get("image_id", raw.get("id", ""))) for raw in raws]
             batch["image_key"] = np.array([_key(name) for name in names], np.int32)
@@ -304,10 +307,9 @@ class Processor:
     def zeros(self, rows: int) -> Batch:
         """A batch of zeros with the shapes and types of a real one, without ``id``."""
         raw: Raw = {"image": np.zeros((1, 1), np.uint8), "question": None}
-        raw["second_image"] = raw["image"]
         if self.num_regions:
-            for key, width in (("regions", self.region_dim), ("boxes", 4)):
-                raw[key] = raw[f"second_{key}"] = np.zeros((1, width), np.float32)
+            raw |= {key: np.zeros((1, width), np.float32) for key, width in self._widths.items()}
+        raw |= {SECOND + key: raw[key] for key in PICTURES if key in raw}
         batch = self.batch([raw])
         batch.pop("id")
         return {key: np.zeros((rows, *v.shape[1:]), v.dtype) for key, v in batch.items()}
@@ -368,6 +370,12 @@ class Processor:
         except (MmflaxError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MmflaxError(f"{path} cannot be used: {error}.") from error
 
+    @property
+    def _widths(self) -> dict[str, int]:
+        """Numbers that each key holds of a region."""
+        widths = {"regions": self.region_dim, "boxes": 4, "region_labels": self.region_classes}
+        return {key: width for key, width in widths.items() if width}
+
     def _present(self, raw: Raw, key: str) -> Any:
         """The image, where absent ones are told apart from forgotten ones."""
         if raw.get(key) is None and not self.absent_images:
@@ -418,8 +426,9 @@ class _Texts:
         self.texts: Counter[str] = Counter()
         self.captions: list[str] = []
         self.targets: Counter[str] = Counter()
-        self.images = self.absent_images = self.second_images = False
-        self.regions = (0, 0)
+        self.images = self.absent_images = False
+        self.second_images = self.absent_seconds = False
+        self.regions = (0, 0, 0)
         self.image_ids = True
         for index in range(len(source)):
             raw = text_of(source, index)
@@ -431,14 +440,13 @@ class _Texts:
                 self.captions.append(raw["caption"])
             if raw.get("target"):
                 self.targets[raw["target"]] += 1
-            shown = raw.get("image") is not None
-            self.images |= shown
-            self.absent_images |= not shown and raw.get("regions") is None
-            self.second_images |= any(
-                raw.get(key) is not None for key in ("second_image", "second_regions")
-            )
+            self.images |= raw.get("image") is not None
+            self.absent_images |= not has_image(raw)
+            self.second_images |= has_image(raw, SECOND)
+            self.absent_seconds |= not has_image(raw, SECOND)
             self.regions = largest(self.regions, raw)
             self.image_ids &= "image_id" in raw
+        self.absent_images |= self.second_images and self.absent_seconds
 
 
 def _fit(tokenizer: Tokenizer, texts: Iterable[str]) -> int:

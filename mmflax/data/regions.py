@@ -7,66 +7,82 @@ from typing import Any
 
 import numpy as np
 
+from mmflax.batch_keys import PREFIXES
 from mmflax.data.batch import Batch
-from mmflax.data.dataset import Raw
+from mmflax.data.dataset import Raw, has_image
 from mmflax.errors import MmflaxError
 
 
-def region_arrays(raws: Sequence[Raw], most: int, dim: int, absent: bool, prefix: str) -> Batch:
-    """``regions`` [b r f], ``boxes`` [b r 4] and ``region_mask`` [b r] of raw examples.
+def region_arrays(
+    raws: Sequence[Raw], most: int, dim: int, classes: int, absent: bool, prefix: str
+) -> Batch:
+    """``regions`` [b r f], ``boxes`` [b r 4], ``region_mask`` [b r] and, with ``classes`` above 0,
+    ``region_labels`` [b r k] of raw examples.
 
     Args:
-      raws: each with ``regions`` [n f] and ``boxes`` [n 4], n up to ``most``.
+      raws: each with ``regions`` [n f] and ``boxes`` [n 4], n up to ``most``, and with ``classes``
+        ``region_labels``: probabilities [n k], or one class a region, int [n].
       most: regions of a row of the batch, r.
       dim: numbers of a region, f.
-      absent: whether an example may come without; not one with an image, though.
-      prefix: of the keys; ``second_`` for the other image of a pair.
+      classes: of the detector, k.
+      absent: whether an example may come without regions; not one with an image, though.
+      prefix: of the keys; ``second_`` for the second image of a pair.
 
     Raises:
       MmflaxError: naming the example whose regions are missing or of another shape.
     """
-    rows = len(raws)
-    regions = np.zeros((rows, most, dim), np.float32)
-    boxes = np.zeros((rows, most, 4), np.float32)
-    mask = np.zeros((rows, most), bool)
+    widths = {"regions": dim, "boxes": 4} | ({"region_labels": classes} if classes else {})
+    arrays: Batch = {key: np.zeros((len(raws), most, n), np.float32) for key, n in widths.items()}
+    mask = np.zeros((len(raws), most), bool)
     for row, raw in enumerate(raws):
-        shown = any(raw.get(prefix + key) is not None for key in ("regions", "image"))
-        if absent and not shown:
+        if absent and not has_image(raw, prefix):
             continue
         try:
-            found, where = _pair(raw, most, dim, prefix)
+            values = _checked(raw, most, widths, prefix)
         except MmflaxError as error:
             raise MmflaxError(f"Example {raw.get('id', '?')}: {error}") from error
-        count = len(found)
-        regions[row, :count], boxes[row, :count], mask[row, :count] = found, where, True
-    return {f"{prefix}regions": regions, f"{prefix}boxes": boxes, f"{prefix}region_mask": mask}
+        for key, value in values.items():
+            arrays[key][row, : len(value)] = value
+        mask[row, : len(values["regions"])] = True
+    arrays["region_mask"] = mask
+    return {prefix + key: array for key, array in arrays.items()}
 
 
-def _pair(raw: Raw, most: int, dim: int, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    found = raw.get(f"{prefix}regions")
-    if found is None:
+def _checked(raw: Raw, most: int, widths: dict[str, int], prefix: str) -> dict[str, np.ndarray]:
+    if raw.get(f"{prefix}regions") is None:
         raise MmflaxError(
-            f"there are no {prefix}regions; give a detector's features [n {dim}] and boxes [n 4] "
-            "(a model of regions reads no pixels), or set processor.absent_images=True if they may "
-            "be absent."
+            f"there are no {prefix}regions; give a detector's features [n {widths['regions']}] and "
+            "boxes [n 4] (a model of regions reads no pixels), or set "
+            "processor.absent_images=True if they may be absent."
         )
-    found, boxes = np.asarray(found), np.asarray(raw.get(f"{prefix}boxes"))
-    if found.ndim != 2 or found.shape[1] != dim or not 0 < len(found) <= most:
-        raise MmflaxError(
-            f"{prefix}regions is {list(found.shape)}; expected [n {dim}] with n from 1 to {most}."
-        )
-    if boxes.shape != (len(found), 4):
-        raise MmflaxError(
-            f"{prefix}boxes is {list(boxes.shape)}; expected [{len(found)} 4], x1 y1 x2 y2 of each "
-            "region in shares of the image."
-        )
-    return found, boxes
+    values: dict[str, np.ndarray] = {}
+    for key, width in widths.items():
+        value = np.asarray(raw.get(prefix + key))
+        if key == "region_labels" and value.ndim == 1 and value.dtype.kind in "iu":
+            value = (value[:, None] == np.arange(width)).astype(np.float32)
+        expected, remark = "n", f" with n from 1 to {most}"
+        good = value.ndim == 2 and value.shape[1] == width and 0 < len(value) <= most
+        if values:
+            rows = len(values["regions"])
+            expected, remark = str(rows), ", a row for each region"
+            good = good and len(value) == rows
+        if not good:
+            raise MmflaxError(
+                f"{prefix}{key} is {list(value.shape)}; expected [{expected} {width}]{remark}."
+            )
+        values[key] = value
+    return values
 
 
-def largest(shape: tuple[int, int], raw: Any) -> tuple[int, int]:
-    """Regions and their numbers, where ``raw`` may have more than were seen so far."""
-    for key in ("regions", "second_regions"):
-        if raw.get(key) is not None:
-            count, dim = np.shape(raw[key])
-            shape = max(shape[0], count), dim
+def largest(shape: tuple[int, int, int], raw: Any) -> tuple[int, int, int]:
+    """Regions, their numbers and classes, where ``raw`` may have more than were seen so far."""
+    for prefix in PREFIXES:
+        regions, labels = raw.get(f"{prefix}regions"), raw.get(f"{prefix}region_labels")
+        if regions is not None:
+            count, dim = np.shape(regions)
+            classes = 0
+            if labels is not None:
+                certain = np.ndim(labels) == 1
+                classes = int(np.max(labels, initial=-1)) + 1 if certain else np.shape(labels)[1]
+            shape = max(shape[0], count), dim, max(shape[2], classes)
     return shape

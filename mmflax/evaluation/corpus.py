@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mmflax.batch_keys import IMAGE_KEYS, TEXT_KEYS, select
 from mmflax.data.batch import pad_rows
+from mmflax.data.dataset import has_image, showing
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.tasks.task import Search
 
-_KEYS = {"image": ("image", "image_present"), "text": ("tokens", "text_mask")}
+_KEYS = {"image": IMAGE_KEYS, "text": TEXT_KEYS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +109,9 @@ class PairScorer:
         self._match = jit(match, static_argnums=3)
 
     def images(self, images: Iterable[Any]) -> Corpus:
-        """Encodes images: PIL images, paths, encoded bytes or uint8 arrays [h w 3]."""
-        return self._encode("image", ({"image": image, "question": None} for image in images))
+        """Encodes images: PIL images, paths, encoded bytes, uint8 arrays [h w 3], or dicts of a
+        detector's `regions` and `boxes`."""
+        return self._encode("image", ({**showing(image), "question": None} for image in images))
 
     def texts(self, texts: Iterable[str | None]) -> Corpus:
         """Encodes texts."""
@@ -160,12 +163,12 @@ class PairScorer:
 
     def _encode(self, kind: str, raws: Iterable[Mapping[str, Any]]) -> Corpus:
         parts: dict[str, list[np.ndarray]] = {}
-        needed = "image" if kind == "image" else "question"
         for chunk in _chunks(raws, self.batch_size):
-            if any(raw[needed] is None for raw in chunk):
+            there = has_image if kind == "image" else _has_text
+            if not all(map(there, chunk)):
                 raise MmflaxError(f"An absent {kind} cannot be searched for; leave it out.")
             batch = self.processor.batch([{"id": kind, **raw} for raw in chunk])
-            arrays = pad_rows({name: batch[name] for name in _KEYS[kind]}, self.batch_size)
+            arrays = pad_rows(select(batch, _KEYS[kind]), self.batch_size)
             rows = jax.device_get(self._encoders[kind](self._params, arrays))
             for name, row in rows.items():
                 parts.setdefault(name, []).append(np.asarray(row)[: len(chunk)])
@@ -174,6 +177,10 @@ class PairScorer:
         # One array after another, so that no more than one is held twice.
         rows = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
         return Corpus(kind, rows, self._dtypes[kind])
+
+
+def _has_text(raw: Mapping[str, Any]) -> bool:
+    return raw["question"] is not None
 
 
 def parallel(params: Any) -> tuple[Callable[..., Any], Callable[[Any], Any]]:

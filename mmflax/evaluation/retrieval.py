@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mmflax.data.dataset import Source
+from mmflax.batch_keys import select
+from mmflax.data.dataset import PICTURES, Source, Subset, has_image, text_of
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.corpus import Corpus, PairScorer
@@ -34,8 +35,9 @@ def evaluate_retrieval(
     """Recall at K both ways over a whole split, `image_id` saying which texts are of one image.
 
     Args:
-      source: examples with an image and a text each; those of equal `image_id` share the image,
-        which is encoded once (Karpathy's splits have five texts an image).
+      source: those of equal `image_id` share the image, which is encoded once (Karpathy's splits
+        have five texts an image). Examples that lack the image or the text are left out, as in
+        training.
       rerank: how many of each query's nearest the fusion orders; 0 = none.
       embedding_weight: this times the cosine is added to the fusion's score (ALBEF's code 0,
         BLIP's 1).
@@ -45,9 +47,21 @@ def evaluate_retrieval(
       with reranking also `first_stage/i2t/recall@1`, `first_stage/t2i/recall@1` and
       `first_stage/rsum` of the embeddings alone.
     """
+    texts_only = (text_of(source, index) for index in range(len(source)))
+    complete = [
+        index
+        for index, raw in enumerate(texts_only)
+        if has_image(raw) and raw.get("question") is not None
+    ]
+    if not complete:
+        raise MmflaxError(
+            "No example of the split has both an image and a text, which retrieval ranks by each "
+            "other; add such examples."
+        )
+    source = Subset(source, complete)
     owner, first = images_of(source)
     scorer = PairScorer(search, params, processor, batch_size=batch_size, cache_dtype=cache_dtype)
-    images = scorer.images(source[index].get("image") for index in first)
+    images = scorer.images(select(source[index], PICTURES) for index in first)
     texts = scorer.texts(source[index].get("question") for index in range(len(source)))
     return evaluate_corpora(
         scorer, images, texts, owner, rerank=rerank, embedding_weight=embedding_weight
@@ -92,13 +106,7 @@ def images_of(source: Source) -> tuple[np.ndarray, list[int]]:
     numbers: dict[str, int] = {}
     owner, first = np.empty(len(source), np.int64), []
     for index in range(len(source)):
-        raw = source[index]
-        for key, what in (("image", "image"), ("question", "text")):
-            if raw.get(key) is None:
-                raise MmflaxError(
-                    f"Example {raw.get('id', index)} has no {what}; retrieval is scored on "
-                    "examples with both: leave it out of the split."
-                )
+        raw = text_of(source, index)
         name = str(raw.get("image_id", index))
         if name not in numbers:
             numbers[name] = len(numbers)

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from mmflax import paths
+from mmflax.batch_keys import SECOND
 from mmflax.data.batch import pad_rows
+from mmflax.data.dataset import showing
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.tasks.task import Task
@@ -51,9 +53,7 @@ class Predictor:
         model = task.model
 
         def forward(params: Any, batch: Mapping[str, Any]) -> Any:
-            if task.predict is not None:
-                return task.predict(params, batch)
-            return model.apply({"params": params}, batch, train=False)
+            return task.predict(params, batch)  # type: ignore[misc]
 
         def inspect(params: Any, batch: Mapping[str, Any]) -> Any:
             _, variables = model.apply(
@@ -88,6 +88,11 @@ class Predictor:
         Raises:
           MmflaxError: an unreadable image, an empty question, or lists of different lengths.
         """
+        if self.task.predict is None:
+            raise MmflaxError(
+                "This model neither picks answers nor writes text: of a retrieval task use "
+                "mmflax.inference.search.Retriever, of pretraining train a task that answers."
+            )
         images, texts, single = _pairs(image, text)
         seconds = second_image if isinstance(second_image, (list, tuple)) else [second_image]
         if self.processor.second_images == (second_image is None):
@@ -113,11 +118,6 @@ class Predictor:
         if "tokens" in values:
             score = float(values["scores"]) if "scores" in values else None
             return Prediction(text, self.processor.decode(values["tokens"]), None, score=score)
-        if "logits" not in values:
-            raise MmflaxError(
-                "This model neither picks answers nor writes text; it ranks: use "
-                "mmflax.inference.search.Retriever."
-            )
         top = min(top, len(self.processor.answers))
         best = self.processor.answer(values["logits"], top=top)
         return Prediction(text, best[0][0], best[0][1], tuple(best))
@@ -140,8 +140,8 @@ class Predictor:
             rows = range(start, min(start + self.batch_size, len(texts)))
             raws = [
                 {
-                    **_image_keys(images[row], ""),
-                    **_image_keys(seconds[row], "second_"),
+                    **showing(images[row]),
+                    **showing(seconds[row], SECOND),
                     "question": texts[row],
                     "id": _name(images[row]),
                 }
@@ -150,13 +150,6 @@ class Predictor:
             batch = self.processor.batch(raws)
             batch.pop("id")
             yield pad_rows(batch, self.batch_size), len(raws)
-
-
-def _image_keys(image: Any, prefix: str) -> dict[str, Any]:
-    """The image's keys in a raw example: `image`, or `regions` and `boxes`."""
-    if isinstance(image, Mapping):
-        return {f"{prefix}{key}": value for key, value in image.items()}
-    return {f"{prefix}image": image}
 
 
 def _pairs(image: Any, text: Any) -> tuple[list[Any], list[Any], bool]:

@@ -279,7 +279,13 @@ def assemble(experiment: Experiment, processor: Processor, mesh: jax.sharding.Me
     def init(key: jax.Array) -> Any:
         return task.model.init(key, example, train=False)["params"]
 
-    params = jax.eval_shape(init, jax.random.key(0))
+    def whole(key: jax.Array) -> Any:
+        # With the loss and the metrics, so that a key which they lack is told before training.
+        outputs, variables = task.model.init_with_output(key, example, train=False)
+        task.loss(outputs, example), task.metrics(outputs, example)
+        return variables["params"]
+
+    params = jax.eval_shape(whole, jax.random.key(0))
     tx, schedule = experiment.optimizer(params)
     ema = experiment.train["ema_decay"] is not None
     abstract = abstract_sharded(init, tx, jax.random.key(experiment.seed), mesh, ema=ema)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, Int
 
+from mmflax.batch_keys import IMAGE_KEYS, TEXT_KEYS, require, select
 from mmflax.errors import MmflaxError
 from mmflax.models.decoder import decoding
 from mmflax.models.decoder.decoder import Context, Decoder
@@ -23,7 +24,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "beam": _COMMON | dict(beams=4, length_penalty=0.6),
     "sample": _COMMON | dict(temperature=1.0, top_k=0, top_p=1.0),
 }
-_READ = ("image", "tokens", "text_mask", "image_mask", "image_present")
 
 
 class GenerationModel(nn.Module):
@@ -41,15 +41,11 @@ class GenerationModel(nn.Module):
     grounding: nn.Module | None = None
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        if "target" not in batch:
-            raise MmflaxError(
-                "the batch holds no target to write; set processor.target_length (tokens), and "
-                "give the training examples a target."
-            )
+        target = require(batch, "target", "The task 'generation'", "choose another task")
         encoded = encode(self.backbone, batch, train=train)
         memory, mask = self.memory(encoded)
         logits = self.decoder(
-            batch["target"][:, :-1],
+            target[:, :-1],
             memory,
             tokens_mask=batch["target_mask"][:, :-1],
             memory_mask=mask,
@@ -91,7 +87,7 @@ def generate(
     Args:
       model: a generation task's `model`, or another with `limits`, `prepare`, `empty` and `step`,
         such as a published one that writes (BLIP).
-      batch: image, tokens, text_mask, and what says which of them are absent; no target needed.
+      batch: what the encoders read (`IMAGE_KEYS`, `TEXT_KEYS`); no target needed.
       method: "greedy"; "beam", with `beams` (4) and `length_penalty` (0.6, the alpha of Wu et al.
         2016, eq. 14); or "sample", with `temperature` (1), `top_k` (0 = all) and `top_p` (1).
       key: for "sample", a `jax.random.key`; row i draws from it folded with i.
@@ -108,7 +104,7 @@ def generate(
             if key is None
             else f"method {method!r} draws nothing at random: leave key out."
         )
-    inputs = {name: batch[name] for name in _READ if batch.get(name) is not None}
+    inputs = select(batch, IMAGE_KEYS + TEXT_KEYS)
     return _generate(model, params, inputs, key, method, tuple(sorted(options.items())))
 
 

@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from mmflax.errors import MmflaxError
+from mmflax.batch_keys import require
 from mmflax.losses import word_region_loss
 from mmflax.models.vision_language import Encoded
 from mmflax.tasks.task import Batch, Outputs
@@ -21,14 +21,10 @@ def grounded(grounding: nn.Module | None, backbone: nn.Module, encoded: Encoded)
 
 def caption_word_loss(weight: float, outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
     """`weight` times `word_region_loss`; 0 where no image was read, be it absent or dropped."""
-    if "caption" not in batch:
-        raise MmflaxError(
-            f"task.caption_words is {weight}, but the batch holds no captions; set "
-            "processor.caption_length (tokens), or remove task.caption_words."
-        )
+    caption = require(batch, "caption", "task.caption_words", "remove task.caption_words")
     return weight * word_region_loss(
         outputs["words"],
-        batch["caption"],
+        caption,
         batch["caption_mask"],
         present=outputs["image_mask"].any(axis=1),
     )

@@ -1,28 +1,31 @@
-"""From a batch to an encoded pair: the one place that knows which keys say what is absent."""
+"""From a batch to what the backbone reads: the one place that knows which keys hold an image, and
+which say that it is absent (`mmflax.batch_keys` has the table)."""
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.errors import MmflaxError
+from mmflax.batch_keys import SECOND, TEXT_KEYS, require, select
 from mmflax.models.encoders.regions import join_regions
 from mmflax.models.vision_language import Encoded
 from mmflax.tasks.task import Batch
 
 
-def encode(backbone: nn.Module, batch: Batch, *, train: bool, image: str = "image") -> Encoded:
-    """Runs the backbone on the batch; `image` is the key of the picture to read.
-
-    A backbone of regions reads `regions` [b n f] and `boxes` [b n 4] in its place.
-
-    `image_mask` [b n] says which image tokens count; without it `region_mask` [b n], or
-    `image_present` [b], which examples have a picture at all; without any of them all count.
-    `image_type` [b], if there, is each picture's row of the fusion's types.
-    """
-    mask = image_mask(backbone, batch)
-    shown = picture(backbone, batch, image)
-    kind = {} if batch.get("image_type") is None else {"image_type": batch["image_type"]}
-    return backbone(shown, batch["tokens"], batch["text_mask"], mask, **kind, train=train)
+def encode(
+    backbone: nn.Module, batch: Batch, *, image_type: Int[Array, "b"] | None = None, train: bool
+) -> Encoded:
+    """The backbone's output; `image_type` is each image's row of the fusion's types."""
+    kind = {} if image_type is None else {"image_type": image_type}
+    return backbone(
+        picture(backbone, batch),
+        batch["tokens"],
+        batch["text_mask"],
+        image_mask(backbone, batch),
+        **kind,
+        train=train,
+    )
 
 
 def of_regions(backbone: nn.Module) -> bool:
@@ -30,26 +33,46 @@ def of_regions(backbone: nn.Module) -> bool:
     return backbone.image_encoder.reads_regions
 
 
-def picture(backbone: nn.Module, batch: Batch, key: str = "image") -> Float[Array, "b ..."]:
-    """What the image encoder reads: pixels under `key`, or features and boxes side by side."""
+def picture(backbone: nn.Module, batch: Batch) -> Float[Array, "b ..."]:
+    """What the image encoder reads: `image` [b h w 3], or `regions` and `boxes` [b r f+4]."""
+    who = f"the image encoder {type(backbone.image_encoder).__name__}"
     if not of_regions(backbone):
-        return batch[key]
-    if batch.get("regions") is None:
-        raise MmflaxError(
-            "the image encoder reads regions, but the batch has none; give the dataset a "
-            "detector's features under `regions`, or use an image encoder of pixels."
-        )
-    return join_regions(batch["regions"], batch.get("boxes"))
+        return require(batch, "image", who, "use an image encoder of regions")
+    regions = require(batch, "regions", who, "use an image encoder of pixels")
+    return join_regions(regions, batch.get("boxes"))
 
 
 def image_mask(backbone: nn.Module, batch: Batch) -> Bool[Array, "b n"] | None:
-    """The mask over the image encoder's tokens that the batch asks for, or None for all."""
-    if batch.get("image_mask") is not None:
-        return batch["image_mask"]
+    """Which of the image encoder's tokens count: those that no mask of the batch leaves out.
+
+    `image_mask` [b n] is over the encoder's tokens; `region_mask` [b r] is one for an encoder of
+    regions; else `image_present` [b] holds for all tokens of an image. None where there is none.
+    """
+    masks = [batch.get("image_mask")]
     if of_regions(backbone) and batch.get("region_mask") is not None:
-        return batch["region_mask"]
-    present = batch.get("image_present")
-    if present is None:
-        return None
-    tokens = backbone.image_encoder.num_tokens()
-    return jnp.broadcast_to(present[:, None], (present.shape[0], tokens))
+        masks.append(batch["region_mask"])
+    elif batch.get("image_present") is not None:
+        present = batch["image_present"]
+        tokens = backbone.image_encoder.num_tokens()
+        masks.append(jnp.broadcast_to(present[:, None], (present.shape[0], tokens)))
+    given = [mask for mask in masks if mask is not None]
+    return functools.reduce(jnp.logical_and, given) if given else None
+
+
+def pair_rows(batch: Batch) -> dict[str, Array]:
+    """What a model reads of a batch of pairs, as 2b rows: each example with its first image, then
+    with its second.
+
+    One pass over 2b rows compiles once, where two passes compile twice. Neighboring rows belong
+    together, so that a batch split over devices stays where it is.
+    """
+    if "second_regions" not in batch:
+        require(batch, "second_image", "A task over two images", "set task.images=1")
+    both = select(batch, (*TEXT_KEYS, "image_mask", "image_present"))
+    both |= {key: batch[key] for key in batch if SECOND + key in batch}
+    return {
+        key: jnp.stack([first, batch.get(SECOND + key, first)], axis=1).reshape(
+            -1, *first.shape[1:]
+        )
+        for key, first in both.items()
+    }

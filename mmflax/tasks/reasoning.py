@@ -10,12 +10,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
 from mmflax.metrics.reasoning import accuracy_and_consistency
 from mmflax.tasks.grounding import grounded
-from mmflax.tasks.inputs import encode
+from mmflax.tasks.inputs import encode, pair_rows
 from mmflax.tasks.pooled import (
     PooledModel,
     class_loss,
@@ -27,12 +26,11 @@ from mmflax.tasks.task import Batch, Outputs, Record, Task
 
 
 class PairModel(nn.Module):
-    """Reads `image, second_image, tokens, text_mask`; gives what `PooledModel` gives.
+    """Reads the text with each image of a pair; gives what `PooledModel` gives.
 
-    A backbone of regions reads `regions, boxes` and `second_regions, second_boxes` in their place.
-    `image_present` and `image_mask` hold for both pictures. A fusion with three types gives each
-    picture one of its own, as METER, ViLT and UNITER do. Words are grounded in the first, which
-    is the one that a caption is of.
+    Either image may be absent (`image_present`, `second_image_present`, or their `region_mask`). A
+    fusion with three types gives each image one of its own, as METER, ViLT and UNITER do. Words are
+    grounded in the first, which is the one that a caption is of.
     """
 
     backbone: nn.Module
@@ -40,10 +38,10 @@ class PairModel(nn.Module):
     grounding: nn.Module | None = None
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        both = paired(batch)
+        both, image_type = pair_rows(batch), None
         if self.backbone.fusion.num_types > 2:
-            both["image_type"] = jnp.arange(both["tokens"].shape[0]) % 2 + 1
-        encoded = encode(self.backbone, both, train=train)
+            image_type = jnp.arange(both["tokens"].shape[0]) % 2 + 1
+        encoded = encode(self.backbone, both, image_type=image_type, train=train)
         rows, width = encoded.pooled.shape
         logits = self.head(encoded.pooled.reshape(rows // 2, 2 * width), train=train)
         first = encoded._replace(
@@ -51,28 +49,6 @@ class PairModel(nn.Module):
             image_tokens=encoded.image_tokens[::2],
         )
         return {"logits": logits, **grounded(self.grounding, self.backbone, first)}
-
-
-def paired(batch: Batch) -> dict[str, Array]:
-    """A batch of 2b rows: every example with its first picture, then with its second.
-
-    One pass over 2b rows compiles once, where two passes compile twice. Neighbouring rows belong
-    together, so that a batch split over devices stays where it is.
-    """
-    both = {
-        key: jnp.stack([batch[key], batch[f"second_{key}"]], axis=1)
-        for key in ("image", "regions", "boxes", "region_mask")
-        if f"second_{key}" in batch
-    }
-    if not both:
-        raise MmflaxError(
-            "The batch holds no second_image; give examples one and set "
-            "processor.second_images=True, or set task.images=1."
-        )
-    for name in ("tokens", "text_mask", "image_mask", "image_present"):
-        if batch.get(name) is not None:
-            both[name] = jnp.stack([batch[name]] * 2, axis=1)
-    return {name: value.reshape(-1, *value.shape[2:]) for name, value in both.items()}
 
 
 def build(

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from mmflax.batch_keys import require
 from mmflax.errors import MmflaxError
 from mmflax.losses import sigmoid_cross_entropy
 from mmflax.metrics.vqa import vqa_accuracy
@@ -59,12 +60,8 @@ def build(
     softmax_loss = class_loss(label_smoothing, caption_words)
 
     def sigmoid_loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
-        if "answer_scores" not in batch:
-            raise MmflaxError(
-                "task.loss is 'sigmoid', but the batch holds no answer_scores; set "
-                "processor.soft_answers=True, or task.loss='softmax'."
-            )
-        answer = sigmoid_cross_entropy(outputs["logits"], batch["answer_scores"])
+        scores = require(batch, "answer_scores", "task.loss 'sigmoid'", "set task.loss='softmax'")
+        answer = sigmoid_cross_entropy(outputs["logits"], scores)
         if not caption_words:
             return answer
         return answer + caption_word_loss(caption_words, outputs, batch)

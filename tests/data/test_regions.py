@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmflax.data import pipeline
+from mmflax.data.batch import check_batch
 from mmflax.data.dataset import in_memory, text_of
 from mmflax.data.datasets.public import nlvr2, prepare, vqa_v2
 from mmflax.data.datasets.public.published_regions import COLUMNS, RegionFiles
@@ -238,3 +239,37 @@ def test_an_absent_picture_has_no_region():
     batch = processor.batch(rows)
     assert batch["image_present"].tolist() == [True, False]
     assert batch["region_mask"].tolist() == [[True, True], [False, False]]
+
+
+def test_each_image_of_a_pair_may_be_absent():
+    second = {f"second_{key}": example(3)[key] for key in ("regions", "boxes")}
+    rows = [
+        {"question": "what?", "id": "a", **example(), **second},
+        {"question": "what?", "id": "b", **example()},
+        {"question": "what?", "id": "c", "image": None, **second},
+    ]
+    processor = Processor.learn(in_memory({"train": rows}), max_length=6)
+    assert processor.second_images and processor.absent_images
+    batch = processor.batch(rows)
+    check_batch(batch)
+    assert batch["image_present"].tolist() == [True, True, False]
+    assert batch["second_image_present"].tolist() == [True, False, True]
+    assert batch["region_mask"].sum(axis=1).tolist() == [2, 2, 0]
+    assert batch["second_region_mask"].sum(axis=1).tolist() == [3, 0, 3]
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_the_detectors_classes_are_a_distribution_of_each_region(certain):
+    labels = np.array([2, 0]) if certain else np.array([[0.5, 0.0, 0.5], [1.0, 0.0, 0.0]])
+    row = example(region_labels=labels)
+    processor = Processor.learn(in_memory({"train": [row]}), max_length=6)
+    assert processor.region_classes == 3
+    batch = processor.batch([row])
+    check_batch(batch)
+    expected = [[0, 0, 1], [1, 0, 0]] if certain else labels.tolist()
+    assert batch["region_labels"][0].tolist() == expected
+    assert processor.zeros(2)["region_labels"].shape == (2, 2, 3)
+    with pytest.raises(MmflaxError, match=r"region_labels is \[1, 3\]; expected \[2 3\], a row"):
+        processor.batch([example(region_labels=labels[:1])])
+    with pytest.raises(MmflaxError, match=r"region_labels is \[\]; expected \[2 3\]"):
+        processor.batch([example()])

@@ -1,5 +1,7 @@
 """Searching in two stages against doing it the slow way: every pair through the whole model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -312,8 +314,11 @@ def test_bad_calls_are_one_sentence(call, message, retriever):
 
 
 @pytest.mark.parametrize("key", ["image", "question"])
-def test_a_split_with_something_absent_is_refused(key, fused, processor):
+def test_an_example_with_something_absent_is_left_out(key, fused, processor, data):
     task, params = fused
-    example = {"image": np.zeros((8, 8, 3), np.uint8), "question": "red", "id": "x7"} | {key: None}
-    with pytest.raises(MmflaxError, match="Example x7 has no"):
-        evaluate_retrieval(task.search, params, processor, [example])
+    examples = [data.source("train")[index] for index in range(6)]
+    lone = {**examples[0], key: None, "image_id": "other"}
+    rank = functools.partial(evaluate_retrieval, task.search, params, processor)
+    assert rank([examples[0], lone, *examples[1:]], batch_size=4) == rank(examples, batch_size=4)
+    with pytest.raises(MmflaxError, match="No example of the split has both"):
+        rank([lone])

@@ -20,7 +20,7 @@ from mmflax.run.evaluate import evaluate
 from mmflax.run.examples import first_batch
 from mmflax.run.load import load
 from mmflax.run.train import start_of, train
-from mmflax.tasks.reasoning import paired
+from mmflax.tasks.inputs import pair_rows
 from tests.data import layouts
 from tests.pretrained import cases
 
@@ -146,7 +146,7 @@ def test_both_images_of_nlvr2_are_read(tmp_path, checkpoint):
     train = data.source("train")
     batch = processor.batch([train[0], train[1]])
     batch = {key: jnp.asarray(x) for key, x in batch.items() if key != "id"}
-    both = paired(batch)
+    both = pair_rows(batch)
     for key in ("regions", "boxes", "region_mask"):
         assert np.array_equal(both[key][::2], batch[key])
         assert np.array_equal(both[key][1::2], batch[f"second_{key}"])

@@ -243,7 +243,7 @@ def test_a_search_needs_no_target(beside):
     np.testing.assert_array_equal(
         task.predict(params, asked)["tokens"], task.predict(params, given)["tokens"]
     )
-    with pytest.raises(MmflaxError, match="no target.*processor.target_length"):
+    with pytest.raises(MmflaxError, match="needs 'target'.*processor.target_length"):
         task.model.apply({"params": params}, asked, train=False)
 
 

@@ -11,6 +11,7 @@ from mmflax.models.encoders.bert import build as build_bert
 from mmflax.models.encoders.vit import build as build_vit
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import reasoning
+from mmflax.tasks.inputs import pair_rows
 from tests.tasks import pairs
 
 
@@ -125,6 +126,6 @@ def test_a_split_is_judged_by_consistency():
 def test_one_picture_where_two_are_needed_is_one_sentence(batch):
     batch = {name: value for name, value in batch.items() if name != "second_image"}
     with pytest.raises(MmflaxError, match="set processor.second_images=True"):
-        reasoning.paired(batch)
+        pair_rows(batch)
     with pytest.raises(MmflaxError, match="task.images is 3; expected 1"):
         build(images=3)

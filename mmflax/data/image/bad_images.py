@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from mmflax.data.dataset import Raw
+from mmflax.data.dataset import IMAGES, Raw
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
 OnBad = Callable[[str, str], None]
 
-_IMAGES = ("image", "second_image")
 # So many are waited for before judging by the examples seen so far, which at first are few.
 _ENOUGH = 10
 _NAMED = 3  # in the message
@@ -82,7 +81,7 @@ class BadImages:
 
 def image_fault(raw: Raw, processor: Processor) -> str | None:
     """Why an image of the example cannot be read, or None when nothing is wrong with them."""
-    for key in _IMAGES:
+    for key in IMAGES:
         if raw.get(key) is not None:
             try:
                 processor.image(raw[key])
@@ -94,4 +93,4 @@ def image_fault(raw: Raw, processor: Processor) -> str | None:
 def blanked(raw: Raw) -> Raw:
     """The example with one gray pixel for each image: it can be computed with, then ignored."""
     gray = np.full((1, 1, 3), 128, np.uint8)
-    return {**raw, **{key: gray for key in _IMAGES if raw.get(key) is not None}}
+    return {**raw, **{key: gray for key in IMAGES if raw.get(key) is not None}}

@@ -26,9 +26,7 @@ class Captioning(nn.Module):
 
     @nn.compact
     def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        remedy = "set processor.target_length (tokens) and give the examples a target"
-        target = reading.require("captioning", "target", remedy)
-        target_mask = reading.require("captioning", "target_mask", remedy)
+        target, target_mask = reading.require("captioning", "target"), reading.batch["target_mask"]
         given, _, asked = shift(target, target_mask)
         image, image_mask = reading.encoded.image_tokens, reading.encoded.image_mask
         decoder = build_decoder(

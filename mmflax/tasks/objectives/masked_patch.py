@@ -24,7 +24,8 @@ class MaskedPatches(nn.Module):
 
     @nn.compact
     def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        image, encoder = reading.batch["image"], reading.backbone.image_encoder
+        image = reading.require("masked_patch", "image")
+        encoder = reading.backbone.image_encoder
         grid = encoder.grid()
         pixels = patchify(image, grid)
         rows, cells, size = pixels.shape

@@ -26,10 +26,8 @@ class MaskedRegions(nn.Module):
 
     @nn.compact
     def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        regions = reading.require(
-            "masked_region", "regions", "give the dataset a detector's region features"
-        )
-        batch, width = reading.batch, reading.encoded.image_tokens.shape[-1]
+        regions = reading.require("masked_region", "regions")
+        batch, width = reading.batch, reading.encoded.patches.shape[-1]
         mask = batch.get("region_mask")
         mask = jnp.ones(regions.shape[:2], bool) if mask is None else mask
         draw = jax.random.uniform(draw_key(self, train), mask.shape)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mmflax.batch_keys import require
 from mmflax.errors import MmflaxError
 from mmflax.metrics.accuracy import Metric
 from mmflax.models.layers.masks import masked_mean
@@ -52,14 +53,10 @@ class Reading:
         """The text encoder's word embeddings."""
         return self.backbone.text_encoder.word_embedding.embedding
 
-    def require(self, who: str, key: str, remedy: str) -> Array:
-        """`batch[key]`, or an error that says what to do about it."""
-        if self.batch.get(key) is None:
-            raise MmflaxError(
-                f"The objective {who!r} needs {key!r}, which the batch does not hold; {remedy}, "
-                f"or remove task.objectives.{who}."
-            )
-        return self.batch[key]
+    def require(self, who: str, key: str) -> Any:
+        """`batch[key]`, or an error that says how to get it."""
+        otherwise = f"remove task.objectives.{who}"
+        return require(self.batch, key, f"The objective {who!r}", otherwise)
 
     def summaries(self) -> tuple[Float[Array, "b i"], Float[Array, "b j"]]:
         """One vector for the image and one for the text, before fusion: the mean of the image's
