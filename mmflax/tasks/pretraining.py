@@ -11,23 +11,21 @@ change. ALBEF (Li et al. 2021) is itc + itm + mlm; LXMERT (Tan & Bansal 2019) ml
 itm; SimVLM (Wang et al. 2022) prefix_lm.
 """
 
-import difflib
 import functools
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmflax import registry
 from mmflax.errors import MmflaxError
-from mmflax.tasks import objectives as folder
 from mmflax.tasks.inputs import encode
 from mmflax.tasks.objectives.objective import Objective, Reading
 from mmflax.tasks.task import Batch, Outputs, Task
+
+PACKAGE = "mmflax.tasks.objectives"
 
 
 class PretrainingModel(nn.Module):
@@ -114,38 +112,13 @@ def build(
 
 def names() -> list[str]:
     """The objectives there are."""
-    found = (info.name for info in pkgutil.iter_modules(folder.__path__))
-    return sorted(n for n in found if hasattr(_module(n), "build"))
+    return registry.names(PACKAGE)
 
 
 def _objective(key: str, fields: Any, given: Mapping[str, Any]) -> tuple[float, Objective]:
     where = f"task.objectives.{key}"
     fields = dict(fields) if isinstance(fields, Mapping) else {"weight": fields}
-    weight, name = fields.pop("weight", 1.0), fields.pop("name", key)
+    weight = fields.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
         raise MmflaxError(f"{where} has the weight {weight!r}; expected a number, 0 or above.")
-    if "." not in name and name not in names():
-        raise MmflaxError(
-            f"{where} is not an objective{_nearest(name, names())}; expected one of "
-            f"{', '.join(names())}."
-        )
-    builder = _module(name).build
-    known = dict(inspect.signature(builder).parameters)
-    own = [field for field in known if field not in given]
-    for field in fields:
-        if field not in own:
-            raise MmflaxError(
-                f"{where}.{field} is not a known key{_nearest(field, own)}; known here: "
-                f"{', '.join(sorted(('weight', 'name', *own)))}."
-            )
-    taken = {field: value for field, value in given.items() if field in known}
-    return float(weight), builder(**fields, **taken)
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(name if "." in name else f"{folder.__name__}.{name}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f' (did you mean "{near[0]}"?)' if near else ""
+    return float(weight), registry.build(PACKAGE, where, {"name": key, **fields}, **given)

@@ -13,7 +13,7 @@ import pytest
 
 from mmflax.distributed.mesh import compile_step, make_mesh, put_batch
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders import bert, vit
+from mmflax.models.encoders import bert, regions, vit
 from mmflax.models.fusion import bridge, co_attention
 from mmflax.models.fusion.base import Fused, FusionBase
 from mmflax.models.vision_language import VisionLanguageModel
@@ -46,7 +46,7 @@ def make_batch(rows=ROWS, seed=0):
         "target_mask": used,
         "regions": rng.normal(size=(rows, 3, 7)).astype(np.float32),
         "boxes": rng.random((rows, 3, 4)).astype(np.float32),
-        "region_scores": scores / scores.sum(-1, keepdims=True),
+        "region_labels": scores / scores.sum(-1, keepdims=True),
     }
 
 
@@ -75,6 +75,9 @@ def init(task, batch):
     return jax.tree_util.tree_map_with_path(draw, shapes["params"])
 
 
+REGIONS = regions.build(
+    width=16, num_heads=2, form="uniter", feature_dim=7, num_regions=3, mask_embedding=True
+)
 # objective -> (fields, learning rate, metrics beside the loss)
 CASES: dict[str, tuple[dict[str, Any], float, set[str]]] = {
     "itc": (dict(embed_dim=8), 0.3, {"in_batch_recall/i2t", "in_batch_recall/t2i"}),
@@ -98,7 +101,8 @@ def test_every_objective_has_a_case():
 @pytest.mark.parametrize("name", CASES)
 def test_each_objective_learns_one_batch(name, batch):
     fields, rate, own = CASES[name]
-    task = build(**{name: fields})
+    backbone = toy_backbone().clone(image_encoder=REGIONS) if name == "masked_region" else None
+    task = build(backbone, **{name: fields})
     params = init(task, batch)
     assert f"objectives_{name}" in params
 
@@ -121,6 +125,28 @@ def test_each_objective_learns_one_batch(name, batch):
     assert set(metrics) == {f"loss/{name}"} | own
     for total, count in metrics.values():
         assert total.shape == count.shape == (ROWS,) and count.sum() > 0
+
+
+def test_hidden_regions_are_those_of_the_encoders_own_mask_embedding(batch):
+    """What hidden regions hold does not matter, the encoder's row for them does."""
+    task = build(toy_backbone().clone(image_encoder=REGIONS), masked_region=dict(rate=0.5))
+    params = init(task, batch)
+
+    @jax.jit
+    def run(params, batch):
+        outputs = task.model.apply({"params": params}, batch, train=False)
+        return outputs["masked_region"]
+
+    found = run(params, batch)
+    chosen = found["chosen"][..., None]
+    assert (found["chosen"].sum(axis=1) >= 1).all() and not found["chosen"].all()
+    other = {**batch, "regions": jnp.where(chosen, 9.0, batch["regions"])}
+    # The clean pass gives no tokens to this objective but the words'.
+    np.testing.assert_allclose(run(params, other)["features"], found["features"], rtol=1e-5)
+    changed = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + float("hidden_embedding" in str(path)), params
+    )
+    assert (jnp.abs(run(changed, batch)["features"] - found["features"]) > 1e-4).any()
 
 
 def test_training_draws_anew_and_evaluation_repeats_itself(batch):
@@ -264,8 +290,10 @@ def check(task, batch, match):
 def test_what_cannot_be_fed_is_one_sentence_before_training(batch):
     bare = {k: v for k, v in batch.items() if not k.startswith(("region", "target"))}
     check(build(captioning=1.0), bare, "needs 'target'.*processor.target_length")
-    check(build(masked_region=1.0), bare, "needs 'regions'.*detector")
     toy = toy_backbone()
+    check(build(masked_region=1.0), batch, "masked_region.*ToyImage reads pixels")
+    check(build(toy.clone(image_encoder=REGIONS), itc=1.0), bare, "needs 'regions'.*detector")
+    check(build(toy.clone(image_encoder=REGIONS), masked_patch=1.0), batch, "lie on no grid")
     two_way = co_attention.build(width=16, depth=1, num_heads=2)
     check(build(toy.clone(fusion=two_way), prefix_lm=1.0), bare, "CoAttention does not have.*cross")
     plain = build(toy.clone(fusion=NotCausal()), prefix_lm=1.0)
@@ -293,8 +321,11 @@ class NotCausal(FusionBase):
     ("objectives", "match"),
     [
         ({}, "task.objectives is empty; name one or more of adversarial, .*prefix_lm"),
-        (dict(itmm=1.0), 'itmm is not an objective .did you mean "itm"'),
-        (dict(mlm=dict(wholeword=True)), 'mlm.wholeword is not a known key .*"whole_word"'),
+        (dict(itmm=1.0), "itmm.name is 'itmm', which does not exist, did you mean 'itm'"),
+        (
+            dict(mlm=dict(wholeword=True)),
+            "mlm.wholeword is not a known key, did you mean 'whole_word'",
+        ),
         (dict(mlm=-1.0), "weight -1.0; expected a number, 0 or above"),
         (dict(mlm=True), "weight True"),
         (dict(itc=dict(kind="triplet")), "kind is 'triplet'; expected one of clip, nt_xent"),
@@ -384,7 +415,9 @@ def test_every_objective_with_the_real_encoders(batch):
         bert.build(vocab_size=VOCAB, max_length=8, **sizes),
         co_attention.build(**sizes),
     )
-    fields = {name: case[0] for name, case in CASES.items() if name != "prefix_lm"}
+    fields = {
+        name: case[0] for name, case in CASES.items() if name not in ("prefix_lm", "masked_region")
+    }
     fields["adversarial"] = dict(dim=8)
     task = build(backbone, **fields)
     params = init(task, batch)
