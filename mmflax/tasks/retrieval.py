@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.losses import word_region_loss
-from mmflax.losses.contrastive_sharded import ring_clip, ring_recall_at_1, ring_sigmoid
-from mmflax.losses.matching import matching_loss
+from mmflax.losses import contrastive, word_region_loss
 from mmflax.models.heads import WordGrounding
-from mmflax.models.layers.blocks import lookup
+from mmflax.models.layers.blocks import choose
+from mmflax.tasks.negatives import itm_accuracy, itm_loss
 from mmflax.tasks.retrieval_model import MAX_SCALE, RetrievalModel, Rows, Temperature
 from mmflax.tasks.task import Batch, Outputs, Search, Task
 
@@ -61,8 +60,9 @@ def build(
         `embed_dim` wide.
       text_projection: likewise.
       matching: weight of the fusion's loss, which is the mean over a pair and its two negatives.
-      negative_group: negatives are drawn among so many neighbouring rows; 0 = the whole batch. On a
-        mesh a divisor of a device's rows spares moving tokens between devices.
+      negative_group: negatives are drawn among at most so many neighboring rows, the largest number
+        that divides the batch; 0 = the whole batch. On a mesh a divisor of a device's rows spares
+        moving tokens between devices.
       caption_words: weight of `word_region_loss` on the caption (without captions, on the text).
 
     Metrics: `in_batch_recall/i2t` and `/t2i` (recall at 1 in the batch, which its size decides),
@@ -98,16 +98,12 @@ def build(
         pair = (outputs["image_embedding"], outputs["text_embedding"], outputs["logit_scale"])
         kinds: Any = dict(keys=batch.get("image_key"), mask=used)
         found = {
-            "contrastive": ring_clip(*pair, **kinds)
+            "contrastive": contrastive.clip(*pair, **kinds)
             if loss == "clip"
-            else ring_sigmoid(*pair, outputs["logit_bias"], **kinds)
+            else contrastive.sigmoid(*pair, outputs["logit_bias"], **kinds)
         }
         if fused:
-            mask = outputs["match_used"]
-            logits = outputs["match"].reshape(-1, 2)
-            together = jnp.tile(jnp.asarray([True, False, False]), mask.shape[0])
-            losses = matching_loss(logits, together, mask.reshape(-1)).reshape(mask.shape)
-            found["itm"] = losses.sum(axis=1) / _count(mask)
+            found["itm"] = itm_loss(outputs["match"], outputs["match_used"])
         if caption_words:
             words = "caption" if "caption" in batch else "tokens"
             said = batch["caption_mask" if "caption" in batch else "text_mask"]
@@ -122,7 +118,7 @@ def build(
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
         used = outputs["used"].astype(jnp.float32)
-        to_text, to_image = ring_recall_at_1(
+        to_text, to_image = contrastive.recall_at_1(
             outputs["image_embedding"],
             outputs["text_embedding"],
             keys=batch.get("image_key"),
@@ -130,12 +126,7 @@ def build(
         )
         found = {"in_batch_recall/i2t": (to_text, used), "in_batch_recall/t2i": (to_image, used)}
         if fused:
-            mask = outputs["match_used"]
-            right = jnp.argmax(outputs["match"], axis=-1) == jnp.asarray([[1, 0, 0]])
-            found["itm_accuracy"] = (
-                (right & mask).sum(axis=1).astype(jnp.float32),
-                mask.sum(axis=1).astype(jnp.float32),
-            )
+            found["itm_accuracy"] = itm_accuracy(outputs["match"], outputs["match_used"])
         losses = parts(outputs, batch)
         if len(losses) > 1:
             found |= {f"loss/{name}": (value, used) for name, value in losses.items()}
@@ -174,7 +165,3 @@ def _image_pool(encoder: nn.Module) -> str:
 
 def _text_pool(encoder: nn.Module) -> str:
     return "cls" if encoder.pooling == "none" else "encoder"
-
-
-def _count(mask: Array) -> Float[Array, "b"]:
-    return jnp.maximum(mask.sum(axis=1), 1).astype(jnp.float32)

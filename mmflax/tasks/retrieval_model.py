@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.losses.matching import hard_negatives
-from mmflax.models.layers.blocks import KERNEL_INIT, lookup
+from mmflax.models.layers.blocks import KERNEL_INIT, choose
 from mmflax.models.layers.pooling import MAPHead, pool_tokens
 from mmflax.models.vision_language import read_encoder, read_image
 from mmflax.numerics import unit
 from mmflax.tasks.inputs import image_mask, picture
+from mmflax.tasks.negatives import draw_negatives, interleave, take_rows
 from mmflax.tasks.task import Batch
 
 MAX_SCALE = 100.0  # CLIP, sec. 2.5: a larger one makes training unstable
@@ -190,53 +190,22 @@ class RetrievalModel(nn.Module):
     def _match_batch(
         self, image: Rows, text: Rows, scale: Array, used: Array, keys: Array | None, train: bool
     ) -> Rows:
-        rows = used.shape[0]
-        group = self.negative_group or rows
-        if rows % group:
-            raise MmflaxError(
-                f"the batch of {rows} rows does not divide into groups of {group}; make "
-                "task.negative_group a divisor of data.batch_size, or 0 for the whole batch."
-            )
-        keys = jnp.arange(rows, dtype=jnp.int32) if keys is None else keys
-
-        def grouped(x: Array) -> Array:
-            return x.reshape(-1, group, *x.shape[1:])
-
-        x, y = grouped(image["embedding"]), grouped(text["embedding"])
-        alike = jax.lax.stop_gradient(scale * jnp.einsum("gie,gje->gij", x, y))
         # In evaluation the same draw every time.
         key = self.make_rng("dropout") if train else jax.random.key(0)
-        draws = zip(jax.random.split(key), (alike, alike.swapaxes(1, 2)), strict=True)
-        (other_text, has_text), (other_image, has_image) = (
-            hard_negatives(key, similarity, grouped(keys), grouped(used))
-            for key, similarity in draws
-        )
-
-        def pick(rows: Rows, index: Array) -> Rows:
-            def take(row: Array) -> Array:
-                parts = grouped(row)
-                at = index.reshape(*index.shape, *(1,) * (parts.ndim - 2))
-                return jnp.take_along_axis(parts, at, axis=1).reshape(row.shape)
-
-            return {name: take(row) for name, row in rows.items() if name != "embedding"}
-
-        def beside(*parts: Rows) -> Rows:
-            # Row by row, so that each device's rows stay its own.
-            return {
-                name: jnp.stack([part[name] for part in parts], axis=1).reshape(
-                    -1, *parts[0][name].shape[1:]
-                )
-                for name in parts[-1]
-                if name != "embedding"
-            }
-
-        logits = self.match(
-            beside(image, image, pick(image, other_image)),
-            beside(text, pick(text, other_text), text),
-            train=train,
-        )
-        exist = (used, has_text.reshape(-1), has_image.reshape(-1))
-        return {"match": logits.reshape(-1, 3, 2), "match_used": jnp.stack(exist, axis=1)}
+        embeddings = image["embedding"], text["embedding"]
+        wrong = draw_negatives(key, keys, used, self.negative_group, *embeddings, scale)
+        pairs_of_image = {
+            name: interleave(x, x, take_rows(x, wrong.image))
+            for name, x in image.items()
+            if name != "embedding"
+        }
+        pairs_of_text = {
+            name: interleave(x, take_rows(x, wrong.text), x)
+            for name, x in text.items()
+            if name != "embedding"
+        }
+        logits = self.match(pairs_of_image, pairs_of_text, train=train)
+        return {"match": logits.reshape(-1, 3, 2), "match_used": wrong.used}
 
 
 def _named(layers: tuple[Array, ...] | None) -> Rows:
