@@ -5,15 +5,16 @@
 rows show the same image: such rows are no negatives of each other. `mask` [b] is false on rows that
 take no part (padding, a modality absent): loss 0, and nobody's negative.
 
-`reduce` says where the pairs are compared: `dense_pairs` here, a ring over the mesh in
-`contrastive_sharded`.
+`reduce` compares the pairs: by default in a ring over the mesh in force, where there is one, laid
+out as the batch (`contrastive_sharded`); `dense_pairs` holds the whole matrix.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.losses.pairs import Reduce, dense_pairs
+from mmflax.losses.contrastive_sharded import ring_pairs
+from mmflax.losses.pairs import Reduce
 
 Keys = Int[Array, "b"] | None
 Mask = Bool[Array, "b"] | None
@@ -26,14 +27,14 @@ def clip(
     *,
     keys: Keys = None,
     mask: Mask = None,
-    reduce: Reduce = dense_pairs,
+    reduce: Reduce | None = None,
 ) -> Float[Array, "b"]:
     """Symmetric InfoNCE: mean of -log softmax over the row and over the column at the right pair.
 
     CLIP (Radford et al. 2021, fig. 3), InfoNCE (van den Oord et al. 2018, eq. 4) in both
     directions. Unlike the paper, rows with equal `keys` are left out of each other's sum.
     """
-    keys, used = _rows(x, keys, mask)
+    keys, used, reduce = _defaults(x, keys, mask, reduce)
     bias = jnp.zeros((), jnp.float32)
     rows, columns = reduce(x, y, scale, bias, keys, used, kind="logsumexp", diagonal=True)
     return jnp.where(used, (rows + columns) / 2 - _right(x, y, scale), 0.0)
@@ -46,13 +47,13 @@ def nt_xent(
     *,
     keys: Keys = None,
     mask: Mask = None,
-    reduce: Reduce = dense_pairs,
+    reduce: Reduce | None = None,
 ) -> Float[Array, "b"]:
     """SimCLR's loss (Chen et al. 2020, eq. 1): negatives come from both sides, 2b - 2 of them.
 
     Mean of l(x_i, y_i) and l(y_i, x_i); their mean over i is the paper's L.
     """
-    keys, used = _rows(x, keys, mask)
+    keys, used, reduce = _defaults(x, keys, mask, reduce)
     bias = jnp.zeros((), jnp.float32)
     rows, columns = reduce(x, y, scale, bias, keys, used, kind="logsumexp", diagonal=True)
     own_x, _ = reduce(x, x, scale, bias, keys, used, kind="logsumexp", diagonal=False)
@@ -69,14 +70,14 @@ def sigmoid(
     *,
     keys: Keys = None,
     mask: Mask = None,
-    reduce: Reduce = dense_pairs,
+    reduce: Reduce | None = None,
 ) -> Float[Array, "b"]:
     """SigLIP's pairwise sigmoid loss (Zhai et al. 2023, sec. 3.2): row i of the sum over all pairs.
 
     -sum_j log sigmoid(z_ij (scale x_i . y_j + bias)), z = 1 for the right pair and -1 for others;
     the mean over rows is the paper's, which divides by b.
     """
-    keys, used = _rows(x, keys, mask)
+    keys, used, reduce = _defaults(x, keys, mask, reduce)
     rows, _ = reduce(x, y, scale, bias, keys, used, kind="softplus", diagonal=True)
     right = _right(x, y, scale) + bias.astype(jnp.float32)
     return jnp.where(used, rows - right, 0.0)  # softplus(-z) = softplus(z) - z
@@ -88,13 +89,13 @@ def recall_at_1(
     *,
     keys: Keys = None,
     mask: Mask = None,
-    reduce: Reduce = dense_pairs,
+    reduce: Reduce | None = None,
 ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
     """1 where the right partner is strictly nearer than all others: (y for each x, x for each y).
 
     A tie is wrong, so that collapsed embeddings score 0; rows out of use give 0.
     """
-    keys, used = _rows(x, keys, mask)
+    keys, used, reduce = _defaults(x, keys, mask, reduce)
     one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
     rows, columns = reduce(x, y, one, zero, keys, used, kind="max", diagonal=False)
     right = _right(x, y, one)
@@ -102,11 +103,13 @@ def recall_at_1(
     return ahead.astype(jnp.float32), back.astype(jnp.float32)
 
 
-def _rows(x: Array, keys: Keys, mask: Mask) -> tuple[Array, Array]:
-    """Keys and use of each row; without keys every row shows an image of its own."""
+def _defaults(
+    x: Array, keys: Keys, mask: Mask, reduce: Reduce | None
+) -> tuple[Array, Array, Reduce]:
+    """Without keys every row shows an image of its own; without a mask every row is in use."""
     rows = x.shape[0]
     keys = jnp.arange(rows, dtype=jnp.int32) if keys is None else keys
-    return keys, jnp.ones(rows, bool) if mask is None else mask
+    return keys, jnp.ones(rows, bool) if mask is None else mask, reduce or ring_pairs(rows)
 
 
 def _right(x: Array, y: Array, scale: Array) -> Float[Array, "b"]:

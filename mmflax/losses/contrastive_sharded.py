@@ -17,81 +17,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array
 
-from mmflax.losses import contrastive
-from mmflax.losses.pairs import KINDS, NEGATIVE, Sums, allowed, dense_pairs, similarities
+from mmflax.losses.pairs import KINDS, NEGATIVE, Reduce, Sums, allowed, dense_pairs, similarities
 
 AXES = ("data", "fsdp")
-AnyMesh = Mesh | AbstractMesh
-Scalar = Float[Array, ""]
 
 
-def ring_clip(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    scale: Scalar,
-    mesh: AnyMesh | None = None,
-    axes: tuple[str, ...] = AXES,
-    keys: Int[Array, "b"] | None = None,
-    mask: Bool[Array, "b"] | None = None,
-) -> Float[Array, "b"]:
-    """`contrastive.clip` over the mesh (by default the one in force), laid out as the batch."""
-    reduce = ring_pairs(x.shape[0], mesh, axes)
-    return contrastive.clip(x, y, scale, keys=keys, mask=mask, reduce=reduce)
+def ring_pairs(rows: int) -> Reduce:
+    """The reduction for a batch of that many rows: a ring over the mesh in force, if there is one,
+    else `dense_pairs`.
 
-
-def ring_nt_xent(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    scale: Scalar,
-    mesh: AnyMesh | None = None,
-    axes: tuple[str, ...] = AXES,
-    keys: Int[Array, "b"] | None = None,
-    mask: Bool[Array, "b"] | None = None,
-) -> Float[Array, "b"]:
-    """`contrastive.nt_xent` over the mesh (by default the one in force), laid out as the batch."""
-    reduce = ring_pairs(x.shape[0], mesh, axes)
-    return contrastive.nt_xent(x, y, scale, keys=keys, mask=mask, reduce=reduce)
-
-
-def ring_sigmoid(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    scale: Scalar,
-    bias: Scalar,
-    mesh: AnyMesh | None = None,
-    axes: tuple[str, ...] = AXES,
-    keys: Int[Array, "b"] | None = None,
-    mask: Bool[Array, "b"] | None = None,
-) -> Float[Array, "b"]:
-    """`contrastive.sigmoid` over the mesh (by default the one in force), laid out as the batch."""
-    reduce = ring_pairs(x.shape[0], mesh, axes)
-    return contrastive.sigmoid(x, y, scale, bias, keys=keys, mask=mask, reduce=reduce)
-
-
-def ring_recall_at_1(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    mesh: AnyMesh | None = None,
-    axes: tuple[str, ...] = AXES,
-    keys: Int[Array, "b"] | None = None,
-    mask: Bool[Array, "b"] | None = None,
-) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-    """`contrastive.recall_at_1` over the mesh (by default the one in force)."""
-    reduce = ring_pairs(x.shape[0], mesh, axes)
-    return contrastive.recall_at_1(x, y, keys=keys, mask=mask, reduce=reduce)
-
-
-def ring_pairs(rows: int, mesh: AnyMesh | None = None, axes: tuple[str, ...] = AXES) -> Any:
-    """The `Reduce` for a batch of that many rows: a ring where there is one, else `dense_pairs`.
-
-    Axes that the mesh lacks count as size 1; axes not named (such as "tensor") repeat the work.
+    Axes that the mesh lacks count as size 1; those not in `AXES` ("tensor") repeat the work.
     """
-    if mesh is None:
-        mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in AXES if mesh.shape.get(axis, 1) > 1)
     devices = math.prod(mesh.shape[axis] for axis in axes)
     if devices == 1 or rows % devices:
         return dense_pairs
@@ -202,11 +143,11 @@ def _product(spec: str, a: Array, b: Array) -> Array:
     return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _ring_size(mesh: AnyMesh, axes: tuple[str, ...]) -> int:
+def _ring_size(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def _over(mesh: AnyMesh, function: Any, in_specs: Any, out_specs: Any) -> Any:
+def _over(mesh: AbstractMesh, function: Any, in_specs: Any, out_specs: Any) -> Any:
     # Sums are whole after a round, which the replication check cannot see.
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False

@@ -7,24 +7,38 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mmflax.losses.masked import mean_over
 
 
+def token_losses(
+    logits: Float[Array, "b s v"],
+    target: Int[Array, "b s"],
+    mask: Bool[Array, "b s"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Array, "b s"]:
+    """-log p of each target token; 0 where `mask` is false.
+
+    `label_smoothing` is that of Szegedy et al. 2016, sec. 7.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    index = jnp.where(mask, target, jnp.zeros_like(target))
+    loss = -jnp.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
+    if label_smoothing:
+        loss = (1.0 - label_smoothing) * loss - label_smoothing * log_p.mean(axis=-1)
+    return jnp.where(mask, loss, 0.0)
+
+
 def next_word_loss(
     logits: Float[Array, "b s v"],
     target: Int[Array, "b s"],
-    target_mask: Bool[Array, "b s"],
+    mask: Bool[Array, "b s"],
     *,
     label_smoothing: float = 0.0,
 ) -> Float[Array, "b"]:
-    """-log p of each target word, mean over an example's words; 0 where it has none.
+    """The mean of `token_losses` over an example's target tokens; 0 where it has none.
 
-    Captioning's cross-entropy (Vinyals et al. 2015, here a mean per word instead of a sum per
-    sentence). `logits[:, i]` must predict `target[:, i]`: see `shift`. `label_smoothing` is that of
-    Szegedy et al. 2016, sec. 7.
+    Captioning's cross-entropy (Vinyals et al. 2015, there a sum per sentence). `logits[:, i]` must
+    predict `target[:, i]`: see `shift`.
     """
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    index = jnp.where(target_mask, target, jnp.zeros_like(target))
-    right = jnp.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
-    loss = -(1.0 - label_smoothing) * right - label_smoothing * log_p.mean(axis=-1)
-    return mean_over(loss, target_mask)
+    return mean_over(token_losses(logits, target, mask, label_smoothing=label_smoothing), mask)
 
 
 def shift(
@@ -39,14 +53,6 @@ def random_prefix(key: Key[Array, ""], text_mask: Bool[Array, "b t"]) -> Int[Arr
     et al. 2022, sec. 3.2); a text of one word or none gets 1."""
     length = text_mask.sum(axis=1, dtype=jnp.int32)
     return jax.random.randint(key, length.shape, 1, jnp.maximum(length, 2))
-
-
-def prefix_attention_mask(prefix: Int[Array, "b"], length: int) -> Bool[Array, "b 1 t t"]:
-    """Who sees whom (SimVLM, sec. 3.2): the prefix all of itself, later words all before them."""
-    position = jnp.arange(length)
-    before = position[:, None] >= position[None, :]
-    given = position[None, None, :] < prefix[:, None, None]
-    return (before[None] | given)[:, None]
 
 
 def prefix_lm_loss(

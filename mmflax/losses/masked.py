@@ -48,16 +48,6 @@ def mask_words(
     return jnp.where(chosen, hidden, tokens), chosen
 
 
-def masked_word_loss(
-    logits: Float[Array, "b t v"], tokens: Int[Array, "b t"], chosen: Bool[Array, "b t"]
-) -> Float[Array, "b"]:
-    """-log p of the hidden words (Devlin et al. 2019, sec. 3.1), mean over a text's; 0 if none."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    index = jnp.where(chosen, tokens, jnp.zeros_like(tokens))
-    right = jnp.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
-    return mean_over(-right, chosen)
-
-
 def patchify(image: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b p q"]:
     """The pixels of each cell of a `grid` (rows, columns): p = rows * columns, row by row."""
     b, height, width, channels = image.shape

@@ -11,14 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mmflax.losses.classification import softmax_cross_entropy
 
 
-def matching_loss(
-    logits: Float[Array, "b 2"], matched: Bool[Array, "b"], mask: Bool[Array, "b"] | None = None
-) -> Float[Array, "b"]:
-    """Cross-entropy of "no" (column 0) and "yes" (ALBEF eq. 4); 0 where `mask` is false."""
-    label = matched.astype(jnp.int32)
-    if mask is not None:
-        label = jnp.where(mask, label, jnp.full_like(label, -1))
-    return softmax_cross_entropy(logits, label)
+def matching_loss(logits: Float[Array, "b 2"], matched: Bool[Array, "b"]) -> Float[Array, "b"]:
+    """Cross-entropy of "no" (column 0) and "yes" (ALBEF eq. 4)."""
+    return softmax_cross_entropy(logits, matched.astype(jnp.int32))
 
 
 def hard_negatives(

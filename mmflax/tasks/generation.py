@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.losses import softmax_cross_entropy
+from mmflax.losses.generation import next_word_loss, token_losses
 from mmflax.metrics import registry
 from mmflax.metrics.tokens import tokenize
 from mmflax.models.decoder import decoding
@@ -115,9 +115,7 @@ def build(
     )
 
     def loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
-        each = _token_losses(outputs["logits"], *_wanted(batch), label_smoothing=label_smoothing)
-        count = _wanted(batch)[1].sum(axis=1, dtype=jnp.int32)
-        text = each.sum(axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
+        text = next_word_loss(outputs["logits"], *_wanted(batch), label_smoothing=label_smoothing)
         if not caption_words:
             return text
         return text + caption_word_loss(caption_words, outputs, batch)
@@ -131,7 +129,7 @@ def build(
         return {
             "token_accuracy": (right.astype(jnp.float32), tokens),
             "exact": ((right == count).astype(jnp.float32) * there, there),
-            "nll": (_token_losses(outputs["logits"], wanted, used).sum(axis=1), tokens),
+            "nll": (token_losses(outputs["logits"], wanted, used).sum(axis=1), tokens),
         }
 
     def predict(params: Any, batch: Batch) -> dict[str, Array]:
@@ -168,20 +166,6 @@ def score_texts(records: Sequence[Record], scores: Sequence[str] = SCORES) -> di
 def _wanted(batch: Batch) -> tuple[Int[Array, "b s"], Bool[Array, "b s"]]:
     """What each row of the logits should choose, and which rows count."""
     return batch["target"][:, 1:], batch["target_mask"][:, 1:]
-
-
-def _token_losses(
-    logits: Float[Array, "b s v"],
-    wanted: Int[Array, "b s"],
-    used: Bool[Array, "b s"],
-    *,
-    label_smoothing: float = 0.0,
-) -> Float[Array, "b s"]:
-    """Cross-entropy of each token; 0 where it is not used."""
-    label = jnp.where(used, wanted, -1).reshape(-1)
-    flat = logits.reshape(-1, logits.shape[-1])
-    losses = softmax_cross_entropy(flat, label, label_smoothing=label_smoothing)
-    return losses.reshape(wanted.shape)
 
 
 def _decoder(fields: Mapping[str, Any], vocab_size: int) -> Decoder:

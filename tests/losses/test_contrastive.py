@@ -1,5 +1,6 @@
 """Contrastive losses against their equations in plain numpy, and over a mesh against both."""
 
+import functools
 import re
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from mmflax.distributed.mesh import make_mesh, on_mesh
-from mmflax.losses import contrastive, contrastive_sharded
+from mmflax.losses import contrastive
+from mmflax.losses.pairs import dense_pairs
 
 ROWS, WIDTH = 16, 4
 KEYS = np.array([0, 1, 2, 3, 0, 5, 6, 7, 8, 9, 1, 11, 12, 13, 14, 0], np.int32)
@@ -97,7 +99,7 @@ def test_ring_is_dense_in_value_and_gradient(name, devices):
         return jax.jit(jax.value_and_grad(total, tuple(range(len(args))), has_aux=True))
 
     (_, dense), dense_grads = weighted(getattr(contrastive, name))(*args)
-    ring = weighted(getattr(contrastive_sharded, f"ring_{name}"))
+    ring = weighted(getattr(contrastive, name))
     (_, values), grads = on_mesh(ring, mesh)(*args)
     np.testing.assert_allclose(values, dense, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(grads, dense_grads, strict=True):
@@ -112,7 +114,7 @@ def test_ring_recall_is_dense():
     y = x + 0.5 * y
     given = dict(keys=jnp.asarray(KEYS), mask=jnp.asarray(MASK))
     dense = contrastive.recall_at_1(x, y, **given)
-    ring = on_mesh(jax.jit(contrastive_sharded.ring_recall_at_1), mesh)(x, y, **given)
+    ring = on_mesh(jax.jit(contrastive.recall_at_1), mesh)(x, y, **given)
     np.testing.assert_array_equal(ring, dense)
     assert 0 < np.sum(dense) < 2 * ROWS
 
@@ -120,7 +122,7 @@ def test_ring_recall_is_dense():
 def test_half_precision_keeps_its_type_and_float32_sums():
     mesh = make_mesh(8, 1, 1)
     x, y = (jnp.asarray(z, jnp.bfloat16) for z in features())
-    ring = jax.jit(jax.value_and_grad(lambda x: contrastive_sharded.ring_clip(x, y, SCALE).sum()))
+    ring = jax.jit(jax.value_and_grad(lambda x: contrastive.clip(x, y, SCALE).sum()))
     value, grad = on_mesh(ring, mesh)(x)
     dense = contrastive.clip(x.astype(jnp.float32), y.astype(jnp.float32), SCALE).sum()
     assert value.dtype == jnp.float32 and grad.dtype == jnp.bfloat16
@@ -132,14 +134,14 @@ SCALE = jnp.float32(5.0)
 
 def test_a_batch_that_does_not_divide_is_compared_densely():
     x, y = (jnp.asarray(z) for z in features(rows=6))
-    found = on_mesh(jax.jit(contrastive_sharded.ring_clip), make_mesh(4, 2, 1))(x, y, SCALE)
+    found = on_mesh(jax.jit(contrastive.clip), make_mesh(4, 2, 1))(x, y, SCALE)
     np.testing.assert_allclose(found, contrastive.clip(x, y, SCALE), rtol=1e-5)
 
 
 def compiled(name, devices, rows, loss=None):
     """The gradient of the mean loss, compiled for `rows` a device on that many devices."""
     mesh = make_mesh(devices, 1, 1, devices=jax.devices()[:devices])
-    loss = loss or getattr(contrastive_sharded, f"ring_{name}")
+    loss = loss or getattr(contrastive, name)
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     table = jax.ShapeDtypeStruct((devices * rows, 24), jnp.float32, sharding=place)
     scalars = [jax.ShapeDtypeStruct((), jnp.float32)] * (2 if name == "sigmoid" else 1)
@@ -171,8 +173,6 @@ def test_memory_of_a_device_does_not_grow_with_devices(name):
 
 
 def test_the_dense_loss_would_fail_the_memory_test():
-    temps = [
-        compiled("clip", n, 40, contrastive.clip).memory_analysis().temp_size_in_bytes
-        for n in (2, 8)
-    ]
+    dense = functools.partial(contrastive.clip, reduce=dense_pairs)
+    temps = [compiled("clip", n, 40, dense).memory_analysis().temp_size_in_bytes for n in (2, 8)]
     assert temps[1] > 2 * temps[0]

@@ -47,9 +47,3 @@ def test_prefixes_leave_a_word_to_ask_and_give_one():
     prefix = np.asarray(generation.random_prefix(jax.random.key(0), text))
     assert set(prefix[:300]) == {1, 2, 3, 4, 5}
     np.testing.assert_array_equal(prefix[300:], 1)
-
-
-def test_prefix_sees_itself_and_later_words_what_is_before():
-    mask = generation.prefix_attention_mask(jnp.asarray([2], jnp.int32), 4)
-    wanted = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(mask[0, 0], np.array(wanted, bool))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax.losses import masked
+from mmflax.losses import generation, masked
 
 VOCAB, MASK_ID, SPECIAL = 40, 4, (0, 2, 3, 4)
 # Odd ids from 21 on continue a word.
@@ -78,7 +78,7 @@ def test_masked_word_loss_is_mean_of_minus_log_p():
     logits = rng.normal(size=(2, 3, 5)).astype(np.float32)
     tokens, chosen = np.array([[1, 4, 2], [0, 1, 2]], np.int32), np.zeros((2, 3), bool)
     chosen[0, [0, 2]] = True
-    found = masked.masked_word_loss(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(chosen))
+    found = generation.next_word_loss(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(chosen))
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(found, [-(np.log(p[0, 0, 1]) + np.log(p[0, 2, 2])) / 2, 0], 1e-5)
 

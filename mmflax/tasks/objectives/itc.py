@@ -8,13 +8,8 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
-from mmflax.losses.contrastive_sharded import (
-    ring_clip,
-    ring_nt_xent,
-    ring_recall_at_1,
-    ring_sigmoid,
-)
-from mmflax.models.layers.blocks import lookup
+from mmflax.losses import contrastive
+from mmflax.models.layers.blocks import choose
 from mmflax.numerics import unit
 from mmflax.tasks.objectives.heads import PairProjection
 from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
@@ -69,12 +64,12 @@ def build(
         pair = (outputs["image"], outputs["text"], outputs["scale"])
         given = dict(keys=batch.get("image_key"), mask=outputs["used"])
         if kind == "sigmoid":
-            return ring_sigmoid(*pair, outputs["bias"], **given)
-        return (ring_clip if kind == "clip" else ring_nt_xent)(*pair, **given)
+            return contrastive.sigmoid(*pair, outputs["bias"], **given)
+        return (contrastive.clip if kind == "clip" else contrastive.nt_xent)(*pair, **given)
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:
         used = outputs["used"]
-        found = ring_recall_at_1(
+        found = contrastive.recall_at_1(
             outputs["image"], outputs["text"], keys=batch.get("image_key"), mask=used
         )
         names = ("in_batch_recall/i2t", "in_batch_recall/t2i")

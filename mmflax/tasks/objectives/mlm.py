@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
-from mmflax.losses.masked import mask_words, masked_word_loss
+from mmflax.losses.generation import next_word_loss
+from mmflax.losses.masked import mask_words
 from mmflax.models.heads import MLMHead
 from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
 from mmflax.tasks.task import Batch, Outputs
@@ -88,7 +89,7 @@ def build(
     module = MaskedWords(vocab_size, mask_id, tuple(sorted(special)), pieces, rate, tied, epsilon)
 
     def loss(outputs: Outputs, batch: Batch) -> Array:
-        return masked_word_loss(outputs["logits"], outputs["tokens"], outputs["chosen"])
+        return next_word_loss(outputs["logits"], outputs["tokens"], outputs["chosen"])
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:
         chosen = outputs["chosen"]
