@@ -13,13 +13,7 @@ from scipy.special import softmax
 
 from mmflax.errors import MmflaxError
 from mmflax.metrics.classification import auroc, auroc_one_vs_rest, average_precision, macro_f1
-from mmflax.tasks.pooled import (
-    PooledModel,
-    class_loss,
-    class_metrics,
-    parts,
-    predict_logits,
-)
+from mmflax.tasks.pooled import answer_task
 from mmflax.tasks.task import Record, Task
 
 
@@ -43,14 +37,14 @@ def build(
 
     Metrics: `accuracy`, and by type. Over a whole split: see `scorer`.
     """
-    answers, question_types = tuple(answers), tuple(question_types)
-    model = PooledModel(backbone, **parts(num_answers, head, caption_words))
-    return Task(
-        model,
-        class_loss(label_smoothing, caption_words),
-        class_metrics(question_types),
-        predict_logits(model),
-        scorer(answers, positive),
+    return answer_task(
+        backbone,
+        num_answers,
+        score=scorer(tuple(answers), positive),
+        head=head,
+        label_smoothing=label_smoothing,
+        caption_words=caption_words,
+        question_types=question_types,
     )
 
 

@@ -10,13 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from mmflax.tasks.classification import scorer
-from mmflax.tasks.pooled import (
-    PooledModel,
-    class_loss,
-    class_metrics,
-    parts,
-    predict_logits,
-)
+from mmflax.tasks.pooled import answer_task
 from mmflax.tasks.task import Task
 
 
@@ -36,12 +30,13 @@ def build(
     Metrics: `accuracy`, by type, and `accuracy/answer/<answer>` over the examples whose answer it
     is, since a model that always says "no" is half right. Over a whole split macro-F1 and AUROC.
     """
-    answers, question_types = tuple(answers), tuple(question_types)
-    model = PooledModel(backbone, **parts(num_answers, head, caption_words))
-    return Task(
-        model,
-        class_loss(label_smoothing, caption_words),
-        class_metrics(question_types, answers),
-        predict_logits(model),
-        scorer(answers, positive),
+    return answer_task(
+        backbone,
+        num_answers,
+        score=scorer(tuple(answers), positive),
+        head=head,
+        label_smoothing=label_smoothing,
+        caption_words=caption_words,
+        question_types=question_types,
+        answers=answers,
     )

@@ -1,6 +1,6 @@
-"""What tasks that pick among answers share: a head on the pooled pair, and how it is judged."""
+"""What tasks that choose among answers share: a head on the pooled pair, its loss and metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,12 +12,13 @@ from mmflax.metrics.accuracy import Metric, accuracy, by_group
 from mmflax.models.heads import VQAHead, WordGrounding
 from mmflax.tasks.grounding import caption_word_loss, grounded
 from mmflax.tasks.inputs import encode
-from mmflax.tasks.task import Batch, Outputs
+from mmflax.tasks.task import Batch, Outputs, Record, Task
+
+Loss = Callable[[Outputs, Batch], Float[Array, "b"]]
 
 
 class PooledModel(nn.Module):
-    """Reads `image, tokens, text_mask` and what says which of them are absent; gives
-    `{"logits": [b a], "image_mask": [b n]}`, and `words` [b n v] with `grounding`."""
+    """Gives `{"logits": [b a], "image_mask": [b n]}`, and `words` [b n v] with `grounding`."""
 
     backbone: nn.Module
     head: nn.Module
@@ -29,52 +30,68 @@ class PooledModel(nn.Module):
         return {"logits": logits, **grounded(self.grounding, self.backbone, encoded)}
 
 
-def parts(num_answers: int, head: Mapping[str, Any] | None, caption_words: float) -> dict[str, Any]:
-    """The fields of a model beside its backbone; `head` holds fields of `VQAHead`."""
+def answer_task(
+    backbone: nn.Module,
+    num_answers: int,
+    *,
+    score: Callable[[Sequence[Record]], dict[str, float]],
+    head: Mapping[str, Any] | None = None,
+    loss: Loss | None = None,
+    label_smoothing: float = 0.0,
+    caption_words: float = 0.0,
+    question_types: Sequence[str] = (),
+    answers: Sequence[str] = (),
+    model: Callable[..., nn.Module] = PooledModel,
+) -> Task:
+    """A task over a fixed list of answers.
+
+    Args:
+      score: of the task, see `Task`.
+      head: fields of `VQAHead`.
+      loss: by default cross-entropy of `label`, 0 for -1 (an answer outside the list).
+      caption_words: this times `word_region_loss` is added to the loss.
+      question_types: `accuracy/<type>` is given for each, as `question_type` numbers them.
+      answers: `accuracy/answer/<answer>` is given for each, over the examples whose answer it is.
+      model: `(backbone, head, grounding)`, such as `PooledModel`.
+    """
     grounding = WordGrounding() if caption_words else None
-    return dict(head=VQAHead(num_answers, **(head or {})), grounding=grounding)
+    module = model(backbone, VQAHead(num_answers, **(head or {})), grounding)
 
-
-def class_loss(
-    label_smoothing: float, caption_words: float
-) -> Callable[[Outputs, Batch], Float[Array, "b"]]:
-    """Cross-entropy of `label` (0 for -1), plus that share of the caption's words."""
-
-    def loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
-        answer = softmax_cross_entropy(
+    def cross_entropy(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
+        return softmax_cross_entropy(
             outputs["logits"], batch["label"], label_smoothing=label_smoothing
         )
+
+    answer_loss = loss or cross_entropy
+
+    def total(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
+        value = answer_loss(outputs, batch)
         if not caption_words:
-            return answer
-        return answer + caption_word_loss(caption_words, outputs, batch)
-
-    return loss
-
-
-def by_type(
-    name: str, metric: Metric, batch: Batch, question_types: tuple[str, ...]
-) -> dict[str, Metric]:
-    """The metric, and `<name>/<type>` for each of `question_types` unless "all" is the only one."""
-    if set(question_types) <= {"all"}:
-        return {name: metric}
-    members = by_group(metric, batch["question_type"], question_types)
-    return {name: metric} | {f"{name}/{kind}": part for kind, part in members.items()}
-
-
-def class_metrics(
-    question_types: tuple[str, ...], answers: tuple[str, ...] = ()
-) -> Callable[[Outputs, Batch], dict[str, Metric]]:
-    """`accuracy`, `accuracy/<type>`, and `accuracy/answer/<answer>` over examples whose answer it
-    is, for each of `answers`."""
+            return value
+        return value + caption_word_loss(caption_words, outputs, batch)
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
         whole = accuracy(outputs["logits"], batch["label"])
-        each = by_group(whole, batch["label"], answers)
+        each = by_group(whole, batch["label"], tuple(answers))
         return by_type("accuracy", whole, batch, question_types) | {
             f"accuracy/answer/{answer}": part for answer, part in each.items()
         }
 
-    return metrics
+    def predict(params: Any, batch: Batch) -> dict[str, Array]:
+        outputs: Any = module.apply({"params": params}, batch, train=False)
+        return {"logits": outputs["logits"]}
+
+    return Task(module, total, metrics, predict, score)
+
+
+def by_type(
+    name: str, metric: Metric, batch: Batch, question_types: Sequence[str]
+) -> dict[str, Metric]:
+    """The metric, and `<name>/<type>` for each of `question_types` unless "all" is the only one."""
+    if set(question_types) <= {"all"}:
+        return {name: metric}
+    members = by_group(metric, batch["question_type"], tuple(question_types))
+    return {name: metric} | {f"{name}/{kind}": part for kind, part in members.items()}
 
 
 def soft_score(logits: Float[Array, "b a"], answer_scores: Float[Array, "b a"]) -> Metric:
@@ -82,13 +99,3 @@ def soft_score(logits: Float[Array, "b a"], answer_scores: Float[Array, "b a"]) 
     best = jnp.argmax(logits, axis=-1)[:, None]
     worth = jnp.take_along_axis(answer_scores, best, axis=-1)[:, 0].astype(jnp.float32)
     return worth, jnp.ones_like(worth)
-
-
-def predict_logits(model: nn.Module) -> Callable[[Any, Batch], dict[str, Array]]:
-    """The task's `predict`: `{"logits": [b a]}`."""
-
-    def predict(params: Any, batch: Batch) -> dict[str, Array]:
-        outputs: Any = model.apply({"params": params}, batch, train=False)
-        return {"logits": outputs["logits"]}
-
-    return predict

@@ -15,13 +15,7 @@ from mmflax.errors import MmflaxError
 from mmflax.metrics.reasoning import accuracy_and_consistency
 from mmflax.tasks.grounding import grounded
 from mmflax.tasks.inputs import encode, pair_rows
-from mmflax.tasks.pooled import (
-    PooledModel,
-    class_loss,
-    class_metrics,
-    parts,
-    predict_logits,
-)
+from mmflax.tasks.pooled import PooledModel, answer_task
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
 
@@ -69,14 +63,15 @@ def build(
     """
     if images not in (1, 2):
         raise MmflaxError(f"task.images is {images}; expected 1 (NLVR) or 2 (NLVR2).")
-    kind = PairModel if images == 2 else PooledModel
-    model = kind(backbone, **parts(num_answers, head, caption_words))
-    return Task(
-        model,
-        class_loss(label_smoothing, caption_words),
-        class_metrics(tuple(question_types)),
-        predict_logits(model),
-        score,
+    return answer_task(
+        backbone,
+        num_answers,
+        score=score,
+        head=head,
+        label_smoothing=label_smoothing,
+        caption_words=caption_words,
+        question_types=question_types,
+        model=PairModel if images == 2 else PooledModel,
     )
 
 

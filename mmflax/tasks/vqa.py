@@ -10,16 +10,7 @@ from mmflax.batch_keys import require
 from mmflax.errors import MmflaxError
 from mmflax.losses import sigmoid_cross_entropy
 from mmflax.metrics.vqa import vqa_accuracy
-from mmflax.tasks.grounding import caption_word_loss
-from mmflax.tasks.pooled import (
-    PooledModel,
-    by_type,
-    class_loss,
-    class_metrics,
-    parts,
-    predict_logits,
-    soft_score,
-)
+from mmflax.tasks.pooled import answer_task, by_type, soft_score
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
 LOSSES = ("softmax", "sigmoid")
@@ -49,7 +40,6 @@ def build(
     `question_types` as numbered by `question_type` in the batch. Over a whole split, where every
     record has its annotators' `answers`, also the official `vqa_accuracy`, whole and by type.
     """
-    question_types = tuple(question_types)
     if loss not in LOSSES:
         raise MmflaxError(f"task.loss is {loss!r}; known: {', '.join(LOSSES)}.")
     if loss == "sigmoid" and label_smoothing:
@@ -57,27 +47,30 @@ def build(
             f"task.label_smoothing is {label_smoothing}, but loss='sigmoid' learns soft answers as "
             "they are; remove one of the two."
         )
-    softmax_loss = class_loss(label_smoothing, caption_words)
 
     def sigmoid_loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
         scores = require(batch, "answer_scores", "task.loss 'sigmoid'", "set task.loss='softmax'")
-        answer = sigmoid_cross_entropy(outputs["logits"], scores)
-        if not caption_words:
-            return answer
-        return answer + caption_word_loss(caption_words, outputs, batch)
+        return sigmoid_cross_entropy(outputs["logits"], scores)
 
-    right = class_metrics(question_types)
+    task = answer_task(
+        backbone,
+        num_answers,
+        score=score,
+        head=head,
+        loss=sigmoid_loss if loss == "sigmoid" else None,
+        label_smoothing=label_smoothing,
+        caption_words=caption_words,
+        question_types=question_types,
+    )
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
-        found = right(outputs, batch)
+        found = task.metrics(outputs, batch)
         if "answer_scores" in batch:
             worth = soft_score(outputs["logits"], batch["answer_scores"])
             found |= by_type("vqa_score", worth, batch, question_types)
         return found
 
-    model = PooledModel(backbone, **parts(num_answers, head, caption_words))
-    loss_of = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[loss]
-    return Task(model, loss_of, metrics, predict_logits(model), score)
+    return task._replace(metrics=metrics)
 
 
 def score(records: Sequence[Record]) -> dict[str, float]:
