@@ -45,6 +45,13 @@ def showing(image: Any, prefix: str = "") -> Raw:
     return {prefix + key: value for key, value in given.items()}
 
 
+def select_image(raw: Mapping[str, Any]) -> Any:
+    """What ``showing`` takes: the image, or the dict of a detector's regions."""
+    if raw.get("regions") is None:
+        return raw.get("image")
+    return {key: raw[key] for key in _SHOWN if raw.get(key) is not None}
+
+
 def has_image(raw: Mapping[str, Any], prefix: str = "") -> bool:
     """Whether pixels or regions show the image."""
     return any(raw.get(prefix + key) is not None for key in ("image", "regions"))

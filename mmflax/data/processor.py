@@ -8,119 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from scipy.special import softmax
 
 from mmflax.batch_keys import PREFIXES, SECOND
 from mmflax.data.batch import Batch
-from mmflax.data.dataset import PICTURES, Dataset, Raw, has_image, text_of
+from mmflax.data.dataset import PICTURES, Dataset, Raw
 from mmflax.data.image import transforms
-from mmflax.data.regions import largest, region_arrays
+from mmflax.data.processor_fields import ProcessorFields
+from mmflax.data.regions import region_arrays
+from mmflax.data.survey import Survey, fit_length, question_types
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
-from mmflax.files import write_file
 from mmflax.metrics.vqa import soft_scores
 
-FILE = "processor.json"
-TOKENIZER_FILE = "tokenizer.json"
-_FORMAT = 1
 _OWN_IMAGES = ("resize", "filter", "mean", "std")  # with image_size, all that makes an image
 UNKNOWN = -1  # label of an answer, or index of a question type, that training did not have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Processor:
-    """How an example becomes arrays.
-
-    Attributes:
-      image_size: pixels a side; 0 where the data have regions and no images.
-      mean, std: of pixels in 0..1, for each of R, G, B.
-      resize: ``squash`` to the square, ``crop`` its middle after resizing the short side, or
-        ``divisible``: that with both sides a multiple of 32 in between (BridgeTower).
-      resize_to: pixels that the side is first resized to, before the middle is cut to
-        ``image_size``; 0 is ``image_size`` itself.
-      floor_crop: an odd pixel is cut on the right and below, as published models have it.
-      filter: PIL's resampling filter: nearest, box, bilinear, bicubic or lanczos.
-      draft: decode large JPEGs at 1/2, 1/4 or 1/8 size (never below ``image_size``); several times
-        faster, and a little different from decoding every pixel: turn it off for exact parity.
-      max_length: tokens of a question with ``[CLS]`` and ``[SEP]``.
-      caption_length: tokens of a caption, for objectives that read one; 0 leaves captions out.
-      target_length: tokens of a text to be generated; 0 leaves targets out.
-      soft_answers: give ``answer_scores``, the share of annotators behind each answer.
-      absent_images: examples may come without an image; ``image_present`` is then given.
-      second_images: every example has a second image.
-      num_regions: regions of an image, of a detector, at most; 0 leaves them out.
-      region_dim: numbers of each region's feature.
-      region_classes: classes of the detector, for objectives that predict them; 0 leaves them out.
-      image_keys: give ``image_key``, which tells examples of the same image.
-      tokenizer: see ``Tokenizer``.
-      answers: label ``i`` means ``answers[i]``.
-      question_types: index ``i`` means ``question_types[i]``.
-    """
-
-    image_size: int
-    max_length: int
-    tokenizer: Tokenizer
-    answers: tuple[str, ...]
-    question_types: tuple[str, ...] = ("all",)
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    resize: str = "squash"
-    filter: str = "bicubic"
-    resize_to: int = 0
-    floor_crop: bool = False
-    draft: bool = True
-    caption_length: int = 0
-    target_length: int = 0
-    soft_answers: bool = False
-    absent_images: bool = False
-    second_images: bool = False
-    num_regions: int = 0
-    region_dim: int = 0
-    region_classes: int = 0
-    image_keys: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std", "answers", "question_types"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, value, choices in (
-            ("resize", self.resize, transforms.RESIZES),
-            ("filter", self.filter, tuple(transforms.FILTERS)),
-        ):
-            if value not in choices:
-                raise MmflaxError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-        if self.num_regions < 0 or (self.num_regions and self.region_dim < 1):
-            raise MmflaxError(
-                f"num_regions is {self.num_regions} and region_dim {self.region_dim}; expected "
-                "regions of at least one number each, or num_regions=0 without any."
-            )
-        if self.image_size < (0 if self.num_regions else 1):
-            raise MmflaxError(f"image_size is {self.image_size}; it must be at least 1 pixel.")
-        if self.resize_to < 0:
-            raise MmflaxError(f"resize_to is {self.resize_to}; it must be 0 (image_size) or more.")
-        if self.max_length < 3:
-            raise MmflaxError(
-                f"max_length is {self.max_length}; it must be at least 3: [CLS], a token, [SEP]."
-            )
-        for name in ("caption_length", "target_length"):
-            length = getattr(self, name)
-            if length != 0 and length < 3:
-                raise MmflaxError(f"{name} is {length}; it must be 0 (none) or at least 3.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise MmflaxError(
-                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0."
-            )
-        for name in ("answers", "question_types"):
-            twice = [value for value, n in Counter(getattr(self, name)).items() if n > 1]
-            if twice:
-                raise MmflaxError(f"{name} lists {twice[0]!r} twice; indices would be ambiguous.")
+class Processor(ProcessorFields):
+    """The arrays of examples, and the answers that logits and tokens stand for."""
 
     @classmethod
     def learn(
@@ -155,28 +67,20 @@ class Processor:
         train = dataset.source("train")
         if not len(train):
             raise MmflaxError(f"The train split of {dataset.name!r} is empty.")
-        seen = _Texts(train)
-        answers = [a for a in seen.answers if seen.answers[a] >= min_answer_count]
-        if seen.answers and not answers:
-            raise MmflaxError(
-                f"No answer occurs {min_answer_count} times in training; lower min_answer_count."
-            )
+        seen = Survey(train)
         # What the config says itself need not be asked for: some families' has no square form.
         told = image_size is not None and all(name in fields for name in _OWN_IMAGES)
         for one in () if told else reversed(published):
             fields = {**one.image_fields(), **fields}
-        if seen.regions[0]:
-            names = ("num_regions", "region_dim", "region_classes")
-            known = dict(zip(names, seen.regions, strict=True))
-            fields = {**known, **fields}
-            if not seen.images:
-                image_size = 0
-        if image_size is None:
-            image_size = fields.pop("image_size", None)
-        if image_size is None:
+        fields = {**seen.fields, **fields}
+        if absent_images is not None:
+            fields["absent_images"] = absent_images
+        if fields.get("num_regions") and not seen.images:
+            image_size = 0
+        if image_size is not None:
+            fields["image_size"] = image_size
+        if fields.get("image_size") is None:
             raise MmflaxError("The config has no processor.image_size (pixels a side); add it.")
-        fields.pop("image_size", None)
-        everything = (*seen.texts.elements(), *seen.captions, *seen.targets)
         if strip_accents is None and seen.targets:
             strip_accents = False
         given = [one.tokenizer for one in published if one.tokenizer is not None]
@@ -184,29 +88,22 @@ class Processor:
             given[0]
             if given
             else Tokenizer.learn(
-                everything, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents
+                seen.texts, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents
             )
         )
         if max_length is None and tokenizer.reads_padding:
             max_length = tokenizer.max_length  # such a model knows texts of one length only
         if max_length is None:
-            max_length = _fit(tokenizer, seen.texts)
+            max_length = fit_length(tokenizer, seen.questions)
         if target_length is None:
-            target_length = _fit(tokenizer, seen.targets) if seen.targets else 0
-        types = {
-            text_of(source, index).get("question_type", "all")
-            for source in dataset.splits.values()
-            for index in range(len(source))
-        }
+            target_length = fit_length(tokenizer, seen.targets) if seen.targets else 0
         return cls(
-            image_size=image_size,
             max_length=max_length,
             target_length=target_length,
             tokenizer=tokenizer,
-            answers=tuple(sorted(answers, key=lambda answer: (-seen.answers[answer], answer))),
-            question_types=tuple(sorted(types)),
-            absent_images=seen.absent_images if absent_images is None else absent_images,
-            **{"second_images": seen.second_images, "image_keys": seen.image_ids, **fields},
+            answers=seen.answers(min_answer_count),
+            question_types=question_types(dataset),
+            **fields,
         )
 
     def image(self, raw: Any, out: np.ndarray | None = None) -> np.ndarray:
@@ -335,41 +232,6 @@ class Processor:
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.answers[index], float(probabilities[index])) for index in order]
 
-    def save(self, directory: epath.PathLike) -> None:
-        """Writes ``tokenizer.json`` and ``processor.json``, each whole or not at all.
-
-        A published tokenizer also has a ``tokenizer_config.json``.
-        """
-        directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "tokenizer"
-        }
-        text = json.dumps({"format": _FORMAT, **values}, indent=1, ensure_ascii=False)
-        for name, contents in self.tokenizer.files().items():
-            write_file(directory / name, contents)
-        write_file(directory / FILE, text + "\n")
-
-    @classmethod
-    def load(cls, directory: epath.PathLike) -> Processor:
-        """Reads what ``save`` wrote; a missing or damaged file is named."""
-        path = epath.Path(directory) / FILE
-        if not path.exists():
-            raise MmflaxError(
-                f"There is no {FILE} in {directory}; expected a workdir that a training run wrote."
-            )
-        tokenizer = Tokenizer.load(epath.Path(directory) / TOKENIZER_FILE)
-        try:
-            values = json.loads(path.read_text())
-            found = values.pop("format")
-            if found != _FORMAT:
-                raise MmflaxError(f"format {found} is not {_FORMAT}")
-            return cls(tokenizer=tokenizer, **values)
-        except (MmflaxError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise MmflaxError(f"{path} cannot be used: {error}.") from error
-
     @property
     def _widths(self) -> dict[str, int]:
         """Numbers that each key holds of a region."""
@@ -416,44 +278,6 @@ class Processor:
     @functools.cached_property
     def _types(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.question_types)}
-
-
-class _Texts:
-    """What one walk over a split tells, without decoding an image."""
-
-    def __init__(self, source: Any):
-        self.answers: Counter[str] = Counter()
-        self.texts: Counter[str] = Counter()
-        self.captions: list[str] = []
-        self.targets: Counter[str] = Counter()
-        self.images = self.absent_images = False
-        self.second_images = self.absent_seconds = False
-        self.regions = (0, 0, 0)
-        self.image_ids = True
-        for index in range(len(source)):
-            raw = text_of(source, index)
-            if raw.get("question"):
-                self.texts[raw["question"]] += 1
-            if raw.get("answer") is not None:
-                self.answers[raw["answer"]] += 1
-            if raw.get("caption"):
-                self.captions.append(raw["caption"])
-            if raw.get("target"):
-                self.targets[raw["target"]] += 1
-            self.images |= raw.get("image") is not None
-            self.absent_images |= not has_image(raw)
-            self.second_images |= has_image(raw, SECOND)
-            self.absent_seconds |= not has_image(raw, SECOND)
-            self.regions = largest(self.regions, raw)
-            self.image_ids &= "image_id" in raw
-        self.absent_images |= self.second_images and self.absent_seconds
-
-
-def _fit(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
-    """Tokens of the longest text with its ends, rounded up to a multiple of 8."""
-    longest = max((tokenizer.count(text) for text in texts), default=0)
-    longest += tokenizer.template.num_special(pair=False)
-    return -(-longest // 8) * 8
 
 
 def _key(name: str) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from mmflax.batch_keys import PREFIXES
 from mmflax.data.batch import Batch
 from mmflax.data.dataset import Raw, has_image
 from mmflax.errors import MmflaxError
@@ -72,17 +70,3 @@ def _checked(raw: Raw, most: int, widths: dict[str, int], prefix: str) -> dict[s
             )
         values[key] = value
     return values
-
-
-def largest(shape: tuple[int, int, int], raw: Any) -> tuple[int, int, int]:
-    """Regions, their numbers and classes, where ``raw`` may have more than were seen so far."""
-    for prefix in PREFIXES:
-        regions, labels = raw.get(f"{prefix}regions"), raw.get(f"{prefix}region_labels")
-        if regions is not None:
-            count, dim = np.shape(regions)
-            classes = 0
-            if labels is not None:
-                certain = np.ndim(labels) == 1
-                classes = int(np.max(labels, initial=-1)) + 1 if certain else np.shape(labels)[1]
-            shape = max(shape[0], count), dim, max(shape[2], classes)
-    return shape

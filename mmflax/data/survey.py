@@ -1,0 +1,105 @@
+"""What the training examples have: texts and answers to learn from, and which fields a processor
+needs for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from mmflax.batch_keys import PREFIXES, SECOND
+from mmflax.data.dataset import Dataset, Raw, Source, has_image, text_of
+from mmflax.data.text.tokenizer import Tokenizer
+from mmflax.errors import MmflaxError
+
+
+class Survey:
+    """One walk over a split, without decoding an image.
+
+    Attributes:
+      questions, targets: how often each text occurs; captions: every one.
+      answer_counts: how often each answer occurs.
+      images: whether any example has pixels.
+      fields: of a ``Processor``, as the examples need them.
+    """
+
+    def __init__(self, source: Source):
+        self.questions: Counter[str] = Counter()
+        self.targets: Counter[str] = Counter()
+        self.captions: list[str] = []
+        self.answer_counts: Counter[str] = Counter()
+        self.images = False
+        absent, regions = Counter[str](), (0, 0, 0)
+        image_ids = True
+        for index in range(len(source)):
+            raw = text_of(source, index)
+            if raw.get("question"):
+                self.questions[raw["question"]] += 1
+            if raw.get("answer") is not None:
+                self.answer_counts[raw["answer"]] += 1
+            if raw.get("caption"):
+                self.captions.append(raw["caption"])
+            if raw.get("target"):
+                self.targets[raw["target"]] += 1
+            self.images |= raw.get("image") is not None
+            absent.update(prefix for prefix in PREFIXES if not has_image(raw, prefix))
+            regions = _largest(regions, raw)
+            image_ids &= "image_id" in raw
+        second_images = absent[SECOND] < len(source)
+        self.fields: dict[str, Any] = dict(
+            absent_images=bool(absent[""] or (second_images and absent[SECOND])),
+            second_images=second_images,
+            image_keys=image_ids,
+        )
+        if regions[0]:
+            names = ("num_regions", "region_dim", "region_classes")
+            self.fields |= dict(zip(names, regions, strict=True))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What a vocabulary is learned from."""
+        return (*self.questions.elements(), *self.captions, *self.targets)
+
+    def answers(self, min_count: int) -> tuple[str, ...]:
+        """Those that occur so often, by frequency, then alphabetically."""
+        counts = self.answer_counts
+        answers = [answer for answer in counts if counts[answer] >= min_count]
+        if counts and not answers:
+            raise MmflaxError(
+                f"No answer occurs {min_count} times in training; lower min_answer_count."
+            )
+        return tuple(sorted(answers, key=lambda answer: (-counts[answer], answer)))
+
+
+def question_types(dataset: Dataset) -> tuple[str, ...]:
+    """Of every split, since they name metrics and are not learned."""
+    types = {
+        text_of(source, index).get("question_type", "all")
+        for source in dataset.splits.values()
+        for index in range(len(source))
+    }
+    return tuple(sorted(types))
+
+
+def fit_length(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
+    """Tokens of the longest text with its ends, rounded up to a multiple of 8."""
+    longest = max((tokenizer.count(text) for text in texts), default=0)
+    longest += tokenizer.template.num_special(pair=False)
+    return -(-longest // 8) * 8
+
+
+def _largest(shape: tuple[int, int, int], raw: Raw) -> tuple[int, int, int]:
+    """Regions, their numbers and classes, where ``raw`` may have more than were seen so far."""
+    for prefix in PREFIXES:
+        regions, labels = raw.get(f"{prefix}regions"), raw.get(f"{prefix}region_labels")
+        if regions is None:
+            continue
+        count, dim = np.shape(regions)
+        classes = 0
+        if labels is not None:
+            one_each = np.ndim(labels) == 1
+            classes = int(np.max(labels, initial=-1)) + 1 if one_each else np.shape(labels)[1]
+        shape = max(shape[0], count), dim, max(shape[2], classes)
+    return shape
