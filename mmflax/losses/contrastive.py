@@ -16,18 +16,15 @@ from jaxtyping import Array, Bool, Float, Int
 from mmflax.losses.contrastive_sharded import ring_pairs
 from mmflax.losses.pairs import Reduce
 
+Rows = Float[Array, "b d"]
+Scalar = Float[Array, ""]
 Keys = Int[Array, "b"] | None
 Mask = Bool[Array, "b"] | None
+Reducer = Reduce | None
 
 
 def clip(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    scale: Float[Array, ""],
-    *,
-    keys: Keys = None,
-    mask: Mask = None,
-    reduce: Reduce | None = None,
+    x: Rows, y: Rows, scale: Scalar, *, keys: Keys = None, mask: Mask = None, reduce: Reducer = None
 ) -> Float[Array, "b"]:
     """Symmetric InfoNCE: mean of -log softmax over the row and over the column at the right pair.
 
@@ -41,13 +38,7 @@ def clip(
 
 
 def nt_xent(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    scale: Float[Array, ""],
-    *,
-    keys: Keys = None,
-    mask: Mask = None,
-    reduce: Reduce | None = None,
+    x: Rows, y: Rows, scale: Scalar, *, keys: Keys = None, mask: Mask = None, reduce: Reducer = None
 ) -> Float[Array, "b"]:
     """SimCLR's loss (Chen et al. 2020, eq. 1): negatives come from both sides, 2b - 2 of them.
 
@@ -63,14 +54,14 @@ def nt_xent(
 
 
 def sigmoid(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    scale: Float[Array, ""],
-    bias: Float[Array, ""],
+    x: Rows,
+    y: Rows,
+    scale: Scalar,
+    bias: Scalar,
     *,
     keys: Keys = None,
     mask: Mask = None,
-    reduce: Reduce | None = None,
+    reduce: Reducer = None,
 ) -> Float[Array, "b"]:
     """SigLIP's pairwise sigmoid loss (Zhai et al. 2023, sec. 3.2): row i of the sum over all pairs.
 
@@ -84,12 +75,7 @@ def sigmoid(
 
 
 def recall_at_1(
-    x: Float[Array, "b d"],
-    y: Float[Array, "b d"],
-    *,
-    keys: Keys = None,
-    mask: Mask = None,
-    reduce: Reduce | None = None,
+    x: Rows, y: Rows, *, keys: Keys = None, mask: Mask = None, reduce: Reducer = None
 ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
     """1 where the right partner is strictly nearer than all others: (y for each x, x for each y).
 

@@ -13,15 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.losses import contrastive, word_region_loss
+from mmflax.losses import word_region_loss
 from mmflax.models.heads import WordGrounding
 from mmflax.models.layers.blocks import choose
+from mmflax.tasks.contrast import (
+    INIT,
+    MAX_SCALE,
+    Temperature,
+    contrastive_loss,
+    recall_metrics,
+)
 from mmflax.tasks.negatives import itm_accuracy, itm_loss
-from mmflax.tasks.retrieval_model import MAX_SCALE, RetrievalModel, Rows, Temperature
+from mmflax.tasks.retrieval_model import RetrievalModel, Rows
 from mmflax.tasks.task import Batch, Outputs, Search, Task
-
-# loss: (temperature, bias) at the start; CLIP sec. 2.5, SigLIP sec. 3.2 (algorithm 1).
-INIT: dict[str, tuple[float, float | None]] = {"clip": (0.07, None), "sigmoid": (0.1, -10.0)}
 
 
 def build(
@@ -46,10 +50,10 @@ def build(
     Rows with the same `image_key` are no negatives of each other.
 
     Args:
-      loss: "clip" (softmax over the batch) or "sigmoid" (SigLIP).
+      loss: "clip" (softmax over the batch), "nt_xent" (SimCLR) or "sigmoid" (SigLIP).
       fused: also train the fusion to tell pairs that belong together; without it no parameter of
         the fusion exists.
-      temperature_init: by default the papers': 0.07; for "sigmoid" 0.1.
+      temperature_init: by default the papers': 0.07, 0.1 and 0.1.
       bias_init: of "sigmoid"; by default -10.
       max_scale: the largest 1 / temperature, CLIP's 100; None has no limit, as in SigLIP.
       image_pool: "cls", "gap" or "map" (attention by a learned probe); by default what the encoder
@@ -78,8 +82,8 @@ def build(
     temperature = temperature if temperature_init is None else temperature_init
     if temperature <= 0:
         raise MmflaxError(f"temperature_init is {temperature}; it must be above 0, such as 0.07.")
-    if loss == "clip" and bias_init is not None:
-        raise MmflaxError('bias_init is set, but loss "clip" has no bias; remove it.')
+    if loss != "sigmoid" and bias_init is not None:
+        raise MmflaxError(f'bias_init is set, but loss "{loss}" has no bias; remove it.')
     model = RetrievalModel(
         backbone,
         embed_dim,
@@ -95,13 +99,9 @@ def build(
 
     def parts(outputs: Outputs, batch: Batch) -> dict[str, Float[Array, "b"]]:
         used = outputs["used"]
-        pair = (outputs["image_embedding"], outputs["text_embedding"], outputs["logit_scale"])
-        kinds: Any = dict(keys=batch.get("image_key"), mask=used)
-        found = {
-            "contrastive": contrastive.clip(*pair, **kinds)
-            if loss == "clip"
-            else contrastive.sigmoid(*pair, outputs["logit_bias"], **kinds)
-        }
+        x, y = outputs["image_embedding"], outputs["text_embedding"]
+        scale, bias = outputs["logit_scale"], outputs["logit_bias"]
+        found = {"contrastive": contrastive_loss(loss, x, y, scale, bias, used, batch)}
         if fused:
             found["itm"] = itm_loss(outputs["match"], outputs["match_used"])
         if caption_words:
@@ -118,13 +118,8 @@ def build(
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
         used = outputs["used"].astype(jnp.float32)
-        to_text, to_image = contrastive.recall_at_1(
-            outputs["image_embedding"],
-            outputs["text_embedding"],
-            keys=batch.get("image_key"),
-            mask=outputs["used"],
-        )
-        found = {"in_batch_recall/i2t": (to_text, used), "in_batch_recall/t2i": (to_image, used)}
+        embeddings = outputs["image_embedding"], outputs["text_embedding"]
+        found = recall_metrics(*embeddings, outputs["used"], batch)
         if fused:
             found["itm_accuracy"] = itm_accuracy(outputs["match"], outputs["match_used"])
         losses = parts(outputs, batch)

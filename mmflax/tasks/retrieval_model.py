@@ -1,8 +1,5 @@
 """The model behind image-text retrieval: two encoders, a temperature, and a fusion that matches."""
 
-import functools
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,55 +14,9 @@ from mmflax.tasks.inputs import image_mask, picture
 from mmflax.tasks.negatives import draw_negatives, interleave, take_rows
 from mmflax.tasks.task import Batch
 
-MAX_SCALE = 100.0  # CLIP, sec. 2.5: a larger one makes training unstable
 # How an encoder's vector enters the shared space: (projected, with a bias).
 PROJECTIONS = {"linear": (True, False), "affine": (True, True), "none": (False, False)}
 Rows = dict[str, Array]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def at_most(x: Float[Array, ""], limit: float) -> Float[Array, ""]:
-    """`min(x, limit)` that comes back: beyond the limit only what leads further has no gradient.
-
-    CLIP's own checkpoints lie at the limit, where `min` alone would never let them go.
-    """
-    return jnp.minimum(x, limit)
-
-
-def _at_most_forward(x: Array, limit: float) -> tuple[Array, Array]:
-    return at_most(x, limit), x
-
-
-def _at_most_backward(limit: float, x: Array, slope: Array) -> tuple[Array]:
-    return (jnp.where((x >= limit) & (slope < 0), jnp.zeros_like(slope), slope),)
-
-
-at_most.defvjp(_at_most_forward, _at_most_backward)
-
-
-class Temperature(nn.Module):
-    """`(scale, bias)` of the logits `scale * cosine + bias`; `scale` is 1 / temperature.
-
-    Learned as log(scale), as in CLIP, and at most `max_scale` (None: as it comes, as in SigLIP).
-    `bias_init=None` fixes the bias at 0.
-    """
-
-    temperature_init: float
-    bias_init: float | None = None
-    max_scale: float | None = MAX_SCALE
-
-    @nn.compact
-    def __call__(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        def number(name: str, value: float) -> Array:
-            return self.param(name, nn.initializers.constant(value), (), jnp.float32)
-
-        log_scale = number("scale", -math.log(self.temperature_init))
-        if self.max_scale is not None:
-            log_scale = at_most(log_scale, math.log(self.max_scale))
-        scale = jnp.exp(log_scale)
-        if self.bias_init is None:
-            return scale, jnp.zeros((), jnp.float32)
-        return scale, number("bias", self.bias_init)
 
 
 class RetrievalModel(nn.Module):

@@ -15,7 +15,7 @@ from mmflax.models.fusion import bridge, co_attention
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.numerics import unit
 from mmflax.tasks import retrieval
-from mmflax.tasks.retrieval_model import Temperature
+from mmflax.tasks.contrast import Temperature
 from tests.toy_backbone import VOCAB, toy_backbone
 
 
@@ -319,7 +319,7 @@ def test_words_of_the_text_are_grounded_where_there_is_no_caption(batch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(loss="clap"), "loss is 'clap'; expected one of clip, sigmoid"),
+        (dict(loss="clap"), "loss is 'clap'; expected one of clip, nt_xent, sigmoid"),
         (dict(temperature_init=0.0), "temperature_init is 0.0"),
         (dict(bias_init=1.0), 'loss "clip" has no bias'),
     ],

@@ -8,20 +8,12 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
-from mmflax.losses import contrastive
 from mmflax.models.layers.blocks import choose
 from mmflax.numerics import unit
+from mmflax.tasks.contrast import INIT, Temperature, contrastive_loss, recall_metrics
 from mmflax.tasks.objectives.heads import PairProjection
-from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
-from mmflax.tasks.retrieval_model import Temperature
+from mmflax.tasks.objectives.objective import Objective, Reading
 from mmflax.tasks.task import Batch, Outputs
-
-# kind: (temperature, bias) at the start; CLIP sec. 2.5, SimCLR table 5, SigLIP sec. 3.2.
-INIT: dict[str, tuple[float, float | None]] = {
-    "clip": (0.07, None),
-    "nt_xent": (0.1, None),
-    "sigmoid": (0.1, -10.0),
-}
 
 
 class Contrast(nn.Module):
@@ -61,18 +53,10 @@ def build(
     )
 
     def loss(outputs: Outputs, batch: Batch) -> Array:
-        pair = (outputs["image"], outputs["text"], outputs["scale"])
-        given = dict(keys=batch.get("image_key"), mask=outputs["used"])
-        if kind == "sigmoid":
-            return contrastive.sigmoid(*pair, outputs["bias"], **given)
-        return (contrastive.clip if kind == "clip" else contrastive.nt_xent)(*pair, **given)
+        x, y, used = outputs["image"], outputs["text"], outputs["used"]
+        return contrastive_loss(kind, x, y, outputs["scale"], outputs["bias"], used, batch)
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:
-        used = outputs["used"]
-        found = contrastive.recall_at_1(
-            outputs["image"], outputs["text"], keys=batch.get("image_key"), mask=used
-        )
-        names = ("in_batch_recall/i2t", "in_batch_recall/t2i")
-        return {n: mean_metric(hits, used) for n, hits in zip(names, found, strict=True)}
+        return recall_metrics(outputs["image"], outputs["text"], outputs["used"], batch)
 
     return Objective(module, loss, metrics)
