@@ -1,13 +1,13 @@
 """Random changes of training examples that keep their words true.
 
-Augmenting a picture behind a question's back teaches falsehoods: a mirrored picture answers "is it
+A change of the image alone teaches falsehoods: a mirrored image answers "is it
 on the left?" the other way round. So each change is applied only where the example's own words
-allow it (``augment_words`` says which words speak of sides, colours, light and places):
+allow it (``augment_words`` says which words speak of sides, colors, light and places):
 
 ==================  ===============================================================================
 flip                ``safe`` leaves out examples whose words name a side; ``swap`` mirrors them too
                     and trades the words (left for right) in every text
-hue, saturation     left out where a text names a colour
+hue, saturation     left out where a text names a color
 brightness          left out where a text speaks of light
 RandAugment         draws among the operations that falsify none of these
 crop, erasing       applied whatever the words, for no list tells whether what they hide was asked
@@ -63,7 +63,7 @@ def build(
 ) -> Augment:
     """``(raw, generator) -> raw``; the raw example handed in is left as it was.
 
-    The order is crop, flip, RandAugment, colour jitter, erasing, masking. The two pictures of a
+    The order is crop, flip, RandAugment, color jitter, erasing, masking. The two images of a
     pair go through the same changes; as a mirror also trades their places, ``swap`` does, and
     leaves pairs whose words say "first" or "second" alone.
 
@@ -78,19 +78,19 @@ def build(
       brightness: factors are drawn from ``1 ± value``.
       contrast: likewise.
       saturation: likewise.
-      hue: greatest turn, as a share of the colour circle, at most 0.5.
+      hue: greatest turn, as a share of the color circle, at most 0.5.
       erase_rate: how many examples get a box of noise.
-      erase_area: least and greatest share of the picture under it.
+      erase_area: least and greatest share of the image under it.
       erase_ratio: least and greatest height / width of it.
       mask_rate: chance of each word of the question to become ``mask_token``; one word stays.
       mask_token: a tokenizer reads ``[MASK]`` as its special token.
       decode_size: large JPEGs may be decoded at 1/2, 1/4 or 1/8 of their size as long as both sides
         keep this many pixels; allow for cropping. None decodes every pixel.
-      color_words: more words that name colours, in another language say.
+      color_words: more words that name colors, in another language say.
       side_words: more pairs that trade places in a mirror, such as ``("links", "rechts")``.
 
     Raises:
-      MmflaxError: a field out of range; when called, a picture that cannot be read.
+      MmflaxError: a field out of range; when called, an image that cannot be read.
     """
     _check_ranges(crop_scale, crop_ratio, erase_area, erase_ratio, side_words)
     for name, value, most in (
@@ -167,11 +167,11 @@ def build(
 
 
 def _opened(raw: Raw, at_least: int | None) -> Raw:
-    """With its pictures decoded, so that every change sees upright RGB."""
-    found = {
+    """With its images decoded, so that every change sees upright RGB."""
+    opened = {
         key: open_image(raw[key], at_least=at_least) for key in IMAGES if raw.get(key) is not None
     }
-    return {**raw, **found}
+    return {**raw, **opened}
 
 
 def _each_image(raw: Raw, change: images.Change) -> Raw:

@@ -120,9 +120,9 @@ def text_of(source: Source, index: int) -> Raw:
     A source on disk has a method ``without_images(index)`` that leaves the image unread; of any
     other the whole example is returned.
     """
-    leaner = getattr(source, "without_images", None)
-    found: Raw = source[index] if leaner is None else leaner(index)
-    return found
+    without_images = getattr(source, "without_images", None)
+    raw: Raw = source[index] if without_images is None else without_images(index)
+    return raw
 
 
 def in_memory(splits: Mapping[str, Sequence[Raw]], *, name: str = "in_memory") -> Dataset:

@@ -84,7 +84,7 @@ class TrainIterator:
     @property
     def bad(self) -> dict[str, str]:
         """Why, by id, for every example this process has replaced so far, prefetched or not."""
-        return self._bad.found()
+        return self._bad.reasons()
 
     def set_position(self, step: int) -> None:
         """Continues at ``step``; costs no reading of what lies before."""
@@ -130,7 +130,7 @@ class EvalBatches:
     @property
     def bad(self) -> dict[str, str]:
         """Why, by id, for every example that this process has masked out so far."""
-        return self._bad.found()
+        return self._bad.reasons()
 
     def __next__(self) -> Batch:
         return next(self._batches)

@@ -1,7 +1,7 @@
 """Raw images and questions to arrays, and logits to answers.
 
 One object serves the pipeline, ``predict`` and ``from_pretrained``, and lies beside the checkpoint,
-so that training and asking can never differ.
+so that training and prediction can never differ.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class Processor(ProcessorFields):
         if not len(train):
             raise MmflaxError(f"The train split of {dataset.name!r} is empty.")
         seen = Survey(train)
-        # What the config says itself need not be asked for: some families' has no square form.
-        told = image_size is not None and all(name in fields for name in _OWN_IMAGES)
-        for one in () if told else reversed(published):
+        # Not read where the config says it all: some families' has no square form.
+        complete = image_size is not None and all(name in fields for name in _OWN_IMAGES)
+        for one in () if complete else reversed(published):
             fields = {**one.image_fields(), **fields}
         fields = {**seen.fields, **fields}
         if absent_images is not None:
@@ -239,7 +239,7 @@ class Processor(ProcessorFields):
         return {key: width for key, width in widths.items() if width}
 
     def _present(self, raw: Raw, key: str) -> Any:
-        """The image, where absent ones are told apart from forgotten ones."""
+        """The image; None only where images may be absent."""
         if raw.get(key) is None and not self.absent_images:
             raise MmflaxError(
                 f"there is no {key.replace('_', ' ')}; give one, or set "

@@ -43,7 +43,7 @@ class ProcessorFields:
       num_regions: regions of an image, of a detector, at most; 0 leaves them out.
       region_dim: numbers of each region's feature.
       region_classes: classes of the detector, for objectives that predict them; 0 leaves them out.
-      image_keys: give ``image_key``, which tells examples of the same image.
+      image_keys: give ``image_key``, equal for examples of the same image.
       tokenizer: see ``Tokenizer``.
       answers: label ``i`` means ``answers[i]``.
       question_types: index ``i`` means ``question_types[i]``.
@@ -134,9 +134,9 @@ class ProcessorFields:
         tokenizer = Tokenizer.load(epath.Path(directory) / TOKENIZER_FILE)
         try:
             values = json.loads(path.read_text())
-            found = values.pop("format")
-            if found != _FORMAT:
-                raise MmflaxError(f"format {found} is not {_FORMAT}")
+            version = values.pop("format")
+            if version != _FORMAT:
+                raise MmflaxError(f"format {version} is not {_FORMAT}")
             return cls(tokenizer=tokenizer, **values)
         except (MmflaxError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MmflaxError(f"{path} cannot be used: {error}.") from error

@@ -58,7 +58,7 @@ def _forward(mesh, axes, kind, diagonal, x, y, scale, bias, keys, used) -> Any:
 
         def step(_, carry):
             rows, y, columns, guests = carry
-            following = _pass_on((y, guests), axes)  # asked for first, to travel while we compute
+            following = _pass_on((y, guests), axes)  # sent first, to travel while we compute
             logits, _, _ = _block(x, y, scale, bias, tags, guests, diagonal)
             rows = merge(rows, reduce(logits, 1))
             columns = merge(columns, reduce(logits, 0))
@@ -111,9 +111,9 @@ def _backward(mesh, axes, kind, diagonal, saved, grads) -> Any:
     x, y, scale, bias = saved[:4]
     row, whole = PartitionSpec(axes), PartitionSpec()
     places = (row, row, whole, whole, *[row] * 6)
-    found = _over(mesh, local, places, (row, row, whole, whole))(*saved, *grads)
+    gradients = _over(mesh, local, places, (row, row, whole, whole))(*saved, *grads)
     like = (x, y, scale, bias)
-    return *(g.astype(v.dtype) for g, v in zip(found, like, strict=True)), None, None
+    return *(g.astype(v.dtype) for g, v in zip(gradients, like, strict=True)), None, None
 
 
 _pairs.defvjp(_forward, _backward)

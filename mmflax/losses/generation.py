@@ -44,13 +44,13 @@ def next_word_loss(
 def shift(
     text: Int[Array, "b s"], mask: Bool[Array, "b s"]
 ) -> tuple[Int[Array, "b r"], Int[Array, "b r"], Bool[Array, "b r"]]:
-    """(input, target, target mask), r = s - 1: at each place the word that follows is asked."""
+    """(input, target, target mask), r = s - 1: at each place the next word is the target."""
     return text[:, :-1], text[:, 1:], mask[:, 1:] & mask[:, :-1]
 
 
 def random_prefix(key: Key[Array, ""], text_mask: Bool[Array, "b t"]) -> Int[Array, "b"]:
-    """How many words are given: uniform in [1, length - 1], so at least one is asked (SimVLM, Wang
-    et al. 2022, sec. 3.2); a text of one word or none gets 1."""
+    """How many words are given: uniform in [1, length - 1], so at least one is predicted (SimVLM,
+    Wang et al. 2022, sec. 3.2); a text of one word or none gets 1."""
     length = text_mask.sum(axis=1, dtype=jnp.int32)
     return jax.random.randint(key, length.shape, 1, jnp.maximum(length, 2))
 
@@ -66,5 +66,5 @@ def prefix_lm_loss(
     `logits[:, i]` predict word i + 1; words before `prefix` are given and cost nothing.
     """
     _, target, mask = shift(tokens, text_mask)
-    asked = jnp.arange(1, tokens.shape[1])[None] >= prefix[:, None]
-    return next_word_loss(logits[:, :-1], target, mask & asked)
+    predicted = jnp.arange(1, tokens.shape[1])[None] >= prefix[:, None]
+    return next_word_loss(logits[:, :-1], target, mask & predicted)

@@ -1,4 +1,4 @@
-"""Grounding: which words does the picture show?"""
+"""Grounding of words in images."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ def word_region_loss(
     num_special: int = 5,
     present: Bool[Array, "b"] | None = None,
 ) -> Float[Array, "b"]:
-    """Which words does the picture's caption hold? Binary cross-entropy summed over the vocabulary.
+    """Binary cross-entropy of which words the image's caption holds, summed over the vocabulary.
 
-    Multiple-instance learning of words from regions (Fang et al. 2015): a picture shows a word if
+    Multiple-instance learning of words from regions (Fang et al. 2015): an image shows a word if
     one of its tokens does. Where the paper combines regions by noisy-OR we take the largest logit.
     The first `num_special` words ([PAD], [CLS], …) are left out; 0 without a caption, and where
-    `present` says that there is no picture.
+    `present` says that there is no image.
     """
     each = word_logits.astype(jnp.float32)
     # Not `max`: its gradient finds the largest by comparing with it, and where a compiler computes

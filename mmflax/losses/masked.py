@@ -1,4 +1,4 @@
-"""Masked modelling: hide a part of the input, say what it was. Words, patches and regions."""
+"""Masked modeling: hidden words, patches and regions are predicted from the rest."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,5 @@
-"""Image-text matching: do these two belong together, and which wrong ones are worth asking about.
-
-ALBEF (Li et al. 2021, sec. 3.2): the pair's binary cross-entropy, with negatives drawn by how alike
-they are.
-"""
+"""Image-text matching (ALBEF, Li et al. 2021, sec. 3.2): the pair's binary cross-entropy, with
+negatives drawn by similarity."""
 
 import jax
 import jax.numpy as jnp

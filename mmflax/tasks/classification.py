@@ -1,4 +1,4 @@
-"""Classes of a picture with its text: sentiment, hateful memes, genres.
+"""Classes of an image with its text: sentiment, hateful memes, genres.
 
 Such classes are seldom even, so beside accuracy a split is judged by macro-F1 and AUROC (Kiela et
 al. 2020, "The Hateful Memes Challenge").
@@ -69,18 +69,18 @@ def scorer(
         if not known:
             return {}
         actual = [record["answer"] for record in known]
-        found = {"macro_f1": macro_f1([record["predicted_answer"] for record in known], actual)}
+        measures = {"macro_f1": macro_f1([record["predicted_answer"] for record in known], actual)}
         if answers and all("logits" in record for record in known):
             shares = softmax(
                 np.stack([record["logits"] for record in known]).astype(np.float64), axis=1
             )
             if positive is None:
-                found["auroc"] = auroc_one_vs_rest(shares, actual, answers)
+                measures["auroc"] = auroc_one_vs_rest(shares, actual, answers)
             else:
                 scores = shares[:, answers.index(positive)]
                 is_positive = np.array([answer == positive for answer in actual])
-                found["auroc"] = auroc(scores, is_positive)
-                found["average_precision"] = average_precision(scores, is_positive)
-        return {name: value for name, value in found.items() if not np.isnan(value)}
+                measures["auroc"] = auroc(scores, is_positive)
+                measures["average_precision"] = average_precision(scores, is_positive)
+        return {name: value for name, value in measures.items() if not np.isnan(value)}
 
     return score

@@ -1,4 +1,4 @@
-"""Writing a text about a picture: captions, free answers to questions, translations.
+"""Generation of a text about an image: captions, free answers to questions, translations.
 
 One task serves them all, since they differ only in what the batch holds: for captions there is no
 text to read (`text_mask` false everywhere), an answer follows a question, a translation a source
@@ -56,7 +56,7 @@ def build(
 
     Args:
       decoder: fields of `Decoder`, such as width, depth and num_heads.
-      memory: what the decoder looks at: any of "image" (the image encoder's tokens), "text" (the
+      memory: what the decoder attends to: any of "image" (the image encoder's tokens), "text" (the
         text encoder's) and "fused" (both streams after fusion).
       table: "own", or "text_encoder" to share its word table (the widths must agree), which a
         small model trained from scratch gains by.
@@ -153,14 +153,14 @@ def score_texts(records: Sequence[Record], scores: Sequence[str] = SCORES) -> di
         if known[0] is not None:
             text = record["text"]
             judged.append({**record, "references": known, "predicted_answer": text})
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name in scores if judged else ():
         if name == "exact_match":
             right = [tokenize(r["text"]) in map(tokenize, r["references"]) for r in judged]
-            found[name] = sum(right) / len(right)
+            values[name] = sum(right) / len(right)
         else:
-            found |= registry.compute(name, judged)
-    return found
+            values |= registry.compute(name, judged)
+    return values
 
 
 def _wanted(batch: Batch) -> tuple[Int[Array, "b s"], Bool[Array, "b s"]]:

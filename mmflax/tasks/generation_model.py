@@ -1,4 +1,4 @@
-"""The model that writes a text about a picture, and `generate`, which searches for one with it."""
+"""The model that generates a text about an image, and `generate`, which decodes with it."""
 
 import functools
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class GenerationModel(nn.Module):
     """Reads what `encode` reads, and `target, target_mask`; gives `{"logits": [b s-1 v]}`.
 
     With `table="text_encoder"` the decoder's words are those of the text encoder's table.
-    For search: `prepare` looks at the batch once, `step` scores one more token (see `Decoder`).
+    For decoding: `prepare` encodes the batch once, `step` scores one more token (see `Decoder`).
     """
 
     backbone: nn.Module
@@ -55,7 +55,7 @@ class GenerationModel(nn.Module):
         return {"logits": logits, **grounded(self.grounding, self.backbone, encoded)}
 
     def prepare(self, batch: Batch) -> Context:
-        """What every step looks at, encoded and projected once."""
+        """What every step attends to, encoded and projected once."""
         return self.decoder.prepare(*self.memory(encode(self.backbone, batch, train=False)))
 
     def empty(self, rows: int, length: int) -> Any:
@@ -130,13 +130,13 @@ def _generate(
 
     if method == "beam":
         alpha = chosen.pop("length_penalty")
-        found = decoding.beam_search(step, cache, limits, rows=rows, alpha=alpha, **chosen)
+        result = decoding.beam_search(step, cache, limits, rows=rows, alpha=alpha, **chosen)
     elif method == "sample":
         keys = decoding.row_keys(key, rows)
-        found = decoding.sample(step, cache, limits, keys=keys, **chosen)
+        result = decoding.sample(step, cache, limits, keys=keys, **chosen)
     else:
-        found = decoding.greedy(step, cache, limits, rows=rows)
-    return {"tokens": found.tokens, "scores": found.scores}
+        result = decoding.greedy(step, cache, limits, rows=rows)
+    return {"tokens": result.tokens, "scores": result.scores}
 
 
 def check_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The auxiliary objective that tasks over pairs share: words of a caption, found in the picture."""
+"""An auxiliary objective of tasks over pairs: which words of a caption each image token shows."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float

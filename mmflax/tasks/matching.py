@@ -1,4 +1,4 @@
-"""Does the text tell what the picture shows? Image-text matching and visual entailment.
+"""Image-text matching and visual entailment: whether the text is true of the image.
 
 Two answers make the matching of ViLBERT and UNITER (Chen et al. 2020, section 3.2), judged here on
 given pairs; three make SNLI-VE's entailment (Xie et al. 2019): a premise in pixels.

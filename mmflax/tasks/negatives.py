@@ -72,7 +72,7 @@ def itm_loss(logits: Float[Array, "b 3 2"], used: Bool[Array, "b 3"]) -> Float[A
 
 
 def itm_accuracy(logits: Float[Array, "b 3 2"], used: Bool[Array, "b 3"]) -> Metric:
-    """How many of them are told right."""
+    """How many of them are classified correctly."""
     right = used & ((logits[..., 1] > logits[..., 0]) == _matched(used))
     return right.sum(axis=1, dtype=jnp.float32), used.sum(axis=1, dtype=jnp.float32)
 

@@ -40,10 +40,10 @@ class PretrainingModel(nn.Module):
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         encoded = encode(self.backbone, batch, train=train)
-        found: dict[str, Outputs] = {}
+        outputs: dict[str, Outputs] = {}
         for name, module in self.objectives.items():
-            found[name] = module(Reading(self.backbone, batch, encoded, found), train=train)
-        return {**found, **self.judge(found, batch)}
+            outputs[name] = module(Reading(self.backbone, batch, encoded, outputs), train=train)
+        return {**outputs, **self.judge(outputs, batch)}
 
 
 def build(
@@ -91,11 +91,11 @@ def build(
     for key in sorted(objectives, key=lambda key: key != "itc"):
         weights[key], parts[key] = _objective(key, objectives[key], given)
 
-    def judge(found: dict[str, Outputs], batch: Batch) -> Outputs:
-        losses = {key: part.loss(found[key], batch) for key, part in parts.items()}
+    def judge(outputs: dict[str, Outputs], batch: Batch) -> Outputs:
+        losses = {key: part.loss(outputs[key], batch) for key, part in parts.items()}
         metrics = {f"loss/{key}": (loss, jnp.ones_like(loss)) for key, loss in losses.items()}
         for key, part in parts.items():
-            own = part.metrics(found[key], batch)
+            own = part.metrics(outputs[key], batch)
             metrics |= {name if name not in metrics else f"{name}/{key}": own[name] for name in own}
         return {"losses": losses, "metrics": metrics}
 

@@ -1,6 +1,6 @@
-"""Is a statement true of one picture (NLVR) or of two (NLVR2)? Suhr et al. 2017, 2019.
+"""Whether a statement is true of one image (NLVR) or of two (NLVR2). Suhr et al. 2017, 2019.
 
-Two pictures are read in the "pair" form of LXMERT (Tan & Bansal 2019) and UNITER (Chen
+Two images are read in the "pair" form of LXMERT (Tan & Bansal 2019) and UNITER (Chen
 et al. 2020): the statement is encoded with each by the same weights, and the head reads both
 vectors side by side.
 """
@@ -55,7 +55,7 @@ def build(
     label_smoothing: float = 0.0,
     caption_words: float = 0.0,
 ) -> Task:
-    """The task over `images` pictures, 1 or 2; `head` holds fields of `VQAHead`, `caption_words` is
+    """The task over `images` images, 1 or 2; `head` holds fields of `VQAHead`, `caption_words` is
     as in `vqa`.
 
     Metrics: `accuracy`, and by type. Over a whole split `accuracy` and `consistency`, where every

@@ -1,9 +1,9 @@
-"""Image-text retrieval: two encoders whose embeddings compare fast, and a fusion that looks again.
+"""Image-text retrieval: two encoders compared by embedding, and a fusion that re-ranks.
 
 The dual encoder is CLIP's (Radford et al. 2021, fig. 3) or, with the sigmoid loss, SigLIP's (Zhai
 et al. 2023). `fused=True` adds what ALBEF adds (Li et al. 2021, sec. 3.2): the fusion judges
 whether an image and a text belong together (ITM), trained on hard negatives from the batch, so that
-a search can re-rank what the embeddings found.
+a search can re-rank the nearest by embedding.
 """
 
 from typing import Any
@@ -101,31 +101,31 @@ def build(
         used = outputs["used"]
         x, y = outputs["image_embedding"], outputs["text_embedding"]
         scale, bias = outputs["logit_scale"], outputs["logit_bias"]
-        found = {"contrastive": contrastive_loss(loss, x, y, scale, bias, used, batch)}
+        losses = {"contrastive": contrastive_loss(loss, x, y, scale, bias, used, batch)}
         if fused:
-            found["itm"] = itm_loss(outputs["match"], outputs["match_used"])
+            losses["itm"] = itm_loss(outputs["match"], outputs["match_used"])
         if caption_words:
             words = "caption" if "caption" in batch else "tokens"
             said = batch["caption_mask" if "caption" in batch else "text_mask"]
-            found["words"] = word_region_loss(outputs["words"], batch[words], said & used[:, None])
-        return found
+            losses["words"] = word_region_loss(outputs["words"], batch[words], said & used[:, None])
+        return losses
 
     weights = {"contrastive": 1.0, "itm": matching, "words": caption_words}
 
     def total(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
-        found = parts(outputs, batch)
-        return sum((weights[name] * value for name, value in found.items()), jnp.zeros(()))
+        losses = parts(outputs, batch)
+        return sum((weights[name] * value for name, value in losses.items()), jnp.zeros(()))
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
         used = outputs["used"].astype(jnp.float32)
         embeddings = outputs["image_embedding"], outputs["text_embedding"]
-        found = recall_metrics(*embeddings, outputs["used"], batch)
+        values = recall_metrics(*embeddings, outputs["used"], batch)
         if fused:
-            found["itm_accuracy"] = itm_accuracy(outputs["match"], outputs["match_used"])
+            values["itm_accuracy"] = itm_accuracy(outputs["match"], outputs["match_used"])
         losses = parts(outputs, batch)
         if len(losses) > 1:
-            found |= {f"loss/{name}": (value, used) for name, value in losses.items()}
-        return found
+            values |= {f"loss/{name}": (value, used) for name, value in losses.items()}
+        return values
 
     return Task(model, total, metrics, search=_search(model))
 

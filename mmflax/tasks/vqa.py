@@ -64,11 +64,11 @@ def build(
     )
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, Any]:
-        found = task.metrics(outputs, batch)
+        values = task.metrics(outputs, batch)
         if "answer_scores" in batch:
             worth = soft_score(outputs["logits"], batch["answer_scores"])
-            found |= by_type("vqa_score", worth, batch, question_types)
-        return found
+            values |= by_type("vqa_score", worth, batch, question_types)
+        return values
 
     return task._replace(metrics=metrics)
 

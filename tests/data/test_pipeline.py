@@ -305,7 +305,7 @@ def test_a_bad_start_stops_before_the_whole_is_read():
     for index in range(500, 525):
         bad.add(index, {"id": index}, "no")
         bad.add(index, {"id": index}, "no")
-    assert len(bad.found()) == 25 and 510 in bad and 499 not in bad
+    assert len(bad.reasons()) == 25 and 510 in bad and 499 not in bad
     assert reported == [(str(index), "no") for index in range(500, 525)]
 
 

@@ -1,4 +1,4 @@
-"""How many pictures of a split cannot be read, which, and when that is too many."""
+"""Which images of a split cannot be read, and when they are too many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BadImages:
     Args:
       size: examples of the split.
       max_fraction: share of them that may be bad, 0 up to but not 1; 0 tolerates none.
-      on_bad: called once with each one's id and reason, from the thread that found it.
+      on_bad: called once with each one's id and reason, from the thread that read it.
     """
 
     def __init__(self, size: int, max_fraction: float, on_bad: OnBad | None):
@@ -36,16 +36,16 @@ class BadImages:
         self._max_fraction = max_fraction
         self._on_bad = on_bad
         self._seen = np.zeros(size, bool)
-        self._found: dict[int, tuple[str, str]] = {}
+        self._reasons: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
 
     def __contains__(self, index: int) -> bool:
-        return index in self._found
+        return index in self._reasons
 
-    def found(self) -> dict[str, str]:
+    def reasons(self) -> dict[str, str]:
         """Reason by id, in the order of discovery."""
         with self._lock:
-            return dict(self._found.values())
+            return dict(self._reasons.values())
 
     def see(self, indices: Iterable[int]) -> None:
         """Notes that these examples were read."""
@@ -60,12 +60,12 @@ class BadImages:
             the distinct examples seen so far.
         """
         with self._lock:
-            if index in self._found:
+            if index in self._reasons:
                 return
             self._seen[index] = True
-            self._found[index] = (str(raw.get("id", index)), reason)
-            bad, seen, size = len(self._found), int(self._seen.sum()), len(self._seen)
-            named = [": ".join(pair) for pair in list(self._found.values())[:_NAMED]]
+            self._reasons[index] = (str(raw.get("id", index)), reason)
+            bad, seen, size = len(self._reasons), int(self._seen.sum()), len(self._seen)
+            named = [": ".join(pair) for pair in list(self._reasons.values())[:_NAMED]]
         if self._on_bad is not None:
             self._on_bad(str(raw.get("id", index)), reason)
         of_all = bad > self._max_fraction * size

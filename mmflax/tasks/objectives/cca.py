@@ -34,7 +34,7 @@ def build(*, dim: int = 16, regularise: float = 1e-3) -> Objective:
         )
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:
-        found = -loss(outputs, batch) / jnp.asarray(dim, jnp.float32)
-        return {"cca_correlation": mean_metric(found, outputs["used"])}
+        correlation = -loss(outputs, batch) / jnp.asarray(dim, jnp.float32)
+        return {"cca_correlation": mean_metric(correlation, outputs["used"])}
 
     return Objective(Correlation(dim), loss, metrics)

@@ -1,4 +1,4 @@
-"""Masked image modelling: the pixels of hidden patches from the visible ones and the text.
+"""Masked image modeling: the pixels of hidden patches from the visible ones and the text.
 
 Pixels as the target and their normalisation are MAE's (He et al. 2022, sec. 3), the learned filling
 of hidden patches and one linear layer as decoder are SimMIM's (Xie et al. 2022, sec. 3). Where this
