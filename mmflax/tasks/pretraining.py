@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from mmflax import registry
 from mmflax.errors import MmflaxError
 from mmflax.tasks.inputs import encode
-from mmflax.tasks.objectives.objective import Objective, Reading
+from mmflax.tasks.objectives.objective import CleanPass, Objective
 from mmflax.tasks.task import Batch, Outputs, Task
 
 PACKAGE = "mmflax.tasks.objectives"
@@ -42,7 +42,7 @@ class PretrainingModel(nn.Module):
         encoded = encode(self.backbone, batch, train=train)
         outputs: dict[str, Outputs] = {}
         for name, module in self.objectives.items():
-            outputs[name] = module(Reading(self.backbone, batch, encoded, outputs), train=train)
+            outputs[name] = module(CleanPass(self.backbone, batch, encoded, outputs), train=train)
         return {**outputs, **self.judge(outputs, batch)}
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from mmflax.losses.adversarial import modality_loss, reverse_gradient
 from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT
 from mmflax.tasks.objectives.heads import PairProjection
-from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
+from mmflax.tasks.objectives.objective import CleanPass, Objective, mean_metric
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -32,11 +32,11 @@ class Adversary(nn.Module):
     reverse: float
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        x, y = PairProjection(self.dim, name="pair")(reading)
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        x, y = PairProjection(self.dim, name="pair")(clean)
         guess = Discriminator(name="discriminator")
         image, text = (guess(reverse_gradient(v, self.reverse)) for v in (x, y))
-        return {"image": image, "text": text, "used": reading.paired}
+        return {"image": image, "text": text, "used": clean.paired}
 
 
 def build(*, dim: int = 256, reverse: float = 1.0) -> Objective:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from mmflax.losses.generation import next_word_loss, shift
 from mmflax.models.decoder.decoder import build as build_decoder
 from mmflax.models.layers.masks import zero_masked
-from mmflax.tasks.objectives.objective import Objective, Reading
+from mmflax.tasks.objectives.objective import CleanPass, Objective
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -25,11 +25,11 @@ class Captioning(nn.Module):
     decoder: Mapping[str, Any]
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        target, target_mask = reading.require("captioning", "target"), reading.batch["target_mask"]
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        target, target_mask = clean.require("captioning", "target"), clean.batch["target_mask"]
         given, _, asked = shift(target, target_mask)
-        image, image_mask = reading.encoded.image_tokens, reading.encoded.image_mask
-        decoder = build_decoder(
+        image, image_mask = clean.encoded.patches, clean.encoded.image_mask
+        decoder = Decoder(
             vocab_size=self.vocab_size,
             max_length=target.shape[1],
             name="decoder",

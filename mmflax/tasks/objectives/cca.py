@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from mmflax.losses.correlation import correlation_loss
 from mmflax.tasks.objectives.heads import PairProjection
-from mmflax.tasks.objectives.objective import Objective, Reading, mean_metric
+from mmflax.tasks.objectives.objective import CleanPass, Objective, mean_metric
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -16,9 +16,9 @@ class Correlation(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        x, y = PairProjection(self.dim, name="pair")(reading)
-        return {"image": x, "text": y, "used": reading.paired}
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        x, y = PairProjection(self.dim, name="pair")(clean)
+        return {"image": x, "text": y, "used": clean.paired}
 
 
 def build(*, dim: int = 16, regularise: float = 1e-3) -> Objective:

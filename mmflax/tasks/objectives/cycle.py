@@ -14,7 +14,7 @@ from mmflax.losses.cycle import cycle_consistency
 from mmflax.models.layers.blocks import ACTIVATIONS, KERNEL_INIT, lookup
 from mmflax.numerics import unit
 from mmflax.tasks.objectives.heads import PairProjection
-from mmflax.tasks.objectives.objective import Objective, Reading
+from mmflax.tasks.objectives.objective import CleanPass, Objective
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -35,9 +35,9 @@ class Cycle(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
         # Of size 1 per feature, so that smaller vectors gain nothing.
-        x, y = (unit(v) * self.dim**0.5 for v in PairProjection(self.dim, name="pair")(reading))
+        x, y = (unit(v) * self.dim**0.5 for v in PairProjection(self.dim, name="pair")(clean))
         to_text, to_image = (
             Translation(self.dim, name="to_text"),
             Translation(self.dim, name="to_image"),
@@ -50,7 +50,7 @@ class Cycle(nn.Module):
             "as_image": as_image,
             "image_back": to_image(as_text),
             "text_back": to_text(as_image),
-            "used": reading.paired,
+            "used": clean.paired,
         }
 
 

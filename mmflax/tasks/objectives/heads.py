@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.models.layers.blocks import KERNEL_INIT
-from mmflax.tasks.objectives.objective import Reading
+from mmflax.tasks.objectives.objective import CleanPass
 
 
 class PairProjection(nn.Module):
@@ -17,8 +17,8 @@ class PairProjection(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, reading: Reading) -> tuple[Float[Array, "b e"], Float[Array, "b e"]]:
-        image, text = reading.summaries()
+    def __call__(self, clean: CleanPass) -> tuple[Float[Array, "b e"], Float[Array, "b e"]]:
+        image, text = clean.summaries()
 
         def dense(name: str) -> Any:
             return nn.Dense(self.dim, self.use_bias, kernel_init=KERNEL_INIT, name=name)

@@ -12,7 +12,7 @@ from mmflax.models.layers.blocks import choose
 from mmflax.numerics import unit
 from mmflax.tasks.contrast import INIT, Temperature, contrastive_loss, recall_metrics
 from mmflax.tasks.objectives.heads import PairProjection
-from mmflax.tasks.objectives.objective import Objective, Reading
+from mmflax.tasks.objectives.objective import CleanPass, Objective
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -24,10 +24,10 @@ class Contrast(nn.Module):
     bias: float | None
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        x, y = PairProjection(self.embed_dim, use_bias=False, name="pair")(reading)
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        x, y = PairProjection(self.embed_dim, use_bias=False, name="pair")(clean)
         scale, bias = Temperature(self.temperature, self.bias, name="temperature")()
-        used = reading.paired
+        used = clean.paired
         return {"image": unit(x), "text": unit(y), "scale": scale, "bias": bias, "used": used}
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.tasks.negatives import draw_negatives, interleave, itm_accuracy, itm_loss, take_rows
-from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
+from mmflax.tasks.objectives.objective import CleanPass, Objective, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -22,12 +22,12 @@ class Matching(nn.Module):
     negative_group: int
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        clean, used = reading.encoded, reading.paired
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        encoded, used = clean.encoded, clean.paired
         rows = used.shape[0]
-        itc = reading.others.get("itc")
+        itc = clean.others.get("itc")
         embeddings = () if itc is None else (itc["image"], itc["text"], itc["scale"])
-        keys = reading.batch.get("image_key")
+        keys = clean.batch.get("image_key")
         wrong = draw_negatives(draw_key(self, train), keys, used, self.negative_group, *embeddings)
 
         def images(x: Array) -> Array:
@@ -36,14 +36,16 @@ class Matching(nn.Module):
         def texts(x: Array) -> Array:
             return interleave(take_rows(x, wrong.text), x)
 
-        fused = reading.fuse(
-            images(clean.patches),
-            texts(clean.words),
-            images(clean.image_mask),
-            texts(clean.text_mask),
+        fused = clean.fuse(
+            images(encoded.patches),
+            texts(encoded.words),
+            images(encoded.image_mask),
+            texts(encoded.text_mask),
             train=train,
         )
-        pooled = jnp.concatenate([clean.pooled[:, None], fused.pooled.reshape(rows, 2, -1)], axis=1)
+        pooled = jnp.concatenate(
+            [encoded.pooled[:, None], fused.pooled.reshape(rows, 2, -1)], axis=1
+        )
         logits = nn.Dense(2, kernel_init=KERNEL_INIT, name="dense")(pooled)
         return {"logits": logits.astype(jnp.float32), "used": wrong.used}
 

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from mmflax.errors import MmflaxError
 from mmflax.losses.masked import choose_positions, masked_patch_loss, patchify, unpatchify
 from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT
-from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
+from mmflax.tasks.objectives.objective import CleanPass, Objective, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -23,18 +23,18 @@ class MaskedPatches(nn.Module):
     ratio: float
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        image = reading.require("masked_patch", "image")
-        encoder = reading.backbone.image_encoder
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        image = clean.require("masked_patch", "image")
+        encoder = clean.backbone.image_encoder
         grid = encoder.grid()
         pixels = patchify(image, grid)
         rows, cells, size = pixels.shape
-        there = reading.encoded.image_mask[:, -cells:]  # what comes before the grid is CLS
+        there = clean.encoded.image_mask[:, -cells:]  # what comes before the grid is CLS
         chosen = choose_positions(draw_key(self, train), (rows, cells), self.ratio) & there
         filling = self.param("mask_token", TABLE_INIT, (size,), jnp.float32)
         filling = filling.astype(pixels.dtype)[None, None]
         visible = unpatchify(jnp.where(chosen[..., None], filling, pixels), grid, image.shape[1:3])
-        fused = reading.fuse(image=reading.encode_image(visible, train=train), train=train)
+        fused = clean.fuse(image=clean.encode_image(visible, train=train), train=train)
         dense = nn.Dense(size, kernel_init=KERNEL_INIT, name="pixels")
         predicted = dense(fused.image[:, -cells:])
         return {"predicted": predicted, "pixels": pixels, "chosen": chosen}

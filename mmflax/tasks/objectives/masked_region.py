@@ -17,7 +17,7 @@ from mmflax.losses.masked import masked_feature_loss, masked_region_kl
 from mmflax.models.encoders.regions import join_regions
 from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.tasks.inputs import of_regions
-from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
+from mmflax.tasks.objectives.objective import CleanPass, Objective, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -28,23 +28,23 @@ class MaskedRegions(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        encoder: Any = reading.backbone.image_encoder
-        if not of_regions(reading.backbone):
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        encoder: Any = clean.backbone.image_encoder
+        if not of_regions(clean.backbone):
             raise MmflaxError(
                 "The objective 'masked_region' hides regions from an image encoder of regions, and "
                 f"{type(encoder).__name__} reads pixels; set model.image_encoder.name='regions', "
                 "or remove task.objectives.masked_region."
             )
-        batch, mask = reading.batch, reading.encoded.image_mask
-        regions = reading.require("masked_region", "regions")
+        batch, mask = clean.batch, clean.encoded.image_mask
+        regions = clean.require("masked_region", "regions")
         draw = jax.random.uniform(draw_key(self, train), mask.shape)
         least = jnp.where(mask, draw, 2.0).min(axis=1, keepdims=True)
         chosen = mask & ((draw < self.rate) | (draw == least))
         visible = jnp.where(chosen[..., None], jnp.zeros_like(regions), regions)
         masked = {"masked": chosen} if encoder.mask_embedding else {}
         image = encoder(join_regions(visible, batch.get("boxes")), mask, train=train, **masked)
-        fused = reading.fuse(image=image, train=train)
+        fused = clean.fuse(image=image, train=train)
 
         def dense(size: int, name: str) -> nn.Dense:
             return nn.Dense(size, kernel_init=KERNEL_INIT, name=name)

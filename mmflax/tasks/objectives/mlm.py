@@ -14,7 +14,7 @@ from mmflax.errors import MmflaxError
 from mmflax.losses.generation import next_word_loss
 from mmflax.losses.masked import mask_words
 from mmflax.models.heads import MLMHead
-from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
+from mmflax.tasks.objectives.objective import CleanPass, Objective, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -31,22 +31,22 @@ class MaskedWords(nn.Module):
     epsilon: float = 1e-12
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        tokens = reading.batch["tokens"]
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        tokens = clean.batch["tokens"]
         hidden, chosen = mask_words(
             draw_key(self, train),
             tokens,
-            reading.encoded.text_mask,
+            clean.encoded.text_mask,
             vocab_size=self.vocab_size,
             mask_id=self.mask_id,
             special_ids=self.special_ids,
             continuation=self.continuation,
             rate=self.rate,
         )
-        words = reading.encode_text(hidden, train=train)
-        fused = reading.fuse(text=words, train=train)
+        words = clean.encode_text(hidden, train=train)
+        fused = clean.fuse(text=words, train=train)
         head = MLMHead(self.vocab_size, epsilon=self.epsilon, name="words")
-        logits = head(fused.text, reading.word_table if self.tied else None)
+        logits = head(fused.text, clean.word_table if self.tied else None)
         return {"logits": logits, "tokens": tokens, "chosen": chosen}
 
 

@@ -18,7 +18,7 @@ from mmflax.tasks.task import Batch, Outputs
 
 
 class Objective(NamedTuple):
-    """`module(reading, *, train) -> outputs` holds the heads; the rest is pure.
+    """`module(clean, *, train) -> outputs` holds the heads; the rest is pure.
 
     - `loss(outputs, batch) -> [b]`
     - `metrics(outputs, batch) -> {name: (sum [b], count [b])}`, beside the loss itself
@@ -30,7 +30,7 @@ class Objective(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class CleanPass:
     """A batch as the backbone read it, with nothing hidden from it.
 
     `others` are the outputs of the objectives before this one, by name. Objectives that hide or
@@ -89,7 +89,7 @@ class Reading:
         train: bool,
     ) -> Any:
         """`Fused` of these streams and masks; what is left out is the clean pass's."""
-        clean, fusion = self.encoded, self.backbone.fusion
+        encoded, fusion = self.encoded, self.backbone.fusion
         if fusion.num_layers_read:
             raise MmflaxError(
                 f"{type(fusion).__name__} reads layers inside the encoders, which are not kept for "
@@ -98,10 +98,10 @@ class Reading:
             )
         more = {"causal": True} if causal else {}
         return fusion(
-            clean.image_tokens if image is None else image,
-            clean.text_tokens if text is None else text,
-            clean.image_mask if image_mask is None else image_mask,
-            clean.text_mask if text_mask is None else text_mask,
+            encoded.patches if image is None else image,
+            encoded.words if text is None else text,
+            encoded.image_mask if image_mask is None else image_mask,
+            encoded.text_mask if text_mask is None else text_mask,
             train=train,
             **more,
         )

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from mmflax.errors import MmflaxError
 from mmflax.losses.generation import prefix_lm_loss, random_prefix
 from mmflax.models.heads import MLMHead
-from mmflax.tasks.objectives.objective import Objective, Reading, draw_key
+from mmflax.tasks.objectives.objective import CleanPass, Objective, draw_key
 from mmflax.tasks.task import Batch, Outputs
 
 
@@ -24,8 +24,8 @@ class PrefixLM(nn.Module):
     epsilon: float = 1e-12
 
     @nn.compact
-    def __call__(self, reading: Reading, *, train: bool) -> Outputs:
-        backbone = reading.backbone
+    def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
+        backbone = clean.backbone
         for part in (backbone.text_encoder, backbone.fusion):
             if not part.supports_causal:
                 raise MmflaxError(
@@ -33,13 +33,13 @@ class PrefixLM(nn.Module):
                     "does not have; use the text encoder bert with the fusion cross_attention or "
                     "merged_attention, or remove task.objectives.prefix_lm."
                 )
-        clean = reading.encoded
-        prefix = random_prefix(draw_key(self, train), clean.text_mask)
-        words = reading.encode_text(reading.batch["tokens"], causal=True, train=train)
-        fused = reading.fuse(text=words, causal=True, train=train)
+        encoded = clean.encoded
+        prefix = random_prefix(draw_key(self, train), encoded.text_mask)
+        words = clean.encode_text(clean.batch["tokens"], causal=True, train=train)
+        fused = clean.fuse(text=words, causal=True, train=train)
         head = MLMHead(self.vocab_size, epsilon=self.epsilon, name="words")
-        logits = head(fused.text, reading.word_table if self.tied else None)
-        return {"logits": logits, "prefix": prefix, "text_mask": clean.text_mask}
+        logits = head(fused.text, clean.word_table if self.tied else None)
+        return {"logits": logits, "prefix": prefix, "text_mask": encoded.text_mask}
 
 
 def build(*, vocab_size: int, tied: bool = True, epsilon: float = 1e-12) -> Objective:
