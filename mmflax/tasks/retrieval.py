@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from mmflax.errors import MmflaxError
 from mmflax.losses import word_region_loss
 from mmflax.models.heads import WordGrounding
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 from mmflax.tasks.contrast import (
     INIT,
     MAX_SCALE,

@@ -28,8 +28,8 @@ class Captioning(nn.Module):
     def __call__(self, clean: CleanPass, *, train: bool) -> Outputs:
         target, target_mask = clean.require("captioning", "target"), clean.batch["target_mask"]
         given, _, asked = shift(target, target_mask)
-        image, image_mask = clean.encoded.patches, clean.encoded.image_mask
-        decoder = Decoder(
+        image, image_mask = clean.encoded.image_tokens, clean.encoded.image_mask
+        decoder = build_decoder(
             vocab_size=self.vocab_size,
             max_length=target.shape[1],
             name="decoder",

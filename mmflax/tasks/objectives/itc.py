@@ -8,7 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers.blocks import choose
+from mmflax.models.layers.blocks import lookup
 from mmflax.numerics import unit
 from mmflax.tasks.contrast import INIT, Temperature, contrastive_loss, recall_metrics
 from mmflax.tasks.objectives.heads import PairProjection

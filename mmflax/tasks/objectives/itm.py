@@ -37,8 +37,8 @@ class Matching(nn.Module):
             return interleave(take_rows(x, wrong.text), x)
 
         fused = clean.fuse(
-            images(encoded.patches),
-            texts(encoded.words),
+            images(encoded.image_tokens),
+            texts(encoded.text_tokens),
             images(encoded.image_mask),
             texts(encoded.text_mask),
             train=train,

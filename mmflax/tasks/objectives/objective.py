@@ -98,8 +98,8 @@ class CleanPass:
             )
         more = {"causal": True} if causal else {}
         return fusion(
-            encoded.patches if image is None else image,
-            encoded.words if text is None else text,
+            encoded.image_tokens if image is None else image,
+            encoded.text_tokens if text is None else text,
             encoded.image_mask if image_mask is None else image_mask,
             encoded.text_mask if text_mask is None else text_mask,
             train=train,
