@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mmflax.losses.masked import patchify
 from mmflax.models.encoders.base import ImageEncoderBase, TextEncoderBase
 from mmflax.models.fusion.base import Fused, FusionBase
-from mmflax.models.layers.masks import masked_mean, zero_masked
+from mmflax.models.layers.attention import masked_mean, zero_masked
 from mmflax.models.vision_language import VisionLanguageModel
 
 WIDTH, VOCAB, IMAGE_SIZE = 16, 30, 8

@@ -1,13 +1,24 @@
-"""Heads: from a fused pair to scores."""
+"""Pooling of token sequences, and heads from a fused pair to scores."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from mmflax.models.layers.blocks import ACTIVATIONS, TABLE_INIT, LayerNorm, dense, lookup
-from mmflax.models.layers.config import Typed
+from mmflax.errors import MmflaxError
+from mmflax.models.layers.attention import attention_mask, masked_mean
+from mmflax.models.layers.blocks import (
+    ACTIVATIONS,
+    MLP,
+    TABLE_INIT,
+    LayerNorm,
+    MultiHeadAttention,
+    dense,
+    lookup,
+)
+from mmflax.models.layers.config import LayerConfig, Typed
 
 # form: (hidden units per input unit, norm before the activation, epsilon)
 FORMS = {"meter": (1, True, 1e-5), "lxmert": (2, False, 1e-12)}
@@ -93,6 +104,46 @@ class MLMHead(Typed):
             "btd,vd->btv", x, table.astype(x.dtype), preferred_element_type=jnp.float32
         )
         return logits + bias.astype(jnp.float32)[None, None]
+
+
+def pool_tokens(
+    tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None, *, pool: str
+) -> Float[Array, "b d"]:
+    """The pooling that needs no parameters: "cls" (first token) or "gap" (mean of used tokens)."""
+    if pool == "cls":
+        return tokens[:, 0]
+    if pool == "gap":
+        return masked_mean(tokens, mask)
+    raise MmflaxError(f"pool is {pool!r}; expected cls or gap (map is the module MAPHead).")
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling (Zhai et al. 2022, "Scaling Vision Transformers", sec. 3.2).
+
+    A learned probe attends to the tokens, then `x + MLP(norm(x))`; the probe has no residual.
+    There is no dropout; heads, MLP, norm and dtypes are the config's.
+    """
+
+    config: LayerConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None, *, train: bool
+    ) -> Float[Array, "b d"]:
+        config = dataclasses.replace(
+            self.config,
+            attention_dropout_rate=0.0,
+            qkv_bias=True,
+            attention_impl="auto",
+            qk_init="independent",
+        )
+        width = tokens.shape[-1]
+        probe = self.param("probe", TABLE_INIT, (1, 1, width), config.param_dtype)
+        probe = jnp.broadcast_to(probe.astype(tokens.dtype), (tokens.shape[0], 1, width))
+        attend = MultiHeadAttention(config, name="attention")
+        x = attend(probe, tokens, mask=attention_mask(mask), train=train)
+        y = MLP(config, name="mlp")(LayerNorm(name="mlp_norm", **config.norm)(x))
+        return (x + y)[:, 0]
 
 
 def name_logits(logits: Mapping[str, Array]) -> dict[str, Array]:

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.heads import MAPHead, pool_tokens
 from mmflax.models.layers.blocks import KERNEL_INIT, lookup
-from mmflax.models.layers.pooling import MAPHead, pool_tokens
 from mmflax.models.vision_language import read_encoder, read_image
 from mmflax.numerics import unit
 from mmflax.tasks.inputs import image_mask, picture

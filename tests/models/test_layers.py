@@ -7,11 +7,11 @@ import pytest
 from jax.sharding import AxisType
 
 from mmflax.errors import MmflaxError
+from mmflax.models.heads import MAPHead, pool_tokens
+from mmflax.models.layers.attention import masked_mean
 from mmflax.models.layers.blocks import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
 from mmflax.models.layers.config import LayerConfig
-from mmflax.models.layers.masks import masked_mean
 from mmflax.models.layers.platform import platform
-from mmflax.models.layers.pooling import MAPHead, pool_tokens
 from mmflax.models.layers.product import widening_product
 
 

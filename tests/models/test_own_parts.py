@@ -49,7 +49,7 @@ FUSION = """
 import flax.linen as nn
 import jax.numpy as jnp
 from mmflax.models.fusion.base import Fused, Fusion
-from mmflax.models.layers.masks import masked_mean
+from mmflax.models.layers.attention import masked_mean
 from mmflax.registry import make
 
 class Means(Fusion):

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmflax.errors import MmflaxError
 from mmflax.models.decoder.layer import DecoderLayer, KeyValue
 from mmflax.models.heads import MLMHead
+from mmflax.models.layers.attention import attention_mask, causal_mask
 from mmflax.models.layers.blocks import (
     NORM_STYLES,
     LayerNorm,
@@ -29,7 +30,6 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, StackConfig
-from mmflax.models.layers.masks import attention_mask, causal_mask
 from mmflax.models.layers.stack import REMAT_POLICIES, sow_states
 from mmflax.registry import flat, make
 

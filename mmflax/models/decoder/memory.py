@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.layers.attention import zero_masked
 from mmflax.models.layers.blocks import constrain_batch, dense, embedding_table
 from mmflax.models.layers.config import Typed
-from mmflax.models.layers.masks import zero_masked
 from mmflax.models.vision_language import Encoded
 
 # What a memory may hold, and the streams each is made of.

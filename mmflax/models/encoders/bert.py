@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.models.encoders.base import TextEncoderBase, variant_sizes
+from mmflax.models.layers.attention import text_attention_mask
 from mmflax.models.layers.blocks import (
     Block,
     LayerNorm,
@@ -18,7 +19,6 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
-from mmflax.models.layers.masks import text_attention_mask
 from mmflax.models.layers.stack import Stack
 from mmflax.registry import flat, make
 

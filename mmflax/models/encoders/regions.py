@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.base import ImageEncoderBase
+from mmflax.models.layers.attention import attention_mask, zero_masked
 from mmflax.models.layers.blocks import (
     Block,
     LayerNorm,
@@ -32,7 +33,6 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
-from mmflax.models.layers.masks import attention_mask, zero_masked
 from mmflax.models.layers.stack import Stack
 from mmflax.registry import flat, make
 

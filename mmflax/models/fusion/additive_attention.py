@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.models.fusion.base import Fused, Fusion, Mask
-from mmflax.models.layers.attention import masked_softmax
+from mmflax.models.layers.attention import attention_mask, masked_softmax
 from mmflax.models.layers.blocks import (
     NORM_STYLES,
     Block,
@@ -27,7 +27,6 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, Typed
-from mmflax.models.layers.masks import attention_mask
 from mmflax.registry import make
 
 

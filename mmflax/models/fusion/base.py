@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
+from mmflax.models.heads import pool_tokens
+from mmflax.models.layers.attention import zero_masked
 from mmflax.models.layers.blocks import (
     NORM_STYLES,
     Block,
@@ -24,8 +26,6 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
-from mmflax.models.layers.masks import zero_masked
-from mmflax.models.layers.pooling import pool_tokens
 from mmflax.models.layers.stack import Stack
 from mmflax.registry import flat
 

@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fusion, ImageType, Mask
 from mmflax.models.fusion.co_attention import CoAttentionLayer
+from mmflax.models.layers.attention import attention_mask
 from mmflax.models.layers.blocks import LayerNorm, lookup
-from mmflax.models.layers.masks import attention_mask
 from mmflax.registry import make
 
 # link -> what its numbers start at; None has none.

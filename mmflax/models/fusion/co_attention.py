@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fused, Fusion, ImageType, Mask
+from mmflax.models.layers.attention import attention_mask
 from mmflax.models.layers.blocks import (
     Block,
     LayerNorm,
@@ -27,7 +28,6 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig
-from mmflax.models.layers.masks import attention_mask
 from mmflax.registry import make
 
 FORMS = {"meter": True, "lxmert": False}  # whether each stream has its own cross-attention

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.attention import attention_mask
 from mmflax.models.layers.blocks import Block, Pooler, lookup
 from mmflax.models.layers.config import LayerConfig
-from mmflax.models.layers.masks import attention_mask
 from mmflax.models.layers.stack import Stack
 from mmflax.registry import make
 

@@ -14,8 +14,8 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.attention import attention_mask, text_attention_mask
 from mmflax.models.layers.blocks import lookup
-from mmflax.models.layers.masks import attention_mask, text_attention_mask
 from mmflax.registry import make
 
 DIRECTIONS = {"text_reads_image": True, "image_reads_text": False}

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.attention import attention_mask
 from mmflax.models.layers.blocks import MultiHeadAttention, dense
-from mmflax.models.layers.masks import attention_mask
 from mmflax.registry import make
 
 

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from mmflax.models.fusion.base import Fused, Fusion, ImageType, Mask
+from mmflax.models.layers.attention import attention_mask, both_masks, joint_mask, zero_masked
 from mmflax.models.layers.blocks import LayerNorm, Pooler, lookup
 from mmflax.models.layers.config import LayerConfig
-from mmflax.models.layers.masks import attention_mask, both_masks, joint_mask, zero_masked
 from mmflax.registry import flat, make
 
 # form: (projects, and pools both; adds types; normalizes the joined tokens first)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.layers.attention import attention_mask, joint_mask
 from mmflax.models.layers.blocks import dense, lookup
-from mmflax.models.layers.masks import attention_mask, joint_mask
 
 Operator = Callable[[Array, Array], Array]
 PLACEMENTS = {"early": (True, False), "late": (False, True), "hybrid": (True, True)}

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from mmflax.losses.generation import next_word_loss, shift
 from mmflax.models.decoder.decoder import build as build_decoder
-from mmflax.models.layers.masks import zero_masked
+from mmflax.models.layers.attention import zero_masked
 from mmflax.tasks.objectives.objective import CleanPass, Objective
 from mmflax.tasks.task import Batch, Outputs
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mmflax.batch_keys import require
 from mmflax.errors import MmflaxError
 from mmflax.metrics.accuracy import Metric
-from mmflax.models.layers.masks import masked_mean
+from mmflax.models.layers.attention import masked_mean
 from mmflax.models.vision_language import Encoded
 from mmflax.tasks.task import Batch, Outputs
 

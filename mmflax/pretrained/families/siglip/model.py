@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.models.encoders import siglip_text, vit
-from mmflax.models.layers.pooling import MAPHead
+from mmflax.models.heads import MAPHead
 from mmflax.pretrained.families.base import built
 from mmflax.pretrained.families.dual_encoder import DualEncoder
 

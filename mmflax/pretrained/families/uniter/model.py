@@ -18,10 +18,9 @@ from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.merged_attention import MergedAttention
 from mmflax.models.fusion.merged_attention import build as build_fusion
 from mmflax.models.heads import MLMHead, VQAHead
-from mmflax.models.layers.attention import masked_softmax
+from mmflax.models.layers.attention import attention_mask, joint_mask, masked_softmax
 from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, lookup
 from mmflax.models.layers.config import LayerConfig, Typed
-from mmflax.models.layers.masks import attention_mask, joint_mask
 from mmflax.pretrained.families import region_inputs
 from mmflax.pretrained.families.base import built, word_logits
 
