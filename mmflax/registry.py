@@ -12,6 +12,8 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import math
+import os
 import pkgutil
 import types
 import typing
@@ -58,8 +60,7 @@ def build(package: str, where: str, fields: Mapping[str, Any], **given: Any) -> 
     """
     fields = dict(fields)
     name = fields.pop("name", None)
-    if not isinstance(name, str) or not name:
-        raise MmflaxError(f"{where}.name is missing; expected one of {', '.join(names(package))}.")
+    check_name(package, where, name)
     builder = _builder(package, where, name)
     known = keywords(builder)
     taken = {key: value for key, value in given.items() if key in known}
@@ -77,6 +78,13 @@ def build(package: str, where: str, fields: Mapping[str, Any], **given: Any) -> 
     if missing:
         raise MmflaxError(f"{where} ({name}) needs {', '.join(missing)}; add it to the config.")
     return builder(**fields, **taken)
+
+
+def check_name(package: str, where: str, name: Any) -> None:
+    """Raises unless a name is of a module with ``build``, here or by a dotted path."""
+    if not isinstance(name, str) or not name:
+        raise MmflaxError(f"{where}.name is missing; expected one of {', '.join(names(package))}.")
+    _builder(package, where, name)
 
 
 def keywords_of(package: str, where: str, name: str) -> dict[str, inspect.Parameter]:
@@ -206,9 +214,13 @@ def _path(package: str, name: str) -> str:
 
 def check_type(where: str, value: Any, annotation: Any) -> None:
     """Checks the plain types that configs hold; anything richer is the builder's to judge."""
-    allowed = _plain_types(annotation)
-    if allowed is None:
-        return
+    allowed = plain_types(annotation)
+    if allowed is not None:
+        check_types(where, value, allowed)
+
+
+def check_types(where: str, value: Any, allowed: set[type]) -> None:
+    """Raises unless the value is of one of the types; an int is a float, a bool is no int."""
     if isinstance(value, bool):
         good = bool in allowed
     elif isinstance(value, int) and float in allowed:
@@ -218,18 +230,23 @@ def check_type(where: str, value: Any, annotation: Any) -> None:
     if not good:
         expected = " or ".join(sorted("None" if t is type(None) else t.__name__ for t in allowed))
         raise MmflaxError(f"{where} is {value!r} ({type(value).__name__}); expected {expected}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise MmflaxError(f"{where} is {value!r}; expected a finite number.")
 
 
-def _plain_types(annotation: Any) -> set[type] | None:
+def plain_types(annotation: Any) -> set[type] | None:
     """The plain types an annotation admits, or None where it admits others too."""
     if annotation is None:
         return {type(None)}
     if annotation in (int, float, bool, str, type(None)):
         return {annotation}
+    kind = typing.get_origin(annotation) or annotation
+    if inspect.isclass(kind) and issubclass(kind, os.PathLike):
+        return {str, os.PathLike}
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         found: set[type] = set()
         for part in typing.get_args(annotation):
-            inner = _plain_types(part)
+            inner = plain_types(part)
             if inner is None:
                 return None
             found |= inner

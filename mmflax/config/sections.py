@@ -1,14 +1,83 @@
 """The sections of a config whose keys are our own: one frozen dataclass each.
 
 The keys of the other sections (``model``, ``task``, ``optim``, ``processor``, ``augment`` and the
-data set's part of ``data``) are the keywords of the builder that the section names.
+data set's part of ``data``) are the keywords of builders; see `mmflax.config.schema`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fractions
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from mmflax.config.section import Section, ranged
+from mmflax.errors import MmflaxError
+
+AXES = ("data", "fsdp", "tensor")
+PARTS = ("image_encoder", "text_encoder", "fusion")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """The training loop. One of ``steps`` and ``epochs`` is given.
+
+    Attributes:
+      steps: of the whole run.
+      epochs: passes over the training split, in place of ``steps``.
+      accumulate: micro-batches of a step.
+      ema_decay: per step, of the parameters' moving average; None keeps none.
+      log_every: steps.
+      eval_every: steps; None evaluates at the end only.
+      checkpoint_every: steps; None saves at the end only.
+      max_skipped_in_row: updates with non-finite gradients in a row that end the run.
+    """
+
+    section = "train"
+    steps: int | None = ranged(None, least=1)
+    epochs: float | None = ranged(None, above=0)
+    accumulate: int = ranged(1, least=1)
+    ema_decay: float | None = ranged(None, least=0, below=1)
+    log_every: int = ranged(50, least=1)
+    eval_every: int | None = ranged(None, least=1)
+    checkpoint_every: int | None = ranged(None, least=1)
+    max_skipped_in_row: int = ranged(10, least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither" if self.steps is None else "both"
+            raise MmflaxError(
+                f"The config gives {given} of train.steps and train.epochs; give one of them."
+            )
+
+    def total_steps(self, examples: int, batch_size: int) -> int:
+        """Steps of the run over a training split of so many examples."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        epochs = fractions.Fraction(self.epochs).limit_denominator(10**6)
+        return math.ceil(epochs * examples / batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """The input pipeline's part of ``data``.
+
+    Attributes:
+      batch_size: rows of the global batch.
+      num_threads: that make batches; 0 makes them in the training loop.
+      prefetch: batches ready at most.
+      max_bad_fraction: share of examples whose image may be unreadable.
+    """
+
+    section = "data"
+    batch_size: int = ranged(least=1)
+    num_threads: int = ranged(2, least=0)
+    prefetch: int = ranged(2, least=0)
+    max_bad_fraction: float = ranged(0.0, least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,3 +100,86 @@ class EvaluationConfig(Section):
     bootstrap: int = ranged(1000, least=0)
     rerank: int = ranged(64, least=0)
     views: tuple[str, ...] = ("full", "text_only", "image_only")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Section):
+    """Which checkpoints are kept; see `mmflax.checkpoints.store.Store`."""
+
+    section = "checkpoint"
+    keep_last: int = ranged(3, least=1)
+    keep_best: int = ranged(0, least=0)
+    best_metric: str | None = None
+    best_mode: str = ranged("max", choices=("max", "min"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_best and not self.best_metric:
+            raise MmflaxError(
+                f"checkpoint.keep_best is {self.keep_best} without checkpoint.best_metric; name "
+                "the metric, such as 'validation/accuracy'."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Section):
+    """The device mesh.
+
+    Attributes:
+      data: replicas; -1, for one of the three, is all devices left.
+      fsdp: parts into which parameters are split.
+      tensor: parts into which attention heads and MLP columns are split.
+      rules: ``(path regex, axes)``, which decide before the built-in rules where parameters lie; an
+        axis (or None, or several) for each dimension, ``()`` replicates.
+    """
+
+    section = "mesh"
+    data: int = ranged(-1, least=-1)
+    fsdp: int = ranged(1, least=-1)
+    tensor: int = ranged(1, least=-1)
+    rules: Any = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = [getattr(self, axis) for axis in AXES]
+        if 0 in sizes or sizes.count(-1) > 1:
+            raise MmflaxError(
+                f"mesh data x fsdp x tensor is {'x'.join(map(str, sizes))}; expected sizes above "
+                "0, of which one may be -1 (all devices left)."
+            )
+        if isinstance(self.rules, str) or not isinstance(self.rules, Sequence):
+            raise MmflaxError(f"mesh.rules is {self.rules!r}; expected (path regex, axes) pairs.")
+        object.__setattr__(self, "rules", tuple(map(_rule, self.rules)))
+
+
+def regexes(where: str, patterns: Any) -> tuple[str, ...]:
+    """The patterns as a tuple, if each is a regular expression."""
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(patterns, Sequence):
+        raise MmflaxError(f"{where} is {patterns!r}; expected regular expressions.")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise MmflaxError(f"{where} has {pattern!r}, which is no regex: {error}.") from None
+    return tuple(patterns)
+
+
+def _rule(rule: Any) -> tuple[str, tuple[Any, ...]]:
+    """A rule of ``mesh.rules`` with tuples, which JSON gives back as lists."""
+    if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
+        raise MmflaxError(
+            f"mesh.rules has {rule!r}; expected (path regex, axes), such as (r'/gamma$', ())."
+        )
+    (pattern,) = regexes("mesh.rules", rule[:1])
+    if isinstance(rule[1], str) or not isinstance(rule[1], Sequence):
+        raise MmflaxError(f"mesh.rules gives {pattern!r} the axes {rule[1]!r}; expected a tuple.")
+    axes = tuple(tuple(axis) if isinstance(axis, list) else axis for axis in rule[1])
+    for axis in axes:
+        for name in axis if isinstance(axis, tuple) else (axis,):
+            if name is not None and name not in AXES:
+                raise MmflaxError(
+                    f"mesh.rules gives {pattern!r} the axis {name!r}; expected None or one of "
+                    f"{', '.join(AXES)}."
+                )
+    return pattern, axes

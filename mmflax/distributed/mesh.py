@@ -64,6 +64,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def with_rules(rules: Rules) -> tuple[Rule, ...]:
+    """A user's rules before the built-in ones, which then need not match anything."""
+    return (*(Rule(*rule) for rule in rules), *(rule._replace(optional=True) for rule in RULES))
+
+
 def make_mesh(
     data: int = -1,
     fsdp: int = 1,
@@ -113,12 +118,14 @@ def param_specs(params: Any, rules: Rules, mesh: Mesh) -> Any:
     """
     rows = [Rule(*rule) for rule in rules]
     idle = {row.pattern for row in rows if not row.optional}
+    splits = mesh.size > mesh.shape["data"]
     problems: list[str] = []
 
     def place(name: str, leaf: Any) -> NamedSharding:
         row = next((row for row in rows if re.search(row.pattern, name)), None)
         if row is None:
-            problems.append(f"no rule matches parameter {name} {list(leaf.shape)}")
+            if splits:
+                problems.append(f"no rule matches parameter {name} {list(leaf.shape)}")
             return NamedSharding(mesh, PartitionSpec())
         idle.discard(row.pattern)
         axes = tuple(row.axes)
@@ -135,7 +142,13 @@ def param_specs(params: Any, rules: Rules, mesh: Mesh) -> Any:
     if problems:
         shown = "; ".join(problems[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise MmflaxError(f"the mesh rules do not fit the model: {shown}{more}")
+        hint = ""
+        if "no rule matches" in shown:
+            hint = (
+                "; add a (path regex, axes) pair to mesh.rules, such as (r'/gamma$', ()), whose () "
+                "keeps the parameter whole on every device"
+            )
+        raise MmflaxError(f"the mesh rules do not fit the model: {shown}{more}{hint}")
     return specs
 
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import jax
 
-from mmflax.config.reading import check_same_run, differences
+from mmflax.config.compare import check_same_run, differences
 from mmflax.errors import MmflaxError
 from mmflax.run import ablation_report
 from mmflax.run.build import Experiment
+from mmflax.run.check import check
 from mmflax.run.evaluate import evaluate, metric_names
 from mmflax.run.match_parameters import TOLERANCE, Variant, switch, variants
 from mmflax.run.train import train
@@ -103,7 +104,7 @@ def ablate(
     kind_of = {variant.kind: variant for variant in (run.variant for run in runs)}
     found = {
         "split": split,
-        "steps": config["train"]["steps"],
+        "steps": config["train"].get("steps") or f"{config['train']['epochs']} epochs",
         "matched_within": TOLERANCE if match else None,
         **ablation_report.summarize(
             [(run.variant.kind, run.seed, _result(run, split)) for run in runs],
@@ -137,8 +138,9 @@ def plan(
             "at least 1."
         )
     checked = Experiment(config)
+    check(checked)
     for kind in kinds:
-        switch(config, kind)
+        check(Experiment(switch(config, kind)[0]))
     if jax.process_count() > 1 or (jobs > 1 and jax.default_backend() != "cpu"):
         raise MmflaxError(
             f"{jobs} jobs on {jax.process_count()} process(es) of {jax.default_backend()}: an "

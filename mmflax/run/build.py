@@ -8,16 +8,13 @@ seed           of parameters, dropout and the order of the data
 model          ``image_encoder``, ``text_encoder``, ``fusion``: each a name and its keywords; and
                ``modality_dropout``, the share of examples trained without image or text
 task           a name and its keywords
-data           a dataset's name and keywords, and the pipeline's (``PIPELINE`` below)
+data           a data set's name and keywords, and those of `mmflax.config.sections.DataConfig`
 processor      keywords of ``mmflax.data.processor.Processor.learn``; ``from`` = a public
                checkpoint, or several, whose tokenizer and image preprocessing are used
-optim          keywords of ``mmflax.training.optim.build``; ``total_steps`` is ``train.steps``
-mesh           sizes of ``data``, ``fsdp``, ``tensor``; -1 = what is left
-train          ``TRAIN`` below
-evaluation     `mmflax.config.sections.EvaluationConfig`
-checkpoint     keywords of ``mmflax.checkpoints.store.Store``
-init           where the weights come from, see ``mmflax.run.init_from``; left out = random
+optim          keywords of ``mmflax.training.optim.build``; ``total_steps`` is the run's
 augment        keywords of ``mmflax.data.augment.build``; left out = the examples as they are
+others         ``train``, ``evaluation``, ``checkpoint``, ``mesh``, ``init``: the dataclasses of
+               `mmflax.config.sections`
 =============  ===================================================================================
 """
 
@@ -25,8 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,7 +31,8 @@ import jax.numpy as jnp
 
 from mmflax import registry
 from mmflax.checkpoints.store import Store
-from mmflax.config.sections import EvaluationConfig
+from mmflax.config import schema, sections
+from mmflax.config.section import check_range
 from mmflax.data import augment
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
@@ -47,26 +43,11 @@ from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.pretrained import hub
 from mmflax.pretrained.processor import PublishedProcessor
 from mmflax.tasks.task import Task
-from mmflax.training import observe, optim
+from mmflax.training import optim
 from mmflax.training.state import abstract_sharded
 
-PIPELINE = dict(batch_size=None, num_threads=2, prefetch=2, max_bad_fraction=0.0)
-TRAIN = dict(
-    steps=None,
-    accumulate=1,
-    ema_decay=None,
-    log_every=50,
-    eval_every=None,
-    checkpoint_every=None,
-    max_skipped_in_row=10,
-)
-_SECTIONS = (
-    "seed", "model", "task", "data", "processor", "optim", "mesh", "train", "evaluation",
-    "checkpoint", "augment", "init",
-)  # fmt: skip
-_OPTIONAL = ("mesh", "evaluation", "checkpoint", "seed", "augment", "init")
-_PARTS = ("image_encoder", "text_encoder", "fusion")
-_MODEL = (*_PARTS, "modality_dropout")
+# Steps of a schedule where no step is taken: the shape of the optimizer's state is all that counts.
+_ANY_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,52 +57,76 @@ class Experiment:
     config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        registry.check_fields("config", dict.fromkeys(self.config), dict.fromkeys(_SECTIONS))
-        missing = [key for key in _SECTIONS[1:] if key not in self.config and key not in _OPTIONAL]
+        known = dict.fromkeys((*schema.REQUIRED, *schema.OPTIONAL))
+        registry.check_fields("config", dict.fromkeys(self.config), known)
+        missing = [key for key in schema.REQUIRED if key not in self.config]
         if missing:
             raise MmflaxError(f"The config has no {', '.join(missing)}; add it.")
-        registry.check_fields("model", self.config["model"].keys(), dict.fromkeys(_MODEL))
-        absent = [part for part in _PARTS if part not in self.config["model"]]
+        known = dict.fromkeys((*sections.PARTS, "modality_dropout"))
+        registry.check_fields("model", self.config["model"].keys(), known)
+        absent = [part for part in sections.PARTS if part not in self.config["model"]]
         if absent:
             raise MmflaxError(f"The config has no model.{absent[0]}; add it.")
-        for section, least in (("data.batch_size", 1), ("train.steps", 1), ("train.accumulate", 1)):
-            group, key = section.split(".")
-            value = getattr(self, group).get(key)
-            if not isinstance(value, int) or value < least:
-                raise MmflaxError(f"{section} is {value!r}; expected a whole number above 0.")
-
-    # The config's sections, with defaults filled in and unknown keys refused.
+        # Each checks itself when it is made.
+        _ = self.train, self.data, self.evaluation, self.checkpoint, self.devices
+        registry.check_type("seed", self.seed, int)
+        check_range("seed", self.seed, least=0)
+        rate = self.config["model"].get("modality_dropout", 0.0)
+        registry.check_type("model.modality_dropout", rate, float)
+        check_range("model.modality_dropout", rate, least=0, below=1)
 
     @property
     def seed(self) -> int:
-        return int(self.config.get("seed", 0))
+        return self.config.get("seed", 0)
 
     @functools.cached_property
-    def train(self) -> dict[str, Any]:
-        return _section("train", self.config["train"], TRAIN)
+    def train(self) -> sections.TrainConfig:
+        return sections.TrainConfig.read(self.config["train"])
 
     @functools.cached_property
-    def data(self) -> dict[str, Any]:
-        """The pipeline's fields; the dataset's are left to ``dataset``."""
-        given = {k: v for k, v in self.config["data"].items() if k in PIPELINE}
-        return _section("data", given, PIPELINE)
+    def data(self) -> sections.DataConfig:
+        """The pipeline's fields; the data set's are left to ``dataset``."""
+        known = {field.name for field in dataclasses.fields(sections.DataConfig)}
+        given = {key: value for key, value in self.config["data"].items() if key in known}
+        return sections.DataConfig.read(given)
 
     @functools.cached_property
-    def evaluation(self) -> EvaluationConfig:
+    def evaluation(self) -> sections.EvaluationConfig:
         """With the training's batch size where the config gives none."""
         given = {k: v for k, v in self.config.get("evaluation", {}).items() if v is not None}
-        evaluation = EvaluationConfig.read({"batch_size": self.data["batch_size"], **given})
+        evaluation = sections.EvaluationConfig.read({"batch_size": self.data.batch_size, **given})
         check_views(evaluation.views)
         return evaluation
 
+    @functools.cached_property
+    def checkpoint(self) -> sections.CheckpointConfig:
+        return sections.CheckpointConfig.read(self.config.get("checkpoint", {}))
+
+    @functools.cached_property
+    def devices(self) -> sections.MeshConfig:
+        """The sizes of the mesh and the path rules."""
+        return sections.MeshConfig.read(self.config.get("mesh", {}))
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run; with ``train.epochs`` only after ``of_length``."""
+        if self.train.steps is None:
+            raise MmflaxError("The steps of train.epochs are known once the data are open.")
+        return self.train.steps
+
+    def of_length(self, examples: int) -> Experiment:
+        """With ``train.steps`` in place of ``train.epochs``, for a train split of this length."""
+        steps = self.train.total_steps(examples, self.data.batch_size)
+        train = {**self.config["train"], "steps": steps, "epochs": None}
+        return Experiment({**self.config, "train": train})
+
     def mesh(self, devices: Any = None) -> jax.sharding.Mesh:
         """The mesh over all (or the given) devices; the batch must divide over it."""
-        fields = dict(self.config.get("mesh", {}))
-        registry.check_fields("mesh", fields, inspect.signature(meshes.make_mesh).parameters)
-        mesh = meshes.make_mesh(**fields, devices=devices)
+        sizes = {axis: getattr(self.devices, axis) for axis in sections.AXES}
+        mesh = meshes.make_mesh(**sizes, devices=devices)
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         for where, size in (
-            ("data.batch_size", self.data["batch_size"]),
+            ("data.batch_size", self.data.batch_size),
             ("evaluation.batch_size", self.evaluation.batch_size),
         ):
             if size % shards:
@@ -129,7 +134,7 @@ class Experiment:
                     f"{where} is {size}, which does not divide over data x fsdp = {shards} "
                     f"devices; make it a multiple, such as {-(-size // shards) * shards}."
                 )
-        rows, parts = self.data["batch_size"], self.train["accumulate"]
+        rows, parts = self.data.batch_size, self.train.accumulate
         if rows % (parts * shards):
             raise MmflaxError(
                 f"data.batch_size is {rows}, which does not divide into train.accumulate = {parts} "
@@ -137,37 +142,49 @@ class Experiment:
             )
         return mesh
 
+    @property
+    def rules(self) -> meshes.Rules:
+        """Where parameters lie: the config's rules before the built-in ones."""
+        return meshes.with_rules(self.devices.rules)
+
     def dataset(self) -> Dataset:
         """Prepares (if need be) and opens the data."""
-        fields = {k: v for k, v in self.config["data"].items() if k not in PIPELINE}
+        known = {field.name for field in dataclasses.fields(sections.DataConfig)}
         return registry.build(
             "mmflax.data.datasets",
             "data",
-            fields,
-            max_bad_fraction=self.data["max_bad_fraction"],
+            {key: value for key, value in self.config["data"].items() if key not in known},
+            max_bad_fraction=self.data.max_bad_fraction,
         )
 
     def learn_processor(self, dataset: Dataset) -> Processor:
         """The processor of a new run: answers and vocabulary come from the train split."""
         fields = dict(self.config["processor"])
-        known = dict(inspect.signature(Processor.learn).parameters)
-        for name in ("fields", "dataset", "published"):
-            known.pop(name)
-        own = {f.name: f for f in dataclasses.fields(Processor)}
-        taken = {"answers", "question_types", "tokenizer"}
-        source = fields.pop("from", None)
-        registry.check_fields("processor", fields, known | {k: None for k in own if k not in taken})
+        registry.check_fields("processor", fields, schema.keywords("processor", self.config) or {})
+        fields.pop("from", None)
+        return Processor.learn(dataset, published=self.published, **fields)
+
+    @functools.cached_property
+    def published(self) -> list[PublishedProcessor]:
+        """The preprocessing of the checkpoints that ``processor.from`` names."""
+        source = self.config["processor"].get("from")
         listed = [source] if isinstance(source, str) else list(source or ())
-        published = [_published(one) for one in listed if one]
-        return Processor.learn(dataset, published=published, **fields)
+        return [_published(one) for one in listed if one]
 
     def augment(self) -> Callable[..., Any] | None:
         """What happens to training examples before the processor sees them."""
         fields = dict(self.config.get("augment", {}))
         if not fields:
             return None
-        registry.check_fields("augment", fields, inspect.signature(augment.build).parameters)
+        registry.check_fields("augment", fields, schema.keywords("augment", self.config) or {})
         return augment.build(**fields)
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether the image encoder reads a detector's regions in place of images."""
+        where = "model.image_encoder"
+        name = self.config["model"]["image_encoder"].get("name")
+        return "num_regions" in registry.keywords_of("mmflax.models.encoders", where, name)
 
     def model(self, processor: Processor) -> VisionLanguageModel:
         """Encoders and fusion for images of this size (or their regions) and this vocabulary."""
@@ -184,8 +201,7 @@ class Experiment:
                 num_regions=processor.num_regions, feature_dim=processor.region_dim
             )
         name = self.config["model"]["image_encoder"].get("name")
-        known = registry.keywords_of("mmflax.models.encoders", "model.image_encoder", name)
-        reads = "image" if "num_regions" not in known else "regions"
+        reads = "regions" if self.reads_regions else "image"
         if not (processor.num_regions if reads == "regions" else processor.image_size):
             raise MmflaxError(
                 f"The image encoder {name!r} reads {reads}, which the data lack; choose "
@@ -204,7 +220,7 @@ class Experiment:
                 self.config["model"][part],
                 **given[part],
             )
-            for part in _PARTS
+            for part in sections.PARTS
         }
         rate = self.config["model"].get("modality_dropout", 0.0)
         return VisionLanguageModel(**parts, **({"modality_dropout": rate} if rate else {}))
@@ -242,20 +258,16 @@ class Experiment:
     def optimizer(self, params: Any) -> tuple[Any, Any]:
         """The optax transformation and its schedule, for these abstract parameters."""
         fields = dict(self.config["optim"])
-        known = dict(inspect.signature(optim.build).parameters)
-        known.pop("params")
-        registry.check_fields("optim", fields, known)
-        if "schedule" not in fields:
-            raise MmflaxError("The config has no optim.schedule; add one, such as warmup_cosine.")
-        schedule = {"total_steps": self.train["steps"], **fields.pop("schedule")}
+        registry.check_fields("optim", fields, schema.keywords("optim", self.config) or {})
+        for key in ("no_decay", "freeze"):
+            sections.regexes(f"optim.{key}", fields.get(key, ()))
+        sections.regexes("optim.lr_multipliers", [r[0] for r in fields.get("lr_multipliers", ())])
+        steps = self.train.steps or _ANY_STEPS
+        schedule = {"total_steps": steps, **fields.pop("schedule")}
         return optim.build(params, schedule=schedule, **fields)
 
     def store(self, workdir: pathlib.Path) -> Store:
-        fields = dict(self.config.get("checkpoint", {}))
-        known = dict(inspect.signature(Store).parameters)
-        known.pop("directory")
-        registry.check_fields("checkpoint", fields, known)
-        return Store(str(workdir / "checkpoints"), **fields)
+        return Store(str(workdir / "checkpoints"), **dataclasses.asdict(self.checkpoint))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,8 +299,9 @@ def assemble(experiment: Experiment, processor: Processor, mesh: jax.sharding.Me
 
     params = jax.eval_shape(whole, jax.random.key(0))
     tx, schedule = experiment.optimizer(params)
-    ema = experiment.train["ema_decay"] is not None
-    abstract = abstract_sharded(init, tx, jax.random.key(experiment.seed), mesh, ema=ema)
+    ema = experiment.train.ema_decay is not None
+    key = jax.random.key(experiment.seed)
+    abstract = abstract_sharded(init, tx, key, mesh, experiment.rules, ema=ema)
     return Built(task, processor, mesh, tx, schedule, abstract, init)
 
 
@@ -305,35 +318,6 @@ def apply_fn(task: Task) -> Callable[..., Any]:
         return task.model.apply({"params": params}, batch, train=train, rngs=rngs)
 
     return apply
-
-
-def training_flops(
-    experiment: Experiment, processor: Processor, mesh: jax.sharding.Mesh
-) -> float | None:
-    """Training FLOPs of one example; None where the device's peak is not known."""
-    if observe.peak_flops(mesh.devices.flat[0].device_kind) is None:
-        return None
-    # Loops and recomputation do not count as work of the model (Chowdhery et al. 2022, appendix B).
-    config = json.loads(json.dumps(experiment.config, default=str))
-    for part in _PARTS:
-        for name in ("scan_layers", "remat"):
-            config["model"][part].pop(name, None)
-    task = Experiment(config).task(processor)
-    batch = example_batch(processor, 1)
-    params = jax.eval_shape(
-        lambda key: task.model.init(key, batch, train=False)["params"], jax.random.key(0)
-    )
-
-    def loss(params: Any) -> Any:
-        outputs: Any = task.model.apply({"params": params}, batch, train=False)
-        return task.loss(outputs, batch).sum()
-
-    return observe.count_flops(jax.grad(loss), params)
-
-
-def _section(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    registry.check_fields(name, given.keys(), defaults)
-    return {**defaults, **given}
 
 
 def _published(source: str) -> Any:

@@ -62,8 +62,8 @@ def evaluator(experiment: Experiment, built: Built) -> Evaluator:
         built.mesh,
         batch_size=experiment.evaluation.batch_size,
         views=experiment.evaluation.views,
-        num_threads=experiment.data["num_threads"],
-        max_bad_fraction=experiment.data["max_bad_fraction"],
+        num_threads=experiment.data.num_threads,
+        max_bad_fraction=experiment.data.max_bad_fraction,
     )
 
 

@@ -12,6 +12,7 @@ from mmflax.data import pipeline
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.run.build import Experiment
+from mmflax.run.check import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Shown:
 def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
     """The first ``rows`` examples of a split as the model gets them; train in training's order."""
     experiment = Experiment(config)
+    check(experiment)
     dataset = experiment.dataset()
     processor = experiment.learn_processor(dataset)
     source = dataset.source(split)

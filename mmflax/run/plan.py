@@ -10,6 +10,7 @@ import jax
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import plan as plans
 from mmflax.run.build import Experiment, assemble, example_batch
+from mmflax.run.check import check
 from mmflax.run.train import train_step
 
 
@@ -17,9 +18,12 @@ def plan(config: Mapping[str, Any], topology: str) -> plans.Plan:
     """Compiles the train step for a TPU topology that need not be there; see ``plans.plan``."""
     experiment = Experiment(config)
     mesh = experiment.mesh(plans.topology_devices(topology))
-    processor = experiment.learn_processor(experiment.dataset())
+    check(experiment)
+    dataset = experiment.dataset()
+    experiment = experiment.of_length(len(dataset.source("train")))
+    processor = experiment.learn_processor(dataset)
     built = assemble(experiment, processor, mesh)
-    shapes = jax.eval_shape(lambda: example_batch(processor, experiment.data["batch_size"]))
+    shapes = jax.eval_shape(lambda: example_batch(processor, experiment.data.batch_size))
     place = meshes.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()

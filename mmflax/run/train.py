@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import jax
 
 from mmflax import paths
-from mmflax.config.reading import check_same_run
+from mmflax.config.compare import check_same_run
+from mmflax.config.sections import PARTS
 from mmflax.data import pipeline
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.run import init_from
-from mmflax.run.build import Built, Experiment, apply_fn, assemble, training_flops
+from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
+from mmflax.run.check import check
 from mmflax.run.evaluate import in_loop
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
@@ -32,11 +35,12 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         check_same_run(former, config, root)
     mesh = experiment.mesh()
     main = processes.is_main()
+    begun_before = former is not None and (root / "processor.json").exists()
+    learned = Processor.load(root) if begun_before else None
+    check(experiment, learned)
     dataset = experiment.dataset()
-    if former is not None and (root / "processor.json").exists():
-        processor = Processor.load(root)
-    else:
-        processor = experiment.learn_processor(dataset)
+    experiment = experiment.of_length(len(dataset.source("train")))
+    processor = learned or experiment.learn_processor(dataset)
     built = assemble(experiment, processor, mesh)
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.
@@ -58,15 +62,15 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     batches = pipeline.train_iterator(
         dataset.source("train"),
         processor,
-        batch_size=experiment.data["batch_size"],
+        batch_size=experiment.data.batch_size,
         seed=experiment.seed,
         process_index=index,
         process_count=count,
         augment=experiment.augment(),
-        max_bad_fraction=experiment.data["max_bad_fraction"],
+        max_bad_fraction=experiment.data.max_bad_fraction,
         on_bad=note_bad_images(root, observers),
-        num_threads=experiment.data["num_threads"],
-        prefetch=experiment.data["prefetch"],
+        num_threads=experiment.data.num_threads,
+        prefetch=experiment.data.prefetch,
     )
     evals = {}
     if experiment.evaluation.split in dataset.splits:
@@ -84,19 +88,20 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
                 built.tx,
                 key,
                 mesh,
-                ema=fields["ema_decay"] is not None,
+                experiment.rules,
+                ema=fields.ema_decay is not None,
                 params=None if begun is None else begun.params(built.init, key),
             ),
             batches=batches,
             mesh=mesh,
-            steps=fields["steps"],
+            steps=experiment.steps,
             store=store,
             evals=evals,
-            log_every=fields["log_every"],
-            eval_every=fields["eval_every"],
-            checkpoint_every=fields["checkpoint_every"],
+            log_every=fields.log_every,
+            eval_every=fields.eval_every,
+            checkpoint_every=fields.checkpoint_every,
             observers=observers,
-            max_skipped_in_row=fields["max_skipped_in_row"],
+            max_skipped_in_row=fields.max_skipped_in_row,
             flops_per_example=training_flops(experiment, processor, mesh),
         )
     finally:
@@ -120,8 +125,32 @@ def train_step(experiment: Experiment, built: Built) -> Callable[..., Any]:
         built.task.loss,
         built.task.metrics,
         built.tx,
-        accumulate=experiment.train["accumulate"],
-        ema_decay=experiment.train["ema_decay"],
+        accumulate=experiment.train.accumulate,
+        ema_decay=experiment.train.ema_decay,
         freeze=experiment.config["optim"].get("freeze", ()),
         schedule=built.schedule,
     )
+
+
+def training_flops(
+    experiment: Experiment, processor: Processor, mesh: jax.sharding.Mesh
+) -> float | None:
+    """Training FLOPs of one example; None where the device's peak is not known."""
+    if observe.peak_flops(mesh.devices.flat[0].device_kind) is None:
+        return None
+    # Loops and recomputation do not count as work of the model (Chowdhery et al. 2022, appendix B).
+    config = json.loads(json.dumps(experiment.config, default=str))
+    for part in PARTS:
+        for name in ("scan_layers", "remat"):
+            config["model"][part].pop(name, None)
+    task = Experiment(config).task(processor)
+    batch = example_batch(processor, 1)
+    params = jax.eval_shape(
+        lambda key: task.model.init(key, batch, train=False)["params"], jax.random.key(0)
+    )
+
+    def loss(params: Any) -> Any:
+        outputs: Any = task.model.apply({"params": params}, batch, train=False)
+        return task.loss(outputs, batch).sum()
+
+    return observe.count_flops(jax.grad(loss), params)

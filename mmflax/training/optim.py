@@ -5,6 +5,7 @@ optimizer here, Adafactor and SGD included.
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmflax import paths
+from mmflax import paths, registry
 from mmflax.errors import MmflaxError
 
 Schedule = Callable[[Any], Any]
@@ -90,16 +91,52 @@ def build(
 def build_schedule(name: str = "constant", **fields: Any) -> Schedule:
     """Update count -> learning rate. Names: constant, warmup_cosine, warmup_linear, rsqrt_cooldown.
 
+    ``warmup_fraction`` (0 to 1, of ``total_steps``) may stand in place of ``warmup_steps``.
+
     Raises:
       MmflaxError: unknown name or field, or steps that leave nothing to decay.
     """
-    if name not in _SCHEDULES:
-        raise MmflaxError(f"unknown schedule {name!r}: known are {', '.join(_SCHEDULES)}")
-    try:
-        schedule: Schedule = _standard_promotion(_SCHEDULES[name](**fields))
-    except TypeError as error:
-        raise MmflaxError(f"schedule {name}: {error}") from None
+    check_schedule({"name": name, **fields})
+    if "warmup_fraction" in fields:
+        fraction = fields.pop("warmup_fraction")
+        fields["warmup_steps"] = round(fraction * fields["total_steps"])
+    missing = [
+        key
+        for key, parameter in registry.keywords(_SCHEDULES[name]).items()
+        if parameter.default is parameter.empty and key not in fields
+    ]
+    if missing:
+        raise MmflaxError(f"optim.schedule ({name}) needs {', '.join(missing)}; add it.")
+    schedule: Schedule = _standard_promotion(_SCHEDULES[name](**fields))
     return schedule
+
+
+def schedule_keywords(name: str) -> dict[str, inspect.Parameter]:
+    """Every key of a schedule's fields."""
+    if name not in _SCHEDULES:
+        raise MmflaxError(
+            f"optim.schedule.name is {name!r}{registry.nearest(name, _SCHEDULES)}; unknown "
+            f"schedule, known are {', '.join(_SCHEDULES)}."
+        )
+    own = inspect.signature(build_schedule).parameters["name"].replace(annotation=str)
+    fraction = own.replace(name="warmup_fraction", annotation=float | None, default=None)
+    return {"name": own, **registry.keywords(_SCHEDULES[name]), fraction.name: fraction}
+
+
+def check_schedule(fields: Mapping[str, Any]) -> None:
+    """Raises for keys, types and values that are wrong whatever the steps of the run."""
+    registry.check_fields(
+        "optim.schedule", fields, schedule_keywords(fields.get("name", "constant"))
+    )
+    for key, value in fields.items():
+        if isinstance(value, (int, float)) and value < 0:
+            raise MmflaxError(f"optim.schedule.{key} is {value}; expected at least 0.")
+    fraction = fields.get("warmup_fraction")
+    if fraction is not None and (fraction >= 1 or "warmup_steps" in fields):
+        raise MmflaxError(
+            f"optim.schedule.warmup_fraction is {fraction}; expected a fraction of the run below "
+            "1, and no warmup_steps beside it."
+        )
 
 
 def _constant(*, peak: float, warmup_steps: int = 0, total_steps: int | None = None) -> Schedule:

@@ -1,8 +1,11 @@
 import pathlib
+import shutil
 
 import pytest
 
-from mmflax.config.reading import check_same_run, differences, load_config
+from mmflax.config import reading
+from mmflax.config.compare import check_same_run, differences
+from mmflax.config.reading import load_config, shipped
 from mmflax.errors import MmflaxError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -47,6 +50,40 @@ def test_bad_overrides_are_one_sentence(file, override, message):
 def test_a_missing_file_suggests_a_shipped_one():
     with pytest.raises(MmflaxError, match="did you mean 'shapes_vqa.py'"):
         load_config("configs/shape_vqa.py")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"mmflax/configs": None, "configs": None}, "mmflax/configs"),
+        ({"configs": None}, None),
+        ({"configs": None, "pyproject.toml": '[project]\nname = "other"'}, None),
+        ({"configs": None, "pyproject.toml": "not toml ["}, None),
+        ({"configs": None, "pyproject.toml": '[project]\nname = "mmflax"'}, "configs"),
+    ],
+)
+def test_only_our_own_configs_are_executed(files, expected, tmp_path):
+    """Beside an installed package, `configs` is somebody else's."""
+    (tmp_path / "mmflax").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).mkdir() if text is None else (tmp_path / name).write_text(text)
+    found = shipped(tmp_path / "mmflax")
+    assert found == (tmp_path / expected if expected else None)
+
+
+def test_an_installed_package_finds_its_own_configs(tmp_path, monkeypatch):
+    root = pathlib.Path(reading.__file__).parents[2]
+    site = tmp_path / "site-packages"
+    shutil.copytree(root / "configs", site / "mmflax" / "configs")
+    (site / "configs").mkdir()
+    for folder in (site / "configs", site / "mmflax" / "configs"):
+        (folder / "stranger.py").write_text("raise SystemExit('executed')")
+    (site / "mmflax" / "configs" / "stranger.py").unlink()
+    monkeypatch.setattr(reading, "__file__", str(site / "mmflax" / "config" / "reading.py"))
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/shapes_vqa.py")["data"]["name"] == "shapes"
+    with pytest.raises(MmflaxError, match="no config file"):
+        load_config("configs/stranger.py")
 
 
 def test_an_error_in_the_file_is_named(tmp_path):

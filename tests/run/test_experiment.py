@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import mmflax
+from mmflax import paths
+from mmflax.checkpoints.trees import to_key_data
 from mmflax.data import pipeline
 from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
@@ -21,13 +23,7 @@ from tests import tiny
 
 
 def leaves(state):
-    return {
-        jax.tree_util.keystr(path): np.asarray(
-            jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            else leaf
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }  # fmt: skip
+    return {path: np.asarray(to_key_data(leaf)) for path, leaf in paths.leaves(state).items()}
 
 
 def test_a_workdir_holds_all_that_later_commands_need(trained):
@@ -168,7 +164,7 @@ def test_modality_views_depend_on_nothing_that_they_leave_out(trained):
         (lambda c: c["optim"].update(weight_deca=0.1), "did you mean 'weight_decay'"),
         (lambda c: c["optim"].update(name="adam"), "known are adamw"),
         (lambda c: c["data"].update(batch_size=12), "multiple"),
-        (lambda c: c["data"].update(batch_size="big"), "expected a whole number"),
+        (lambda c: c["data"].update(batch_size="big"), "batch_size is 'big' .str.; expected int"),
         (lambda c: c["mesh"].update(data=16), "does not fit 8 devices"),
         (lambda c: c["mesh"].update(tensr=2), "did you mean 'tensor'"),
         (lambda c: c["processor"].update(image_sizes=3), "did you mean 'image_size'"),

@@ -1,0 +1,94 @@
+"""Checking a whole config before data are read or anything is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmflax import registry
+from mmflax.config import schema, sections
+from mmflax.data.dataset import Dataset
+from mmflax.data.processor import Processor
+from mmflax.errors import MmflaxError
+from mmflax.run import init_from
+from mmflax.run.build import Experiment, example_batch
+
+
+def check(experiment: Experiment, processor: Processor | None = None) -> None:
+    """Raises unless every key, type, range and shape of the config is right.
+
+    The shapes are those of a model for made-up examples, so optimizer regexes that match no
+    parameter are found, too. What only the data can tell is left: whether the train split has the
+    answers or targets that the task needs, a length that the texts exceed, and, with
+    ``train.epochs``, whether the warm-up is shorter than the run.
+
+    Args:
+      experiment: of the config.
+      processor: a run's own, where it is known.
+
+    Raises:
+      MmflaxError: the first mistake, in one sentence.
+    """
+    config = experiment.config
+    for section in (*schema.NAMED, *schema.FUNCTIONS, "model", "optim.schedule"):
+        given = schema.at(config, section)
+        known = schema.keywords(section, config)
+        if section in schema.NAMED:
+            package, decided = schema.NAMED[section]
+            registry.check_name(package, section, given.get("name"))
+            for key in sorted(set(decided) & set(given) - set(known or {})):
+                raise MmflaxError(
+                    f"{section}.{key} is decided by the rest of the config; remove it."
+                )
+        if known is not None:
+            registry.check_fields(section, given, known)
+    if "schedule" not in config["optim"]:
+        raise MmflaxError("The config has no optim.schedule; add one, such as warmup_cosine.")
+    init = config.get("init") or {}
+    init_from.sources(init)
+    sections.regexes("init.skip", init.get("skip", ()))
+    problems = []
+    for second_images in (False, True):
+        try:
+            _build(experiment, processor or _learn(experiment, second_images))
+            return
+        except MmflaxError as error:
+            problems.append(error)
+        except (TypeError, ValueError) as error:
+            text = " ".join(str(error).split())[:300]
+            wrong = MmflaxError(f"The model of this config does not fit together: {text}")
+            wrong.__cause__ = error
+            problems.append(wrong)
+        if processor is not None:
+            break
+    raise problems[0]
+
+
+def _build(experiment: Experiment, processor: Processor) -> None:
+    """Shapes of the model, and the optimizer for them."""
+    experiment.augment()
+    task = experiment.task(processor)
+    batch = example_batch(processor, 1)
+    params = jax.eval_shape(
+        lambda key: task.model.init(key, batch, train=False)["params"], jax.random.key(0)
+    )
+    experiment.optimizer(params)
+
+
+def _learn(experiment: Experiment, second_images: bool) -> Processor:
+    """The processor of made-up examples, which have whatever a task may need."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    regions = {"regions": np.zeros((1, 2048), np.float32), "boxes": np.zeros((1, 4), np.float32)}
+    seen: dict[str, Any] = regions if experiment.reads_regions else {"image": image}
+    if second_images:
+        seen = seen | {f"second_{key}": value for key, value in seen.items()}
+    text = {"question": "is it there?", "caption": "it is there", "target": "it is"}
+    answers = (experiment.config["task"].get("positive") or "yes", "no")
+    rows = [
+        {**seen, **text, "id": "0", "image_id": "0", "answer": answer, "answers": [answer]}
+        for answer in answers
+        for _ in range(experiment.config["processor"].get("min_answer_count", 1))
+    ]
+    return experiment.learn_processor(Dataset("made up", {"train": rows}))

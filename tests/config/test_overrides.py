@@ -1,0 +1,102 @@
+"""Overrides of the command line: keys that a file does not list, types, misspelt keys."""
+
+import pytest
+
+from mmflax.config.reading import load_config
+from mmflax.errors import MmflaxError
+from tests import tiny
+
+
+def override(*words):
+    from mmflax.config import overrides
+
+    return overrides.override(tiny.config("d"), [f"--config.{word}" for word in words])
+
+
+def at(config, path):
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("evaluation.max_examples", "100", 100),
+        ("evaluation.max_examples", "None", None),
+        ("evaluation.views", "full", ("full",)),
+        ("data.max_bad_fraction", "0.5", 0.5),
+        ("task.head", "None", None),
+        ("model.fusion.norm_style", "pre", "pre"),
+        ("model.fusion.dropout_rate", "0", 0),
+        ("model.modality_dropout", "0.3", 0.3),
+        ("train.ema_decay", "0.99", 0.99),
+        ("train.log_every", "1", 1),
+        ("task.head.hidden_dim", "64", 64),
+        ("optim.freeze", "(^|/)image_encoder/", ("(^|/)image_encoder/",)),
+        ("optim.freeze", "('a', 'b')", ("a", "b")),
+        ("optim.schedule.warmup_fraction", "0.1", 0.1),
+        ("mesh.rules", "((r'/gamma$', ()),)", ((r"/gamma$", ()),)),
+        ("data.data_dir", "2014", "2014"),
+        ("processor.from", "bert", "bert"),
+        ("processor.mean", "[0, 0, 0]", (0, 0, 0)),
+        ("augment.flip", "safe", "safe"),
+        ("init.skip", "head", ("head",)),
+        ("init.image_encoder.from", "some/folder", "some/folder"),
+        ("checkpoint.best_mode", "min", "min"),
+        ("seed", "4", 4),
+    ],
+)
+def test_any_documented_key_may_be_set(path, text, value):
+    found = at(override(f"{path}={text}"), path)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("modle.x=1", "did you mean 'model'"),
+        ("train.stesp=1", "train has no key 'stesp', did you mean 'steps'"),
+        ("model.fusion.norm_styl=pre", "did you mean 'norm_style'"),
+        ("model.fuson.depth=1", "did you mean 'fusion'"),
+        ("task.caption_word=1", "did you mean 'caption_words'"),
+        ("optim.schedule.warmup_step=1", "did you mean 'warmup_steps'"),
+        ("model.image_encoder.image_size=8", "has no key 'image_size'"),
+        ("train.log_every=often", r"log_every is 'often' \(str\); expected int"),
+        ("train.log_every=1.5", r"log_every is 1.5 \(float\); expected int"),
+        ("optim.weight_decay=True", r"weight_decay is True \(bool\); expected float"),
+        ("seed.x=1", "seed has no keys"),
+        ("train.steps", "has no value"),
+    ],
+)
+def test_a_bad_override_is_one_sentence(word, message):
+    with pytest.raises(MmflaxError, match=message) as error:
+        override(word)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_decides_the_other_keys_whatever_the_order():
+    found = override("model.fusion.rank=4", "model.fusion.name=low_rank_tensor")
+    assert found["model"]["fusion"]["rank"] == 4
+    with pytest.raises(MmflaxError, match="'rank'"):
+        override("model.fusion.rank=4")
+
+
+def test_steps_and_epochs_replace_each_other():
+    assert override("train.epochs=2")["train"].get("steps") is None
+    assert override("train.epochs=2")["train"]["epochs"] == 2
+    assert override("train.epochs=2", "train.steps=3")["train"]["steps"] == 3
+
+
+def test_the_file_is_left_as_it_was():
+    config = tiny.config("d")
+    from mmflax.config.overrides import override
+
+    override(config, ["--config.model.fusion.depth=7"])
+    assert config == tiny.config("d")
+
+
+def test_shipped_configs_take_keys_that_they_do_not_list():
+    words = ["--config.evaluation.max_examples=9", "--config.train.ema_decay=0.9"]
+    config = load_config("configs/folder.py:vqa", words)
+    assert config["evaluation"]["max_examples"] == 9 and config["train"]["ema_decay"] == 0.9
