@@ -1,4 +1,4 @@
-"""The command line: parse, call, print.
+"""The command line: what can be written, and how errors are shown.
 
 Exit codes: 0 done, 1 failed (one sentence on stderr; ``--debug`` adds the traceback), 2 usage.
 """
@@ -6,12 +6,10 @@ Exit codes: 0 done, 1 failed (one sentence on stderr; ``--debug`` adds the trace
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import errno
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmflax.errors import MmflaxError
@@ -27,6 +25,7 @@ _EXAMPLES = {
     "ablate": "mmflax ablate --config configs/shapes_vqa.py --fusion concat,gated,co_attention "
     "--seeds 3 --workdir runs/ablation --jobs 2",
     "convert": "mmflax convert path/to/bert-base-uncased bert-mmflax --to mmflax --check",
+    "config": "mmflax config --config configs/shapes_vqa.py --config.train.epochs=20",
     "data": "mmflax data --config configs/shapes_vqa.py --out batch.png",
 }
 
@@ -39,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = _overrides(parser, options, rest)
     try:
         from mmflax.distributed import processes
+        from mmflax.run import commands
 
         processes.initialize()
-        options.run(options, overrides)
+        commands.COMMANDS[options.command](options, overrides)
         return 0
     except KeyboardInterrupt:
         print("mmflax: stopped by the keyboard", file=sys.stderr)
@@ -93,16 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mmflax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = _command(commands, "train", _train, "train a model, or go on training it")
+    train = _command(commands, "train", "train a model, or go on training it")
     _config_option(train)
     _workdir_option(train, "where everything about the run is written; the same command resumes")
 
-    evaluate = _command(commands, "evaluate", _evaluate, "score a trained model on a split")
+    evaluate = _command(commands, "evaluate", "score a trained model on a split")
     _workdir_option(evaluate, "a folder that `mmflax train` wrote")
     evaluate.add_argument("--split", default="test", help="of its dataset (default: test)")
     evaluate.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
 
-    predict = _command(commands, "predict", _predict, "ask a trained model about a picture")
+    predict = _command(commands, "predict", "ask a trained model about a picture")
     predict.add_argument("--workdir", metavar="DIR", help="a folder that `mmflax train` wrote")
     predict.add_argument(
         "--pretrained", metavar="DIR", help="or a public checkpoint, such as CLIP; with --labels"
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--attention", metavar="OUT.png", help="draw its text-to-image attention")
     predict.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
 
-    ablate = _command(commands, "ablate", _ablate, "train with each kind of fusion; one table")
+    ablate = _command(commands, "ablate", "train with each kind of fusion; one table")
     _config_option(ablate)
     _workdir_option(ablate, "a folder for all runs and the table; the same command resumes")
     ablate.add_argument(
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, on CPU (default: 1)")
 
-    convert = _command(commands, "convert", _convert, "public checkpoints to ours, and back")
+    convert = _command(commands, "convert", "public checkpoints to ours, and back")
     convert.add_argument(
         "source", metavar="SRC", help="a folder, a weight file, a hub id, a workdir"
     )
@@ -151,19 +151,22 @@ def _parser() -> argparse.ArgumentParser:
         "--family", metavar="NAME", help="what reads SRC, such as my_package.my_family"
     )
 
-    data = _command(commands, "data", _data, "draw a batch from the model's input arrays")
+    data = _command(commands, "data", "draw a batch from the model's input arrays")
     _config_option(data)
     data.add_argument("--split", default="train", help="(default: train)")
     data.add_argument("--rows", type=int, default=3, help="rows of six examples (default: 3)")
     data.add_argument("--out", default="data.png", metavar="OUT.png", help="(default: data.png)")
 
-    plan = _command(commands, "plan", _plan, "compile for a TPU slice that need not be there")
+    config = _command(commands, "config", "check a config; print all its values and their sources")
+    _config_option(config)
+
+    plan = _command(commands, "plan", "compile for a TPU slice that need not be there")
     _config_option(plan)
     plan.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:4x4")
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable[..., None], help: str) -> Any:
+def _command(commands: Any, name: str, help: str) -> Any:
     command = commands.add_parser(
         name,
         help=help,
@@ -174,7 +177,6 @@ def _command(commands: Any, name: str, run: Callable[..., None], help: str) -> A
     )
     command.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     command.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    command.set_defaults(run=run)
     return command
 
 
@@ -205,176 +207,6 @@ def _overrides(parser: argparse.ArgumentParser, options: Any, rest: list[str]) -
             word = f"{word}={value}"
         found.append(word)
     return found
-
-
-def _print(options: Any, value: Any, text: str) -> None:
-    from mmflax.distributed import processes
-
-    if processes.is_main():
-        print(json.dumps(value) if options.json else text, flush=True)
-
-
-def _train(options: Any, overrides: list[str]) -> None:
-    from mmflax.config.reading import load_config
-    from mmflax.run.train import train
-
-    config = load_config(options.config, overrides)
-    result = train(config, options.workdir, quiet=options.json)
-    value = {
-        "workdir": options.workdir,
-        "step": result.step,
-        "preempted": result.preempted,
-        "metrics": result.metrics,
-    }
-    done = "stopped" if result.preempted else "done"
-    _print(options, value, f"{done} at step {result.step}; everything is in {options.workdir}")
-
-
-def _evaluate(options: Any, overrides: list[str]) -> None:
-    from mmflax.evaluation.tables import table
-    from mmflax.run.evaluate import evaluate
-
-    result = evaluate(options.workdir, options.split, options.step)
-    _print(options, result, table(result))
-
-
-def _predict(options: Any, overrides: list[str]) -> None:
-    from mmflax.inference import attention_figure
-    from mmflax.run.load import load
-
-    if (options.workdir is None) == (options.pretrained is None):
-        raise MmflaxError(
-            "Name what to ask: --workdir DIR of a run, or --pretrained DIR; one of both."
-        )
-    if options.pretrained is not None:
-        return _name(options)
-    if options.labels:
-        raise MmflaxError("--labels goes with --pretrained; a trained run has its own answers.")
-    if options.image is None and options.text is None:
-        raise MmflaxError("There is nothing to look at; give --image FILE, --text TEXT, or both.")
-    texts = options.text or [None]
-    if options.attention and (len(texts) > 1 or options.image is None):
-        raise MmflaxError("--attention draws one text over one picture; give one of each.")
-    run = load(options.workdir, step=options.step)
-    found = run.predict(options.image, texts, second_image=options.second_image, top=options.top)
-    if options.attention:
-        attention_figure.draw(run, options.image, texts[0], options.attention)
-    values = [dataclasses.asdict(p) for p in found]
-    lines = [p.answer + _shares(p.top) for p in found]
-    if options.attention:
-        lines.append(f"attention: {options.attention}")
-    _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
-
-
-def _name(options: Any) -> None:
-    """Zero-shot: which of the labels a picture shows."""
-    from mmflax.inference.zero_shot import ZeroShot
-    from mmflax.pretrained.checkpoint import from_pretrained
-
-    if not options.labels or options.image is None or options.text or options.attention:
-        raise MmflaxError(
-            "--pretrained names a picture: give --image FILE and --labels A B …, only."
-        )
-    zero_shot = ZeroShot(from_pretrained(options.pretrained), options.labels, batch_size=8)
-    found = zero_shot.predict(options.image, top=options.top)
-    _print(options, dataclasses.asdict(found), found.answer + _shares(found.top))
-
-
-def _shares(top: Sequence[tuple[str, float]]) -> str:
-    return f"  ({', '.join(f'{name} {share:.1%}' for name, share in top)})" if top else ""
-
-
-def _convert(options: Any, overrides: list[str]) -> None:
-    from mmflax.run import convert
-
-    if options.target is None and not options.check:
-        raise MmflaxError(
-            "There is nothing to do; name a new folder DST, or give --check, or both."
-        )
-    value: dict[str, Any] = {"source": options.source}
-    lines = []
-    if options.target is not None:
-        value["target"] = options.target
-        value["notes"] = convert.convert(
-            options.source, options.target, to=options.to, family=options.family
-        )
-        lines = [*value["notes"], f"written: {options.target} ({options.to})"]
-    if options.check:
-        checked = options.target if options.target and options.to == "hf" else options.source
-        value["largest_difference"] = convert.check(checked, family=options.family)
-        lines += [
-            f"{name}: differs by {difference:.1e} of its largest value"
-            for name, difference in value["largest_difference"].items()
-        ]
-    _print(options, value, "\n".join(lines))
-    for name, difference in value.get("largest_difference", {}).items():
-        if not difference < convert.BOUND:
-            raise MmflaxError(
-                f"{name} differs from the original by {difference:.1e} of its largest value; "
-                f"expected less than {convert.BOUND:.0e}. Do not rely on this conversion."
-            )
-
-
-def _plan(options: Any, overrides: list[str]) -> None:
-    from mmflax.config.reading import load_config
-    from mmflax.run.plan import plan
-
-    found = plan(load_config(options.config, overrides), options.topology)
-    sent = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items()) or "nothing"
-    _print(
-        options,
-        dataclasses.asdict(found),
-        f"fits on {found.chips} chips: {found.state / 2**20:,.1f} MiB of state and batch and "
-        f"{found.temporary / 2**20:,.1f} MiB of temporaries on each\n"
-        f"communication in the program: {sent}\ncompiled in {found.seconds:.0f} s",
-    )
-
-
-def _ablate(options: Any, overrides: list[str]) -> None:
-    from mmflax.config.reading import load_config
-    from mmflax.run import ablate
-    from mmflax.run.ablation_report import markdown
-
-    if options.steps is not None:
-        overrides = [*overrides, f"--config.train.steps={options.steps}"]
-    found = ablate.ablate(
-        load_config(options.config, overrides),
-        options.workdir,
-        [kind for kind in options.fusion.split(",") if kind],
-        seeds=options.seeds,
-        split=options.split,
-        metric=options.metric,
-        match=not options.no_match,
-        jobs=options.jobs,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    where = f"{options.workdir}/ablation.json, .md and .png"
-    _print(options, found, f"{markdown(found)}\neverything is in {where}")
-
-
-def _data(options: Any, overrides: list[str]) -> None:
-    from mmflax.config.reading import load_config
-    from mmflax.inference.batch_figure import draw
-    from mmflax.run.examples import first_batch
-
-    if options.rows < 1:
-        raise MmflaxError(f"--rows is {options.rows}; draw at least 1.")
-    shown = first_batch(load_config(options.config, overrides), options.split, 6 * options.rows)
-    draw(shown.batch, shown.processor, options.out)
-    value = {
-        "out": options.out,
-        "splits": {name: len(source) for name, source in shown.dataset.splits.items()},
-        "answers": list(shown.processor.answers),
-        "vocabulary": shown.processor.tokenizer.vocab_size,
-        "max_length": shown.processor.max_length,
-    }
-    _print(
-        options,
-        value,
-        f"{shown.dataset.describe()}\n  {len(shown.processor.answers)} answers, "
-        f"{shown.processor.tokenizer.vocab_size} word pieces, questions of at most "
-        f"{shown.processor.max_length} tokens\na batch as the model reads it: {options.out}",
-    )
 
 
 if __name__ == "__main__":

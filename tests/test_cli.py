@@ -39,7 +39,9 @@ def call(capsys, *words):
     return code, out, err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "ablate", "data", "plan"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "ablate", "data", "config", "plan"]
+)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main([command, "--help"])
@@ -94,6 +96,25 @@ def test_data_draws_what_the_model_sees(config_file, tmp_path, capsys):
     code, text, _ = call(capsys, "data", "--config", config_file, "--out", out, "--rows", 1)
     assert code == 0 and "answers" in text
     assert width(out) > 600
+
+
+def test_config_prints_every_value_and_its_source(config_file, capsys):
+    words = ["config", "--config", config_file, "--config.evaluation.max_examples=9"]
+    code, text, err = call(capsys, *words, "--config.train.epochs", 2)
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    assert rows["evaluation.max_examples"] == ["9", "command", "line"]
+    assert rows["train.epochs"] == ["2", "command", "line"] and rows["train.steps"][-1] == "default"
+    assert rows["train.log_every"] == ["2", "file"] and rows["seed"] == ["3", "file"]
+    assert rows["model.fusion.norm_style"][-1] == "default"
+    assert rows["evaluation.batch_size"] == ["16", "file"]
+    code, text, _ = call(capsys, *words, "--json")
+    found = json.loads(text)
+    assert found["config"]["evaluation"]["max_examples"] == 9
+    assert found["sources"]["optim.weight_decay"] == "file"
+    assert found["sources"]["checkpoint.best_mode"] == "default"
+    code, _, err = call(capsys, *words, "--config.optim.schedule.warmup_steps=-1")
+    assert code == 1 and err.count("\n") == 1 and "warmup_steps is -1" in err
 
 
 def test_train_prints_progress_and_finishes(config_file, tmp_path, capsys):

@@ -1,0 +1,206 @@
+"""What each command of the command line does: calls of `mmflax.run`, and what they print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmflax.errors import MmflaxError
+
+
+def _print(options: Any, value: Any, text: str) -> None:
+    from mmflax.distributed import processes
+
+    if processes.is_main():
+        print(json.dumps(value, default=str) if options.json else text, flush=True)
+
+
+def _train(options: Any, overrides: list[str]) -> None:
+    from mmflax.config.reading import load_config
+    from mmflax.run.train import train
+
+    config = load_config(options.config, overrides)
+    result = train(config, options.workdir, quiet=options.json)
+    value = {
+        "workdir": options.workdir,
+        "step": result.step,
+        "preempted": result.preempted,
+        "metrics": result.metrics,
+    }
+    done = "stopped" if result.preempted else "done"
+    _print(options, value, f"{done} at step {result.step}; everything is in {options.workdir}")
+
+
+def _evaluate(options: Any, overrides: list[str]) -> None:
+    from mmflax.evaluation.tables import table
+    from mmflax.run.evaluate import evaluate
+
+    result = evaluate(options.workdir, options.split, options.step)
+    _print(options, result, table(result))
+
+
+def _predict(options: Any, overrides: list[str]) -> None:
+    from mmflax.inference import attention_figure
+    from mmflax.run.load import load
+
+    if (options.workdir is None) == (options.pretrained is None):
+        raise MmflaxError(
+            "Name what to ask: --workdir DIR of a run, or --pretrained DIR; one of both."
+        )
+    if options.pretrained is not None:
+        return _name(options)
+    if options.labels:
+        raise MmflaxError("--labels goes with --pretrained; a trained run has its own answers.")
+    if options.image is None and options.text is None:
+        raise MmflaxError("There is nothing to look at; give --image FILE, --text TEXT, or both.")
+    texts = options.text or [None]
+    if options.attention and (len(texts) > 1 or options.image is None):
+        raise MmflaxError("--attention draws one text over one picture; give one of each.")
+    run = load(options.workdir, step=options.step)
+    found = run.predict(options.image, texts, second_image=options.second_image, top=options.top)
+    if options.attention:
+        attention_figure.draw(run, options.image, texts[0], options.attention)
+    values = [dataclasses.asdict(p) for p in found]
+    lines = [p.answer + _shares(p.top) for p in found]
+    if options.attention:
+        lines.append(f"attention: {options.attention}")
+    _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
+
+
+def _name(options: Any) -> None:
+    """Zero-shot: which of the labels a picture shows."""
+    from mmflax.inference.zero_shot import ZeroShot
+    from mmflax.pretrained.checkpoint import from_pretrained
+
+    if not options.labels or options.image is None or options.text or options.attention:
+        raise MmflaxError(
+            "--pretrained names a picture: give --image FILE and --labels A B …, only."
+        )
+    zero_shot = ZeroShot(from_pretrained(options.pretrained), options.labels, batch_size=8)
+    found = zero_shot.predict(options.image, top=options.top)
+    _print(options, dataclasses.asdict(found), found.answer + _shares(found.top))
+
+
+def _shares(top: Sequence[tuple[str, float]]) -> str:
+    return f"  ({', '.join(f'{name} {share:.1%}' for name, share in top)})" if top else ""
+
+
+def _convert(options: Any, overrides: list[str]) -> None:
+    from mmflax.run import convert
+
+    if options.target is None and not options.check:
+        raise MmflaxError(
+            "There is nothing to do; name a new folder DST, or give --check, or both."
+        )
+    value: dict[str, Any] = {"source": options.source}
+    lines = []
+    if options.target is not None:
+        value["target"] = options.target
+        value["notes"] = convert.convert(
+            options.source, options.target, to=options.to, family=options.family
+        )
+        lines = [*value["notes"], f"written: {options.target} ({options.to})"]
+    if options.check:
+        checked = options.target if options.target and options.to == "hf" else options.source
+        value["largest_difference"] = convert.check(checked, family=options.family)
+        lines += [
+            f"{name}: differs by {difference:.1e} of its largest value"
+            for name, difference in value["largest_difference"].items()
+        ]
+    _print(options, value, "\n".join(lines))
+    for name, difference in value.get("largest_difference", {}).items():
+        if not difference < convert.BOUND:
+            raise MmflaxError(
+                f"{name} differs from the original by {difference:.1e} of its largest value; "
+                f"expected less than {convert.BOUND:.0e}. Do not rely on this conversion."
+            )
+
+
+def _config(options: Any, overrides: list[str]) -> None:
+    from mmflax.config import resolved
+    from mmflax.config.reading import load_config
+    from mmflax.run.build import Experiment
+    from mmflax.run.check import check
+
+    config = load_config(options.config, overrides)
+    check(Experiment(config))
+    values = resolved.resolve(config, overrides)
+    sources = {value.key: value.source for value in values}
+    _print(options, {"config": resolved.nested(values), "sources": sources}, resolved.table(values))
+
+
+def _plan(options: Any, overrides: list[str]) -> None:
+    from mmflax.config.reading import load_config
+    from mmflax.run.plan import plan
+
+    found = plan(load_config(options.config, overrides), options.topology)
+    sent = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items()) or "nothing"
+    _print(
+        options,
+        dataclasses.asdict(found),
+        f"fits on {found.chips} chips: {found.state / 2**20:,.1f} MiB of state and batch and "
+        f"{found.temporary / 2**20:,.1f} MiB of temporaries on each\n"
+        f"communication in the program: {sent}\ncompiled in {found.seconds:.0f} s",
+    )
+
+
+def _ablate(options: Any, overrides: list[str]) -> None:
+    from mmflax.config.reading import load_config
+    from mmflax.run import ablate
+    from mmflax.run.ablation_report import markdown
+
+    if options.steps is not None:
+        overrides = [*overrides, f"--config.train.steps={options.steps}"]
+    found = ablate.ablate(
+        load_config(options.config, overrides),
+        options.workdir,
+        [kind for kind in options.fusion.split(",") if kind],
+        seeds=options.seeds,
+        split=options.split,
+        metric=options.metric,
+        match=not options.no_match,
+        jobs=options.jobs,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    where = f"{options.workdir}/ablation.json, .md and .png"
+    _print(options, found, f"{markdown(found)}\neverything is in {where}")
+
+
+def _data(options: Any, overrides: list[str]) -> None:
+    from mmflax.config.reading import load_config
+    from mmflax.inference.batch_figure import draw
+    from mmflax.run.examples import first_batch
+
+    if options.rows < 1:
+        raise MmflaxError(f"--rows is {options.rows}; draw at least 1.")
+    shown = first_batch(load_config(options.config, overrides), options.split, 6 * options.rows)
+    draw(shown.batch, shown.processor, options.out)
+    value = {
+        "out": options.out,
+        "splits": {name: len(source) for name, source in shown.dataset.splits.items()},
+        "answers": list(shown.processor.answers),
+        "vocabulary": shown.processor.tokenizer.vocab_size,
+        "max_length": shown.processor.max_length,
+    }
+    _print(
+        options,
+        value,
+        f"{shown.dataset.describe()}\n  {len(shown.processor.answers)} answers, "
+        f"{shown.processor.tokenizer.vocab_size} word pieces, questions of at most "
+        f"{shown.processor.max_length} tokens\na batch as the model reads it: {options.out}",
+    )
+
+
+COMMANDS: dict[str, Callable[[Any, list[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "ablate": _ablate,
+    "convert": _convert,
+    "data": _data,
+    "config": _config,
+    "plan": _plan,
+}
