@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.parity.clip import images
-from tests.pretrained.cases import Case, randomized, torch_batch
+from tests.pretrained.cases import Case, randomized, save_half, torch_batch
 
 TEXT = dict(
     hidden_size=16, num_attention_heads=4, intermediate_size=24, num_hidden_layers=2, vocab_size=29,
@@ -95,7 +95,7 @@ def pixels(height, width):
 
 
 CASES = {
-    "pair": Case(pair(), **PAIR, golden=True, gradients=True),
+    "pair": Case(pair(), **PAIR, save=save_half, golden=True, gradients=True),
     "rectangle": Case(pair(), **pixels(48, 40)),
     "odd pixels": Case(pair(vision=dict(image_size=37)), **pixels(37, 37)),
     "square padding": Case(pair(vision=dict(depthwise_padding=[2])), **PAIR),

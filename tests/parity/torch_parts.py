@@ -49,6 +49,12 @@ def save(module, directory):
         json.dump(module.config, file, indent=1)
 
 
+def save_half(module, directory):
+    """In float16, which keeps the recorded files small; see `cases.save_half`."""
+    save(module.half(), directory)
+    module.float()
+
+
 def tensors_of(module):
     """Name -> tensor, a tied one under each of its names."""
     return dict(module.named_parameters(remove_duplicate=False))

@@ -255,10 +255,11 @@ def whole(connections=2, batch=batch):
     )
 
 
+RECORDED = dict(golden=True, save=parts.save_half)
 CASES = {
     "plain": Case(original(), **whole(), gradients=True),
-    "pretraining": Case(original("pretraining"), **whole(), golden=True),
-    "tasks": Case(original("tasks", tasks=True), **whole(batch=with_task), golden=True),
+    "pretraining": Case(original("pretraining"), **whole() | RECORDED),
+    "tasks": Case(original("tasks", tasks=True), **whole(batch=with_task) | RECORDED),
     "one task": Case(original("tasks"), **whole()),
     "sum": Case(original("pretraining", fusion_method="sum"), **whole()),
     "uneven": Case(
