@@ -27,7 +27,7 @@ SIZE = 224
 
 
 def write_images(folder: pathlib.Path, count: int) -> list[str]:
-    """Photograph-like files: blurred fields of colour with edges and fine texture."""
+    """Photograph-like files: blurred fields of color with edges and fine texture."""
     rng = np.random.default_rng(0)
     paths = []
     for index in range(count):

@@ -150,7 +150,7 @@ def model(processor: Processor, arguments: argparse.Namespace) -> tuple[Any, Any
 def pixels_to_score(
     task: Any, params: Any, processor: Processor, pictures: Any, sentences: Any, size: int
 ) -> Callable[[], Any]:
-    """A batch of pairs through the whole model; decoding and tokenising are not counted."""
+    """A batch of pairs through the whole model; decoding and tokenizing are not counted."""
     take = np.arange(size)
     batch = processor.batch(
         [

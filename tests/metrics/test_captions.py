@@ -25,7 +25,7 @@ def test_tokens_are_stanfords_on_captions():
     assert wrong == {}
 
 
-def test_raw_text_is_tokenised_first():
+def test_raw_text_is_tokenized_first():
     raw = (["A man's dog, running!"], [["a man's dog is running."]])
     split = (["a man 's dog running"], [["a man 's dog is running"]])
     for measure in (captions.bleu, captions.rouge_l, captions.cider_d):

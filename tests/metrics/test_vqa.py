@@ -10,7 +10,7 @@ OFFICIAL = golden.load("vqa")
 QUESTIONS = OFFICIAL["questions"]
 
 
-def test_normalises_as_the_official_code():
+def test_normalizes_as_the_official_code():
     """Over every contraction and number of its tables, and over the tricky answers."""
     assert len(OFFICIAL["normalised"]) > 200
     wrong = {a: b for a, b in OFFICIAL["normalised"].items() if vqa.normalize(a) != b}
@@ -32,7 +32,7 @@ def test_means_over_all_and_by_type():
     assert {k: 100 * v for k, v in found.items()} == pytest.approx(expected, abs=1e-6)
 
 
-def test_nothing_is_normalised_where_all_agree():
+def test_nothing_is_normalized_where_all_agree():
     assert vqa.score("Yes", ["yes"] * 10) == 0 and vqa.score("yes", ["yes"] * 10) == 1
     assert vqa.score("Yes", ["yes"] * 9 + ["no"]) == 1
 
