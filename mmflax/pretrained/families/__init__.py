@@ -1,9 +1,10 @@
 """Published models: a folder each, with the model and the table of its checkpoint's names.
 
-A folder has `build(**fields) -> linen module` (`model.py`), or `fields(config, names)`,
-`table(config, names)` and `MODEL_TYPES` (`names.py`), or both: some checkpoints are read into the
-model of another family. `recognize(shapes)` gives the config of a weight file that comes without
-one. A package of yours with the same functions is a family too, under its dotted path.
+A folder has `build(**fields) -> linen module` (`model.py`), or `MODEL_TYPES`, the table of names
+`table(config, names)` and `fields(config, names)`, the `name` of a module and its keywords for a
+config and its tensors' names (`names.py`), or both: some checkpoints are read into the model of
+another family. `recognize(shapes)` gives the config of a weight file that comes without one. A
+package of yours with the same functions is a family too, under its dotted path.
 """
 
 import importlib

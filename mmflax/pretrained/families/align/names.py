@@ -61,7 +61,6 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     fields: dict[str, Any] = dict(name="align")
     if configs.has(names, "embeddings.convolution.weight"):
         vision = one_side(config, "vision", VISION)

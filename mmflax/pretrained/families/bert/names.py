@@ -19,7 +19,6 @@ def classifier_fields(config: Mapping[str, Any], names: Collection[str]) -> dict
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     return dict(
         name="bert",
         text_encoder=configs.bert_fields(config),

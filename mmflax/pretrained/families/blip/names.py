@@ -38,7 +38,6 @@ def decoder(table_rows: rows.Rows) -> rows.Rows:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     image, text = config["vision_config"], config["text_config"]
     layers = dict(
         width=text["hidden_size"],

@@ -20,7 +20,6 @@ IMAGE = (
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     if config.get("share_link_tower_layers"):
         raise MmflaxError(
             "the config has share_link_tower_layers true, which transformers itself cannot run; "

@@ -99,7 +99,6 @@ def is_original(names: Collection[str]) -> bool:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     fields: dict[str, Any] = dict(name="clip")
     if configs.has(names, "class_embedding"):
         fields["image_encoder"] = vision_fields(one_side(config, "vision", VISION))

@@ -1,5 +1,3 @@
 """The family `deit`."""
 
 from mmflax.pretrained.families.deit.names import MODEL_TYPES, fields, table
-
-__all__ = ["MODEL_TYPES", "fields", "table"]

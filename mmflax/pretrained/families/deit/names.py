@@ -11,7 +11,6 @@ MODEL_TYPES = ("deit",)
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     teacher = "distillation_classifier.weight" in names
     return dict(
         name="vit",

@@ -1,5 +1,3 @@
 """The family `grid`."""
 
 from mmflax.pretrained.families.grid.model import build
-
-__all__ = ["build"]

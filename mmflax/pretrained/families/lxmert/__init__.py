@@ -2,5 +2,3 @@
 
 from mmflax.pretrained.families.lxmert.model import build
 from mmflax.pretrained.families.lxmert.names import MODEL_TYPES, fields, recognize, table
-
-__all__ = ["MODEL_TYPES", "build", "fields", "recognize", "table"]

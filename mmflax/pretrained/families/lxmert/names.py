@@ -45,7 +45,6 @@ FUSION = (
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     text = configs.bert_fields({**config, "num_hidden_layers": config["l_layers"]}) | dict(
         epsilon=1e-12
     )

@@ -45,7 +45,6 @@ def text_fields(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     image_depth = configs.count(names, r"vit_model\.visual\.transformer\.resblocks\.(\d+)\.")
     if not image_depth:
         raise MmflaxError(

@@ -1,5 +1,3 @@
 """The family `resnet`."""
 
 from mmflax.pretrained.families.resnet.names import MODEL_TYPES, fields, table
-
-__all__ = ["MODEL_TYPES", "fields", "table"]

@@ -1,5 +1,3 @@
 """The family `roberta`."""
 
 from mmflax.pretrained.families.roberta.names import MODEL_TYPES, fields, table
-
-__all__ = ["MODEL_TYPES", "fields", "table"]

@@ -16,7 +16,6 @@ def own_classifier(names: Collection[str]) -> bool:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     if own_classifier(names):
         head: dict[str, Any] = dict(labels=configs.count_labels(config), classifier="dense")
     else:

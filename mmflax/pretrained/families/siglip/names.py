@@ -33,7 +33,6 @@ POOLER = (
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     fields: dict[str, Any] = dict(name="siglip")
     if configs.has(names, "patch_embedding.weight"):
         fields["image_encoder"] = vision_fields(

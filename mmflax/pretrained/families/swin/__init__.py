@@ -1,5 +1,3 @@
 """The family `swin`."""
 
 from mmflax.pretrained.families.swin.names import MODEL_TYPES, fields, table
-
-__all__ = ["MODEL_TYPES", "fields", "table"]

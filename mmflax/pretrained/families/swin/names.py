@@ -54,7 +54,6 @@ def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     return dict(
         name="grid",
         image_encoder=dict(name="swin", **encoder_fields(config)),

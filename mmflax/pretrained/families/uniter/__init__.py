@@ -2,5 +2,3 @@
 
 from mmflax.pretrained.families.uniter.model import build
 from mmflax.pretrained.families.uniter.names import MODEL_TYPES, fields, recognize, table
-
-__all__ = ["MODEL_TYPES", "build", "fields", "recognize", "table"]

@@ -41,7 +41,6 @@ def backbone(names: Collection[str]) -> str:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     text = configs.bert_fields(config) | dict(epsilon=1e-12)
     features = config.get("img_dim", 2048)
     pair = "none"

@@ -43,7 +43,6 @@ def convolutions(names: Collection[str]) -> Iterator[tuple[int, int, int]]:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     sizes = {key: config[key] for key in ("variant", "widths") if config.get(key) is not None}
     size = config.get("image_size", 224)
     return dict(

@@ -32,7 +32,6 @@ def segments(config: Mapping[str, Any], stream: str) -> list[range]:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     for key, value in EXPECTED.items():
         if config.get(key, value) != value:
             raise MmflaxError(f"the config has {key} {config[key]!r}; expected {value!r}.")

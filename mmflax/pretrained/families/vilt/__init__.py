@@ -2,5 +2,3 @@
 
 from mmflax.pretrained.families.vilt.model import build
 from mmflax.pretrained.families.vilt.names import MODEL_TYPES, fields, table
-
-__all__ = ["MODEL_TYPES", "build", "fields", "table"]

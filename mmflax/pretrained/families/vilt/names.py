@@ -27,7 +27,6 @@ FUSION = (
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     text = configs.bert_fields(config)
     answers, images = "classifier.0.weight" in names, count_images(config)
     return dict(

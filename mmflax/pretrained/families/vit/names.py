@@ -50,7 +50,6 @@ def pooler_fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`name` of the family's module and its keywords."""
     return dict(
         name="vit",
         image_encoder=encoder_fields(config),
