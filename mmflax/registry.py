@@ -168,14 +168,21 @@ def _flat_fields(cls: type) -> list[dataclasses.Field]:
 
 
 def make(cls: Callable[..., Built], fields: Mapping[str, Any]) -> Built:
-    """``cls(**fields)``, with the keywords of its flat fields gathered into them."""
-    fields = dict(fields)
+    """``cls(**fields)``, with the keywords of its flat fields gathered into them.
+
+    Lists, as JSON has them, become tuples, so that what is made can be hashed.
+    """
+    fields = {name: _as_tuple(value) for name, value in fields.items()}
     for field in _flat_fields(cls):  # type: ignore[arg-type]
         spec = field.metadata["flat"]
         own = [f.name for f in dataclasses.fields(spec.cls) if f.name not in spec.without]
         given = {name: fields.pop(name) for name in own if name in fields}
         fields[field.name] = spec.cls(**{**spec.defaults, **given})
     return cls(**fields)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _hints(cls: type) -> dict[str, Any]:

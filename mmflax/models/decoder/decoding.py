@@ -26,7 +26,7 @@ class Limits(NamedTuple):
     """What a text looks like: `begin`, tokens, `end`, then `pad` up to `length` columns.
 
     Between begin and end stand at least `min_length` and at most `length - 2` tokens: a row that
-    reaches the last column ends there, and pays for it what the model thinks of ending. `forbidden`
+    reaches the last column ends there, at the end token's log-probability. `forbidden`
     tokens are never chosen.
     """
 
@@ -128,7 +128,7 @@ def beam_search(
     """The best text found by keeping the `beams` most probable unfinished ones at every length.
 
     Texts are compared by log-probability / `length_penalty(their length, alpha)`; 0 compares the
-    log-probabilities, which favours short texts, and 1 roughly their means. The coverage term of
+    log-probabilities, which favors short texts, and 1 roughly their means. The coverage term of
     the paper is not offered. An extension that ends is a finished text if it is among the `beams`
     best extensions; unfinished ones move up into its place. A row is done when no unfinished text
     can win: log-probabilities only fall, so its bound is today's over the penalty of the longest

@@ -15,11 +15,6 @@ def sides(size: ImageSize) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def as_size(size: Any) -> ImageSize:
-    """An image size as fields hold it, from a side or any sequence (h, w)."""
-    return size if isinstance(size, int) else (size[0], size[1])
-
-
 def variant_sizes(
     what: str, variant: Mapping[str, Any], given: Mapping[str, Any], example: str
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mmflax.models.layers.blocks import ACTIVATIONS, DropPath, constrain_batch, 
 from mmflax.models.layers.config import Typed
 from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, tokens
 from mmflax.models.layers.stack import sow_states
+from mmflax.registry import make
 
 # (width, depth, image size), as github.com/tensorflow/tpu, efficientnet_builder.py, has them.
 SIZES: dict[str, tuple[float, float, int]] = {
@@ -202,4 +203,4 @@ def build(
     named = lookup("EfficientNet variant", variant, SIZES) if variant else ()
     given = dict(width_factor=width_factor, depth_factor=depth_factor, image_size=image_size)
     sizes = variant_sizes("EfficientNet", dict(zip(given, named, strict=False)), given, "B0")
-    return EfficientNet(**sizes, **fields)
+    return make(EfficientNet, {**fields, **sizes})

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, as_size, sides
+from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, sides
 from mmflax.models.layers.blocks import TABLE_INIT, constrain_batch
 from mmflax.models.layers.config import Typed
 from mmflax.models.layers.conv import patch_embedding
+from mmflax.registry import make
 
 
 class Patches(ImageEncoderBase, Typed):
@@ -108,6 +109,6 @@ def spread(
     )
 
 
-def build(*, image_size: ImageSize, **fields: Any) -> Patches:
+def build(**fields: Any) -> Patches:
     """A `Patches`; `fields` are its own."""
-    return Patches(image_size=as_size(image_size), **fields)
+    return make(Patches, fields)

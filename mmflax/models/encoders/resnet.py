@@ -13,7 +13,6 @@ from mmflax.errors import MmflaxError
 from mmflax.models.encoders.base import (
     ImageEncoderBase,
     ImageSize,
-    as_size,
     sides,
     variant_sizes,
 )
@@ -21,6 +20,7 @@ from mmflax.models.layers.blocks import ACTIVATIONS, constrain_batch, lookup
 from mmflax.models.layers.config import Typed
 from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, tokens
 from mmflax.models.layers.stack import sow_states
+from mmflax.registry import make
 
 # The paper's table 1.
 WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
@@ -171,11 +171,5 @@ def build(
     """A `ResNet` of a named variant, "18" to "152"; sizes given one by one override it."""
     named = lookup("ResNet variant", variant, SIZES) if variant else {}
     sizes = variant_sizes("ResNet", named, dict(block=block, depths=depths), "50")
-    default = lookup("block", sizes["block"], WIDTHS)
-    return ResNet(
-        block=sizes["block"],
-        depths=tuple(sizes["depths"]),
-        widths=default if widths is None else tuple(widths),
-        image_size=as_size(image_size),
-        **fields,
-    )
+    widths = lookup("block", sizes["block"], WIDTHS) if widths is None else widths
+    return make(ResNet, {**fields, **sizes, "widths": widths, "image_size": image_size})

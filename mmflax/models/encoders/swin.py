@@ -14,7 +14,6 @@ from mmflax.errors import MmflaxError
 from mmflax.models.encoders.base import (
     ImageEncoderBase,
     ImageSize,
-    as_size,
     sides,
     variant_sizes,
 )
@@ -108,7 +107,7 @@ def relative_index(side: int, window: int) -> np.ndarray:
 
 
 def window_mask(grid: tuple[int, int], side: int, shift: int) -> np.ndarray:
-    """[windows s s]: whether two places of a shifted window were neighbours before the shift."""
+    """[windows s s]: whether two places of a shifted window were neighbors before the shift."""
     region = [
         (np.arange(length) >= length - side).astype(int) + (np.arange(length) >= length - shift)
         for length in grid
@@ -247,11 +246,10 @@ def build(
     named = lookup("Swin variant", variant, SIZES) if variant else {}
     given = dict(width=width, depths=depths, num_heads=num_heads)
     sizes = variant_sizes("Swin", named, given, "B")
-    depths, num_heads = tuple(sizes["depths"]), tuple(sizes["num_heads"])
+    depths, num_heads = sizes["depths"], sizes["num_heads"]
     if len(depths) != len(num_heads):
         raise MmflaxError(
             f"Swin has {len(depths)} stages by depths and {len(num_heads)} by num_heads; give both "
             "for every stage."
         )
-    sizes |= dict(depths=depths, num_heads=num_heads, image_size=as_size(image_size))
-    return make(Swin, fields | sizes)
+    return make(Swin, {**fields, **sizes, "image_size": image_size})

@@ -11,11 +11,12 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, as_size, sides
+from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, sides
 from mmflax.models.layers.blocks import constrain_batch, lookup
 from mmflax.models.layers.config import Typed
 from mmflax.models.layers.conv import CONV_INIT, FrozenBatchNorm, max_pool, tokens
 from mmflax.models.layers.stack import sow_states
+from mmflax.registry import make
 
 # Widths of the convolutions of each stack: the paper's table 1, columns A, B, D and E.
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -83,8 +84,4 @@ def build(
     if variant is None and widths is None:
         raise MmflaxError("VGG needs a variant such as '16', or widths.")
     chosen = lookup("VGG variant", str(variant), SIZES) if widths is None else widths
-    return VGG(
-        widths=tuple(tuple(stack) for stack in chosen),
-        image_size=as_size(image_size),
-        **fields,
-    )
+    return make(VGG, {**fields, "widths": chosen, "image_size": image_size})

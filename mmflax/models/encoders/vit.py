@@ -11,7 +11,6 @@ from mmflax.errors import MmflaxError
 from mmflax.models.encoders.base import (
     ImageEncoderBase,
     ImageSize,
-    as_size,
     sides,
     variant_sizes,
 )
@@ -169,4 +168,4 @@ def build(
     )
     sizes = variant_sizes("ViT", decode_variant(variant) if variant else {}, given, "B/16")
     lookup("pool", fields.get("pool", "none"), dict.fromkeys(("none", "cls", "gap", "map")))
-    return make(ViT, fields | sizes | {"image_size": as_size(image_size)})
+    return make(ViT, {**fields, **sizes, "image_size": image_size})

@@ -117,7 +117,7 @@ class CoTransformer(Fusion):
         return Stack(functools.partial(Block, config), stack, name=name)
 
     def _depths(self, name: str, given: tuple[int, ...] | None) -> tuple[int, ...]:
-        depths = (1,) * self.depth if given is None else tuple(given)
+        depths = (1,) * self.depth if given is None else given
         if len(depths) != self.depth:
             raise MmflaxError(
                 f"{name} has {len(depths)} numbers; expected one for each of the {self.depth} "
@@ -126,13 +126,6 @@ class CoTransformer(Fusion):
         return depths
 
 
-def build(
-    *,
-    image_depths: tuple[int, ...] | list[int] | None = None,
-    text_depths: tuple[int, ...] | list[int] | None = None,
-    **fields: Any,
-) -> CoTransformer:
+def build(**fields: Any) -> CoTransformer:
     """A `CoTransformer`; `fields` are its own."""
-    depths = {"image_depths": image_depths, "text_depths": text_depths}
-    given = {name: tuple(depth) for name, depth in depths.items() if depth is not None}
-    return make(CoTransformer, fields | given)
+    return make(CoTransformer, fields)
