@@ -161,12 +161,13 @@ def test_means_and_both_intervals_by_hand():
     found = ablation_report.summarize(RESULTS, "accuracy", "concat")
     concat, gated = found["kinds"]["concat"], found["kinds"]["gated"]
     assert concat["values"] == [0.5, 0.6] and concat["mean"] == pytest.approx(0.55)
-    # s = 0.1 / sqrt(2), over sqrt(2), times t = 12.706
-    assert concat["seed_interval"] == pytest.approx([0.55 - 0.6353, 0.55 + 0.6353])
+    # s = 0.1 / sqrt(2), over sqrt(2), times t = tan(0.475 pi), as with one degree of freedom.
+    half = 0.05 * math.tan(0.475 * math.pi)
+    assert concat["seed_interval"] == pytest.approx([0.55 - half, 0.55 + half])
     assert concat["example_interval"] == pytest.approx([0.4, 0.7])
     assert gated["seed_interval"] == pytest.approx([0.8, 0.8])
     assert gated["difference"] == pytest.approx(0.25) and concat["difference"] is None
-    assert gated["difference_interval"] == pytest.approx([0.25 - 0.6353, 0.25 + 0.6353])
+    assert gated["difference_interval"] == pytest.approx([0.25 - half, 0.25 + half])
     assert gated["by_type"]["colour"]["mean"] == pytest.approx(0.65)
     assert gated["text_only"] == pytest.approx(0.3)
     assert found["seeds"] == [0, 1] and found["examples"] == 50
