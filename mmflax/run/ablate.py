@@ -104,7 +104,7 @@ def ablate(
     kind_of = {variant.kind: variant for variant in (run.variant for run in runs)}
     found = {
         "split": split,
-        "steps": config["train"].get("steps") or f"{config['train']['epochs']} epochs",
+        "steps": runs[0].config["train"]["steps"],
         "matched_within": TOLERANCE if match else None,
         **ablation_report.summarize(
             [(run.variant.kind, run.seed, _result(run, split)) for run in runs],
@@ -148,12 +148,13 @@ def plan(
         )
     dataset = checked.dataset()
     dataset.source(split)
-    found = variants(config, kinds, checked.learn_processor(dataset), match=match)
+    config = checked.of_length(len(dataset.source("train"))).config
+    matched = variants(config, kinds, checked.learn_processor(dataset), match=match)
     root = pathlib.Path(workdir)
     runs = [
         Run(variant, seed, root / f"{variant.kind.replace('.', '_')}-seed{seed}")
         for seed in range(checked.seed, checked.seed + seeds)
-        for variant in found
+        for variant in matched
     ]
     for run in runs:
         if (run.workdir / "config.json").exists():

@@ -116,8 +116,10 @@ class Experiment:
 
     def of_length(self, examples: int) -> Experiment:
         """With ``train.steps`` in place of ``train.epochs``, for a train split of this length."""
-        steps = self.train.total_steps(examples, self.data.batch_size)
-        train = {**self.config["train"], "steps": steps, "epochs": None}
+        if self.train.steps is not None:
+            return self
+        train = {key: value for key, value in self.config["train"].items() if key != "epochs"}
+        train["steps"] = self.train.total_steps(examples, self.data.batch_size)
         return Experiment({**self.config, "train": train})
 
     def mesh(self, devices: Any = None) -> jax.sharding.Mesh:
