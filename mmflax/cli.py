@@ -195,7 +195,7 @@ def _workdir_option(command: Any, help: str) -> None:
 
 def _overrides(parser: argparse.ArgumentParser, options: Any, rest: list[str]) -> list[str]:
     """The ``--config.a.b=value`` words; ``--config.a.b value`` is joined; the rest is refused."""
-    found: list[str] = []
+    overrides: list[str] = []
     words = iter(rest)
     for word in words:
         if not word.startswith("--config.") or not hasattr(options, "config"):
@@ -205,8 +205,8 @@ def _overrides(parser: argparse.ArgumentParser, options: Any, rest: list[str]) -
             if value is None:
                 parser.error(f"{word} needs a value: {word}=VALUE")
             word = f"{word}={value}"
-        found.append(word)
-    return found
+        overrides.append(word)
+    return overrides
 
 
 if __name__ == "__main__":

@@ -28,21 +28,21 @@ Built = TypeVar("Built")
 def names(package: str, function: str = "build") -> list[str]:
     """What a package has by name: its modules and folders with this function.
 
-    A folder without it groups others, which are found in it under their own names.
+    A folder without it groups others, which are listed under their own names.
     """
     return sorted(_places(package, function))
 
 
 def _places(package: str, function: str) -> dict[str, str]:
     """name -> the dotted path of the module that has the function."""
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         path = f"{package}.{info.name}"
         if hasattr(importlib.import_module(path), function):
-            found[info.name] = path
+            places[info.name] = path
         elif info.ispkg:
-            found |= _places(path, function)
-    return found
+            places |= _places(path, function)
+    return places
 
 
 def build(package: str, where: str, fields: Mapping[str, Any], **given: Any) -> Any:
@@ -108,8 +108,8 @@ def check_fields(
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """ ", did you mean 'x'?" for the option that looks most like the word, else nothing."""
-    found = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
-    return f", did you mean {found[0]!r}?" if found else ""
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def keywords(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -251,11 +251,11 @@ def plain_types(annotation: Any) -> set[type] | None:
     if inspect.isclass(kind) and issubclass(kind, os.PathLike):
         return {str, os.PathLike}
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        found: set[type] = set()
+        allowed: set[type] = set()
         for part in typing.get_args(annotation):
             inner = plain_types(part)
             if inner is None:
                 return None
-            found |= inner
-        return found
+            allowed |= inner
+        return allowed
     return None

@@ -29,7 +29,7 @@ from mmflax.run.match_parameters import TOLERANCE, Variant, switch, variants
 from mmflax.run.train import train
 from mmflax.run.workdir import read_config
 
-# Fields that do not change what a finished run found.
+# Fields that do not change a finished run's results.
 _HOW = ("mesh", "data.num_threads", "data.prefetch", "train.log_every", "checkpoint.keep_last")
 _LOG = "log.txt"
 
@@ -61,7 +61,7 @@ def ablate(
     metric: str | None = None,
     match: bool = True,
     jobs: int = 1,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains and evaluates every kind x seed; writes ``ablation.json``, ``.md`` and ``.png``.
 
@@ -72,7 +72,7 @@ def ablate(
       metric: the one that is compared; by default what the config ranks checkpoints by.
       match: give every kind as many parameters as the config's own (within 2 %).
       jobs: runs at a time, each a process with its share of the cores (CPU only).
-      say: gets a line of progress now and then.
+      log: called with a line of progress.
 
     Returns:
       What ``ablation.json`` holds; see ``mmflax.run.ablation_report.summarize``.
@@ -84,10 +84,10 @@ def ablate(
     runs = plan(config, workdir, kinds, seeds=seeds, split=split, match=match, jobs=jobs)
     for variant in {run.variant.kind: run.variant for run in runs}.values():
         if variant.dropped:
-            say(f"{variant.kind} has no {', '.join(variant.dropped)}: left out of its config")
+            log(f"{variant.kind} has no {', '.join(variant.dropped)}: left out of its config")
     waiting = [run for run in runs if not finished(run, split)]
     if len(waiting) < len(runs):
-        say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+        log(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     if metric is not None:  # a misspelt one is told before anything trains
         ended = next((run for run in runs if run not in waiting), None)
         ablation_report.check_metric(
@@ -100,9 +100,9 @@ def ablate(
     ending = _in_turn(waiting, split) if jobs == 1 else _at_once(waiting, split, jobs)
     for done, run in enumerate(ending, start=1):
         minutes = (time.perf_counter() - began) / 60
-        say(f"{run.name}: finished, {done} of {len(waiting)}, after {minutes:.1f} min")
+        log(f"{run.name}: finished, {done} of {len(waiting)}, after {minutes:.1f} min")
     kind_of = {variant.kind: variant for variant in (run.variant for run in runs)}
-    found = {
+    summary = {
         "split": split,
         "steps": runs[0].config["train"]["steps"],
         "matched_within": TOLERANCE if match else None,
@@ -112,12 +112,12 @@ def ablate(
             reference=config["model"]["fusion"]["name"],
         ),
     }
-    for kind, values in found["kinds"].items():
+    for kind, values in summary["kinds"].items():
         variant = kind_of[kind]
         values |= {"parameters": variant.parameters, "dropped": list(variant.dropped)}
         values |= {k: variant.fusion[k] for k in ("mlp_dim", "depth") if k in variant.fusion}
-    ablation_report.write(found, pathlib.Path(workdir))
-    return found
+    ablation_report.write(summary, pathlib.Path(workdir))
+    return summary
 
 
 def plan(

@@ -60,11 +60,13 @@ def _predict(options: Any, overrides: list[str]) -> None:
     if options.attention and (len(texts) > 1 or options.image is None):
         raise MmflaxError("--attention draws one text over one picture; give one of each.")
     run = load(options.workdir, step=options.step)
-    found = run.predict(options.image, texts, second_image=options.second_image, top=options.top)
+    predictions = run.predict(
+        options.image, texts, second_image=options.second_image, top=options.top
+    )
     if options.attention:
         attention_figure.draw(run, options.image, texts[0], options.attention)
-    values = [dataclasses.asdict(p) for p in found]
-    lines = [p.answer + _shares(p.top) for p in found]
+    values = [dataclasses.asdict(p) for p in predictions]
+    lines = [p.answer + _shares(p.top) for p in predictions]
     if options.attention:
         lines.append(f"attention: {options.attention}")
     _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
@@ -80,8 +82,8 @@ def _name(options: Any) -> None:
             "--pretrained names a picture: give --image FILE and --labels A B …, only."
         )
     zero_shot = ZeroShot(from_pretrained(options.pretrained), options.labels, batch_size=8)
-    found = zero_shot.predict(options.image, top=options.top)
-    _print(options, dataclasses.asdict(found), found.answer + _shares(found.top))
+    prediction = zero_shot.predict(options.image, top=options.top)
+    _print(options, dataclasses.asdict(prediction), prediction.answer + _shares(prediction.top))
 
 
 def _shares(top: Sequence[tuple[str, float]]) -> str:
@@ -136,14 +138,14 @@ def _plan(options: Any, overrides: list[str]) -> None:
     from mmflax.config.reading import load_config
     from mmflax.run.plan import plan
 
-    found = plan(load_config(options.config, overrides), options.topology)
-    sent = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items()) or "nothing"
+    planned = plan(load_config(options.config, overrides), options.topology)
+    sent = ", ".join(f"{count} {kind}" for kind, count in planned.collectives.items()) or "nothing"
     _print(
         options,
-        dataclasses.asdict(found),
-        f"fits on {found.chips} chips: {found.state / 2**20:,.1f} MiB of state and batch and "
-        f"{found.temporary / 2**20:,.1f} MiB of temporaries on each\n"
-        f"communication in the program: {sent}\ncompiled in {found.seconds:.0f} s",
+        dataclasses.asdict(planned),
+        f"fits on {planned.chips} chips: {planned.state / 2**20:,.1f} MiB of state and batch and "
+        f"{planned.temporary / 2**20:,.1f} MiB of temporaries on each\n"
+        f"communication in the program: {sent}\ncompiled in {planned.seconds:.0f} s",
     )
 
 
@@ -154,7 +156,7 @@ def _ablate(options: Any, overrides: list[str]) -> None:
 
     if options.steps is not None:
         overrides = [*overrides, f"--config.train.steps={options.steps}"]
-    found = ablate.ablate(
+    summary = ablate.ablate(
         load_config(options.config, overrides),
         options.workdir,
         [kind for kind in options.fusion.split(",") if kind],
@@ -163,10 +165,10 @@ def _ablate(options: Any, overrides: list[str]) -> None:
         metric=options.metric,
         match=not options.no_match,
         jobs=options.jobs,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        log=lambda line: print(line, file=sys.stderr, flush=True),
     )
     where = f"{options.workdir}/ablation.json, .md and .png"
-    _print(options, found, f"{markdown(found)}\neverything is in {where}")
+    _print(options, summary, f"{markdown(summary)}\neverything is in {where}")
 
 
 def _data(options: Any, overrides: list[str]) -> None:

@@ -59,12 +59,12 @@ def variants(
     switched = [switch(config, kind) for kind in kinds]
     count = functools.partial(count_parameters, processor=processor)
     reference = count(config)
-    found = []
+    matched = []
     for kind, (own, dropped) in zip(kinds, switched, strict=True):
         if match and kind != config["model"]["fusion"].get("name"):
             own = fit(own, reference, count)
-        found.append(Variant(kind, own, count(own), dropped))
-    return found
+        matched.append(Variant(kind, own, count(own), dropped))
+    return matched
 
 
 def switch(config: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -104,10 +104,10 @@ def fit(
     nearest: tuple[int, dict[str, Any]] | None = None
     for value in depths:
         base = config if value is None else _with(config, depth=value)
-        for found in _fit_width(base, target, count) if "mlp_dim" in known else [base]:
-            off = abs(count(found) - target)
+        for candidate in _fit_width(base, target, count) if "mlp_dim" in known else [base]:
+            off = abs(count(candidate) - target)
             if nearest is None or off < nearest[0]:
-                nearest = off, dict(found)
+                nearest = off, dict(candidate)
         if nearest is not None and nearest[0] <= TOLERANCE * target:
             return nearest[1]
     assert nearest is not None
