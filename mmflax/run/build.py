@@ -68,7 +68,7 @@ class Experiment:
         if absent:
             raise MmflaxError(f"The config has no model.{absent[0]}; add it.")
         # Each checks itself when it is made.
-        _ = self.train, self.data, self.evaluation, self.checkpoint, self.devices
+        _ = self.train, self.data, self.evaluation, self.checkpoint, self.mesh_config
         registry.check_type("seed", self.seed, int)
         check_range("seed", self.seed, least=0)
         rate = self.config["model"].get("modality_dropout", 0.0)
@@ -103,7 +103,7 @@ class Experiment:
         return sections.CheckpointConfig.read(self.config.get("checkpoint", {}))
 
     @functools.cached_property
-    def devices(self) -> sections.MeshConfig:
+    def mesh_config(self) -> sections.MeshConfig:
         """The sizes of the mesh and the path rules."""
         return sections.MeshConfig.read(self.config.get("mesh", {}))
 
@@ -124,7 +124,7 @@ class Experiment:
 
     def mesh(self, devices: Any = None) -> jax.sharding.Mesh:
         """The mesh over all (or the given) devices; the batch must divide over it."""
-        sizes = {axis: getattr(self.devices, axis) for axis in sections.AXES}
+        sizes = {axis: getattr(self.mesh_config, axis) for axis in sections.AXES}
         mesh = meshes.make_mesh(**sizes, devices=devices)
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         for where, size in (
@@ -147,7 +147,7 @@ class Experiment:
     @property
     def rules(self) -> meshes.Rules:
         """Where parameters lie: the config's rules before the built-in ones."""
-        return meshes.with_rules(self.devices.rules)
+        return meshes.with_rules(self.mesh_config.rules)
 
     def dataset(self) -> Dataset:
         """Prepares (if need be) and opens the data."""
