@@ -24,6 +24,7 @@ from mmflax.distributed.mesh import (
     param_specs,
     put_batch,
     state_shardings,
+    with_rules,
 )
 from mmflax.errors import MmflaxError
 from mmflax.training import optim
@@ -71,6 +72,18 @@ def test_rules_that_do_not_fit_are_errors(rules, words):
     params = {"a": {"kernel": shape(4, 8)}, "b": {"kernel": shape(4, 3)}}
     with pytest.raises(MmflaxError, match=words):
         param_specs(params, rules, make_mesh(2, 2, 2))
+
+
+def test_an_unmatched_parameter_matters_only_where_parameters_are_split():
+    params = {"gamma": shape(8), "mlp": {"fc1": {"kernel": shape(8, 8)}}}
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(data=8)):
+        assert param_specs(params, with_rules(()), mesh)["gamma"].spec == PartitionSpec()
+    mesh = make_mesh(2, 4, 1)
+    with pytest.raises(MmflaxError, match=r"parameter gamma \[8\]; add .* to mesh.rules"):
+        param_specs(params, with_rules(()), mesh)
+    specs = param_specs(params, with_rules(((r"gamma$", ("fsdp",)), (r"fc1", ()))), mesh)
+    assert specs["gamma"].spec == PartitionSpec("fsdp")
+    assert specs["mlp"]["fc1"]["kernel"].spec == PartitionSpec()  # before the built-in rule
 
 
 def test_an_optional_rule_may_be_idle_and_the_first_match_decides():
