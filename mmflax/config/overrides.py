@@ -12,14 +12,18 @@ from mmflax import registry
 from mmflax.config import schema
 from mmflax.errors import MmflaxError
 
+_EITHER = (
+    ("train.steps", "train.epochs"),
+    ("optim.schedule.warmup_steps", "optim.schedule.warmup_fraction"),
+)
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def override(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """The config with the values of ``--config.a.b=VALUE`` words.
 
-    A key may be set whether the file lists it or not. ``train.steps`` and ``train.epochs`` replace
-    each other.
+    A key may be set whether the file lists it or not. Of two keys of which one may be given, such
+    as ``train.steps`` and ``train.epochs``, the command line's replaces the file's.
 
     Raises:
       MmflaxError: a word without a value, an unknown key (the nearest is named), or a value of
@@ -30,9 +34,13 @@ def override(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     # A name decides which other keys there are.
     for path in sorted(given, key=lambda path: not path.endswith(".name")):
         _set(changed, path, given[path])
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if f"train.{one}" in given and f"train.{other}" not in given:
-            changed["train"].pop(other, None)
+    for pair in _EITHER:
+        for one, other in (pair, pair[::-1]):
+            if one in given and other not in given:
+                section, _, key = other.rpartition(".")
+                here = schema.at(changed, section)
+                if isinstance(here, dict):
+                    here.pop(key, None)
     return changed
 
 

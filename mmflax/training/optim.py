@@ -97,8 +97,8 @@ def build_schedule(name: str = "constant", **fields: Any) -> Schedule:
       MmflaxError: unknown name or field, or steps that leave nothing to decay.
     """
     check_schedule({"name": name, **fields})
-    if "warmup_fraction" in fields:
-        fraction = fields.pop("warmup_fraction")
+    fraction = fields.pop("warmup_fraction", None)
+    if fraction is not None:
         fields["warmup_steps"] = round(fraction * fields["total_steps"])
     missing = [
         key

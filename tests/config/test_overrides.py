@@ -86,6 +86,8 @@ def test_steps_and_epochs_replace_each_other():
     assert override("train.epochs=2")["train"].get("steps") is None
     assert override("train.epochs=2")["train"]["epochs"] == 2
     assert override("train.epochs=2", "train.steps=3")["train"]["steps"] == 3
+    schedule = override("optim.schedule.warmup_fraction=0.1")["optim"]["schedule"]
+    assert schedule["warmup_fraction"] == 0.1 and "warmup_steps" not in schedule
 
 
 def test_the_file_is_left_as_it_was():
