@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("mmflax: stopped by the keyboard", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (such as `| head`); nobody is left to tell.
+        # The reader of our output is closed (such as `| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -86,7 +86,7 @@ def _sentence(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmflax",
-        description="Vision-language transformers in JAX: train, evaluate, ask and see.",
+        description="Vision-language transformers in JAX: train, evaluate and predict.",
         epilog="`mmflax COMMAND --help` shows a command's options and an example.",
         allow_abbrev=False,
     )
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="of its dataset (default: test)")
     evaluate.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
 
-    predict = _command(commands, "predict", "ask a trained model about a picture")
+    predict = _command(commands, "predict", "answer a question about a picture, or name it")
     predict.add_argument("--workdir", metavar="DIR", help="a folder that `mmflax train` wrote")
     predict.add_argument(
         "--pretrained", metavar="DIR", help="or a public checkpoint, such as CLIP; with --labels"

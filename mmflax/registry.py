@@ -220,7 +220,7 @@ def _path(package: str, name: str) -> str:
 
 
 def check_type(where: str, value: Any, annotation: Any) -> None:
-    """Checks the plain types that configs hold; anything richer is the builder's to judge."""
+    """Checks the plain types that configs hold; others are checked by the builder."""
     allowed = plain_types(annotation)
     if allowed is not None:
         check_types(where, value, allowed)

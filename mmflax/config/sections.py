@@ -129,7 +129,7 @@ class MeshConfig(Section):
       data: replicas; -1, for one of the three, is all devices left.
       fsdp: parts into which parameters are split.
       tensor: parts into which attention heads and MLP columns are split.
-      rules: ``(path regex, axes)``, which decide before the built-in rules where parameters lie; an
+      rules: ``(path regex, axes)``, which shard parameters before the built-in rules; an
         axis (or None, or several) for each dimension, ``()`` replicates.
     """
 

@@ -88,7 +88,7 @@ def ablate(
     waiting = [run for run in runs if not finished(run, split)]
     if len(waiting) < len(runs):
         log(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-    if metric is not None:  # a misspelt one is told before anything trains
+    if metric is not None:  # an unknown one is an error before anything trains
         ended = next((run for run in runs if run not in waiting), None)
         ablation_report.check_metric(
             metric,
@@ -190,7 +190,7 @@ def _in_turn(runs: Sequence[Run], split: str) -> Iterator[Run]:
         yield run
 
 
-# The cores must be chosen before anything asks how many there are.
+# The cores must be set before a library counts them.
 _CHILD = """
 import json, os, sys, traceback
 job = json.load(sys.stdin)

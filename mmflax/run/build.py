@@ -146,7 +146,7 @@ class Experiment:
 
     @property
     def rules(self) -> meshes.Rules:
-        """Where parameters lie: the config's rules before the built-in ones."""
+        """Sharding rules by path: the config's before the built-in ones."""
         return meshes.with_rules(self.mesh_config.rules)
 
     def dataset(self) -> Dataset:
@@ -274,7 +274,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A task with its parameters' place: what training, evaluation and asking share."""
+    """A task with its optimizer and the shapes and shardings of its train state."""
 
     task: Task
     processor: Processor
@@ -294,7 +294,7 @@ def assemble(experiment: Experiment, processor: Processor, mesh: jax.sharding.Me
         return task.model.init(key, example, train=False)["params"]
 
     def whole(key: jax.Array) -> Any:
-        # With the loss and the metrics, so that a key which they lack is told before training.
+        # With the loss and the metrics, so that a missing key is an error before training.
         outputs, variables = task.model.init_with_output(key, example, train=False)
         task.loss(outputs, example), task.metrics(outputs, example)
         return variables["params"]

@@ -20,8 +20,8 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     """Raises unless every key, type, range and shape of the config is right.
 
     The shapes are those of a model for made-up examples, so optimizer regexes that match no
-    parameter are found, too. What only the data can tell is left: whether the train split has the
-    answers or targets that the task needs, a length that the texts exceed, and, with
+    parameter are errors, too. Not checked is what depends on the data: whether the train split
+    has the answers or targets that the task needs, whether its texts fit, and, with
     ``train.epochs``, whether the warm-up is shorter than the run.
 
     Args:

@@ -1,4 +1,4 @@
-"""A trained run, or a public checkpoint, ready to be asked."""
+"""A trained run, or a published checkpoint, for inference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmflax.run.workdir import is_run
 
 
 def load(workdir: str, *, step: int | None = None, batch_size: int = 8) -> Predictor:
-    """The trained model in ``workdir``, ready to be asked.
+    """The trained model in ``workdir``, for prediction.
 
     Args:
       step: a checkpoint's step; by default the best one if the run ranked them, else the newest.

@@ -35,8 +35,8 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         check_same_run(former, config, root)
     mesh = experiment.mesh()
     main = processes.is_main()
-    begun_before = former is not None and (root / "processor.json").exists()
-    learned = Processor.load(root) if begun_before else None
+    resumes = former is not None and (root / "processor.json").exists()
+    learned = Processor.load(root) if resumes else None
     check(experiment, learned)
     dataset = experiment.dataset()
     experiment = experiment.of_length(len(dataset.source("train")))
@@ -44,7 +44,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     built = assemble(experiment, processor, mesh)
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.
-    begun = None if store.steps() else start_of(experiment, built)
+    start = None if store.steps() else start_of(experiment, built)
     if main:
         prepare_workdir(root, config, processor)
     observers = [] if quiet else observe.observers(root)
@@ -77,8 +77,8 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         name = experiment.evaluation.split
         evals[name] = in_loop(experiment, built, dataset.source(name))
     key = jax.random.key(experiment.seed)
-    if begun is not None and not quiet and main:
-        print(begun.table(), flush=True)
+    if start is not None and not quiet and main:
+        print(start.table(), flush=True)
     try:
         return loop.run(
             train_step=train_step(experiment, built),
@@ -90,7 +90,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
                 mesh,
                 experiment.rules,
                 ema=fields.ema_decay is not None,
-                params=None if begun is None else begun.params(built.init, key),
+                params=None if start is None else start.params(built.init, key),
             ),
             batches=batches,
             mesh=mesh,
