@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmflax.batch_keys import select
-from mmflax.data.dataset import PICTURES, Source, Subset, has_image, text_of
+from mmflax.data.dataset import Source, Subset, has_image, select_image, text_of
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.corpus import Corpus, PairScorer
@@ -61,7 +60,7 @@ def evaluate_retrieval(
     source = Subset(source, complete)
     owner, first = images_of(source)
     scorer = PairScorer(search, params, processor, batch_size=batch_size, cache_dtype=cache_dtype)
-    images = scorer.images(select(source[index], PICTURES) for index in first)
+    images = scorer.images(select_image(source[index]) for index in first)
     texts = scorer.texts(source[index].get("question") for index in range(len(source)))
     return evaluate_corpora(
         scorer, images, texts, owner, rerank=rerank, embedding_weight=embedding_weight
