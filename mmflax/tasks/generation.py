@@ -26,7 +26,7 @@ from mmflax.models.decoder.memory import Memory, check_sources
 from mmflax.models.heads import WordGrounding
 from mmflax.registry import keywords
 from mmflax.tasks.generation_model import GenerationModel, check_options, generate
-from mmflax.tasks.grounding import caption_word_loss
+from mmflax.tasks.inputs import caption_word_loss
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
 __all__ = ["GenerationModel", "SCORES", "build", "generate", "score_texts"]

@@ -13,8 +13,7 @@ from mmflax.errors import MmflaxError
 from mmflax.models.decoder import decoding
 from mmflax.models.decoder.decoder import Context, Decoder
 from mmflax.models.decoder.memory import Memory
-from mmflax.tasks.grounding import grounded
-from mmflax.tasks.inputs import encode
+from mmflax.tasks.inputs import encode, grounded
 from mmflax.tasks.task import Batch, Outputs
 
 # Options of each way to decode, with their defaults; `generate` says what they mean.

@@ -1,5 +1,8 @@
-"""From a batch to what the backbone reads: the one place that knows which keys hold an image, and
-which say that it is absent (`mmflax.batch_keys` has the table)."""
+"""What tasks share: from a batch to the backbone's output, and the loss of caption words.
+
+The one place that knows which keys hold an image and which say that it is absent
+(`mmflax.batch_keys` has the table).
+"""
 
 import functools
 
@@ -8,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.batch_keys import SECOND, TEXT_KEYS, require, select
+from mmflax.losses import word_region_loss
 from mmflax.models.encoders.regions import join_regions
 from mmflax.models.vision_language import Encoded
-from mmflax.tasks.task import Batch
+from mmflax.tasks.task import Batch, Outputs
 
 
 def encode(
@@ -76,3 +80,24 @@ def pair_rows(batch: Batch) -> dict[str, Array]:
         )
         for key, first in both.items()
     }
+
+
+def grounded(grounding: nn.Module | None, backbone: nn.Module, encoded: Encoded) -> Outputs:
+    """`image_mask` [b n], and where there is a `grounding` head `words` [b n v]: how much each
+    image token shows each word of the text encoder's own table."""
+    outputs: Outputs = {"image_mask": encoded.image_mask}
+    if grounding is not None:
+        table = backbone.text_encoder.word_embedding.embedding
+        outputs["words"] = grounding(encoded.image_tokens, table)
+    return outputs
+
+
+def caption_word_loss(weight: float, outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
+    """`weight` times `word_region_loss`; 0 where no image was read, be it absent or dropped."""
+    caption = require(batch, "caption", "task.caption_words", "remove task.caption_words")
+    return weight * word_region_loss(
+        outputs["words"],
+        caption,
+        batch["caption_mask"],
+        present=outputs["image_mask"].any(axis=1),
+    )

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 from mmflax.losses import softmax_cross_entropy
 from mmflax.metrics.accuracy import Metric, accuracy, by_group
 from mmflax.models.heads import VQAHead, WordGrounding
-from mmflax.tasks.grounding import caption_word_loss, grounded
-from mmflax.tasks.inputs import encode
+from mmflax.tasks.inputs import caption_word_loss, encode, grounded
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
 Loss = Callable[[Outputs, Batch], Float[Array, "b"]]

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from mmflax.errors import MmflaxError
 from mmflax.metrics.reasoning import accuracy_and_consistency
-from mmflax.tasks.grounding import grounded
-from mmflax.tasks.inputs import encode, pair_rows
+from mmflax.tasks.inputs import encode, grounded, pair_rows
 from mmflax.tasks.pooled import PooledModel, answer_task
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
