@@ -96,7 +96,8 @@ def keywords(section: str, config: Mapping[str, Any]) -> Keywords | None:
             known["from"] = _parameter("source", Any, None)
     elif section == "optim.schedule":
         optim: Any = importlib.import_module("mmflax.training.optim")
-        return optim.schedule_keywords(at(config, section).get("name", "constant"))
+        schedule = at(config, section).get("name", "constant")
+        return dict(optim.schedule_keywords(schedule))
     if section in TYPED:
         hints = typing.get_type_hints(TYPED[section])
         parameters = inspect.signature(TYPED[section]).parameters

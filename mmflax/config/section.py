@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -55,7 +56,7 @@ def check_range(
     most: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    choices: tuple | None = None,
+    choices: tuple[Any, ...] | None = None,
 ) -> None:
     """Raises for a number outside its limits or not finite, or a value that is no choice."""
     if value is None:
@@ -65,12 +66,12 @@ def check_range(
     if not isinstance(value, (int, float)):
         return
     limits = (
-        ("at least", least, lambda limit: value >= limit),
-        ("above", above, lambda limit: value > limit),
-        ("at most", most, lambda limit: value <= limit),
-        ("below", below, lambda limit: value < limit),
+        ("at least", least, operator.ge),
+        ("above", above, operator.gt),
+        ("at most", most, operator.le),
+        ("below", below, operator.lt),
     )
     asked = [(words, limit, holds) for words, limit, holds in limits if limit is not None]
-    if not math.isfinite(value) or not all(holds(limit) for _, limit, holds in asked):
+    if not math.isfinite(value) or not all(holds(value, limit) for _, limit, holds in asked):
         expected = " and ".join(f"{words} {limit}" for words, limit, _ in asked)
         raise MmflaxError(f"{where} is {value!r}; expected a number {expected}.")
