@@ -115,8 +115,8 @@ def schedule_keywords(name: str) -> dict[str, inspect.Parameter]:
     """Every key of a schedule's fields."""
     if name not in _SCHEDULES:
         raise MmflaxError(
-            f"optim.schedule.name is {name!r}{registry.nearest(name, _SCHEDULES)}; unknown "
-            f"schedule, known are {', '.join(_SCHEDULES)}."
+            f"optim.schedule.name is the unknown schedule {name!r}"
+            f"{registry.nearest(name, _SCHEDULES)}; known are {', '.join(_SCHEDULES)}."
         )
     own = inspect.signature(build_schedule).parameters["name"].replace(annotation=str)
     fraction = own.replace(name="warmup_fraction", annotation=float | None, default=None)

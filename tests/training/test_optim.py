@@ -63,8 +63,13 @@ def test_schedule_follows_its_formula(fields, formula):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(name="cosine"), "unknown schedule 'cosine': known are constant, warmup_cosine"),
-        (dict(name="constant", peek=1.0), "schedule constant: .*peek"),
+        (
+            dict(name="cosine"),
+            "schedule 'cosine', did you mean 'warmup_cosine'.*known are constant",
+        ),
+        (dict(name="constant", peek=1.0), "optim.schedule.peek .* did you mean 'peak'"),
+        (dict(name="warmup_linear", warmup_steps=1, total_steps=9), "needs peak"),
+        (dict(name="constant", peak=1.0, warmup_fraction=1.0), "a fraction of the run below 1"),
         (dict(name="warmup_linear", peak=1.0, warmup_steps=9, total_steps=9), "take 9 of 9 steps"),
     ],
 )
