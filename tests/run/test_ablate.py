@@ -265,6 +265,8 @@ def test_whole_ablation_and_its_continuation(jobs, config, tmp_path, capsys, mon
 
 @pytest.mark.slow
 def test_a_run_that_fails_beside_others_is_named(config, tmp_path):
-    config["optim"]["schedule"] = {"name": "warmup_cosine", "peak": 1e-3, "warmup_steps": 999}
-    with pytest.raises(MmflaxError, match="The run concat-seed3 failed: .*warm-up.*999.*log.txt"):
+    run = tmp_path / "a" / "concat-seed3"
+    run.mkdir(parents=True)
+    (run / "checkpoints").write_text("in the way")
+    with pytest.raises(MmflaxError, match="The run concat-seed3 failed: .*checkpoint.*log.txt"):
         ablate.ablate(config, str(tmp_path / "a"), ["concat"], seeds=1, jobs=2, log=lambda _: None)
