@@ -115,7 +115,8 @@ def test_the_notebook_imports_what_exists():
 
 
 # Appended to `train`: a few steps on a few scenes.
-SHORT = ["--config.train.steps=2", "--config.data.num_scenes=60"]
+STEPS = ["--config.train.steps=2", "--config.optim.schedule.warmup_steps=1"]
+SHORT = [*STEPS, "--config.data.num_scenes=60"]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_a_folder_of_pictures_as_printed(checkout, monkeypatch, capfd):
     words = [words for words in ours() if any("my_" in word for word in words)]
     assert [line[0] for line in words] == ["data", "train", "train"]
     for line in words:
-        short = ["--config.train.steps=2", "--config.data.batch_size=8"]
+        short = [*STEPS, "--config.data.batch_size=8"]
         run([*line, *(short if line[0] == "train" else [])], capfd)
     assert (checkout / "data.png").exists()
 
