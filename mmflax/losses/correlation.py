@@ -10,12 +10,12 @@ def total_correlation(
     y: Float[Array, "b e"],
     mask: Bool[Array, "b"] | None = None,
     *,
-    regularise: float = 1e-3,
+    regularize: float = 1e-3,
 ) -> Float[Array, ""]:
     """The sum of the canonical correlations, between 0 and min(d, e).
 
     The trace norm of T = S11^-1/2 S12 S22^-1/2 (the objective of Andrew et al. 2013), covariances
-    over the rows in use, `regularise` added to the diagonals of S11 and S22 (their r1, r2). In
+    over the rows in use, `regularize` added to the diagonals of S11 and S22 (their r1, r2). In
     float32.
 
     Where this differs: S^-1/2 is replaced by the inverse Cholesky factor. The two differ by a
@@ -29,7 +29,7 @@ def total_correlation(
     count = weight.sum()
     rows = jnp.maximum(count - 1.0, 1.0)
 
-    def centred(z: Array) -> Array:
+    def centered(z: Array) -> Array:
         z = jnp.where(weight > 0, z, 0.0)
         return (z - z.sum(axis=0, keepdims=True) / jnp.maximum(count, 1.0)) * weight
 
@@ -37,9 +37,9 @@ def total_correlation(
         return jnp.einsum("bi,bj->ij", a, b, precision=jax.lax.Precision.HIGHEST) / rows
 
     def factor(z: Array) -> Array:
-        return jnp.linalg.cholesky(product(z, z) + regularise * jnp.eye(z.shape[1]))
+        return jnp.linalg.cholesky(product(z, z) + regularize * jnp.eye(z.shape[1]))
 
-    x, y = centred(x), centred(y)
+    x, y = centered(x), centered(y)
     solve = jax.scipy.linalg.solve_triangular
     left = solve(factor(x), product(x, y), lower=True)
     t = solve(factor(y), left.T, lower=True).T
@@ -52,9 +52,9 @@ def correlation_loss(
     y: Float[Array, "b e"],
     mask: Bool[Array, "b"] | None = None,
     *,
-    regularise: float = 1e-3,
+    regularize: float = 1e-3,
 ) -> Float[Array, "b"]:
     """-`total_correlation` in every row in use, so that their mean is the batch's; 0 elsewhere."""
-    loss = -total_correlation(x, y, mask, regularise=regularise)
+    loss = -total_correlation(x, y, mask, regularize=regularize)
     shares = jnp.broadcast_to(loss, x.shape[:1])
     return shares if mask is None else jnp.where(mask, shares, 0.0)

@@ -82,15 +82,15 @@ def masked_patch_loss(
     chosen: Bool[Array, "b p"],
     *,
     norm: str = "l2",
-    normalise: bool = True,
+    normalize: bool = True,
 ) -> Float[Array, "b"]:
     """Error of the hidden patches' pixels, mean over pixels and patches; 0 if none is hidden.
 
-    "l2" with `normalise` (each patch's own mean and deviation taken out) is MAE (He et al. 2022,
+    "l2" with `normalize` (each patch's own mean and deviation taken out) is MAE (He et al. 2022,
     sec. 3, "Reconstruction target"); "l1" without is SimMIM (Xie et al. 2022, sec. 3.4).
     """
     pixels, predicted = pixels.astype(jnp.float32), predicted.astype(jnp.float32)
-    if normalise:
+    if normalize:
         mean = pixels.mean(axis=-1, keepdims=True)
         variance = jnp.square(pixels - mean).mean(axis=-1, keepdims=True)
         pixels = (pixels - mean) * jax.lax.rsqrt(variance + 1e-6)

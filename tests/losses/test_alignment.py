@@ -75,10 +75,10 @@ def test_total_correlation_is_the_trace_norm():
     np.testing.assert_allclose(found, np.where(mask, wanted, 0), rtol=1e-5)
 
 
-def test_a_linear_map_changes_nothing_but_by_the_regulariser():
+def test_a_linear_map_changes_nothing_but_by_the_regularizer():
     x, _ = views()
     mixed = x @ RNG.normal(size=(4, 4)).astype(np.float32)
-    found = total_correlation(jnp.asarray(x), jnp.asarray(mixed), regularise=1e-6)
+    found = total_correlation(jnp.asarray(x), jnp.asarray(mixed), regularize=1e-6)
     np.testing.assert_allclose(found, 4.0, rtol=1e-3)
 
 
@@ -89,7 +89,7 @@ def test_correlation_gradient_against_finite_differences(case):
         q = np.linalg.qr(x - x.mean(0))[0]
         x, y = q.astype(np.float32), (q[:, :3] + 0.1 * q[:, 1:4]).astype(np.float32)
     # The definition in float64 is the judge; autodiff runs in float32.
-    loss = jax.jit(jax.grad(lambda x, y: total_correlation(x, y, regularise=0.1), (0, 1)))
+    loss = jax.jit(jax.grad(lambda x, y: total_correlation(x, y, regularize=0.1), (0, 1)))
     grads = loss(jnp.asarray(x), jnp.asarray(y))
     for found, other, place in zip(grads, (x, y), (0, 1), strict=True):
         wanted = np.zeros(other.shape)

@@ -103,13 +103,13 @@ def test_masked_patch_losses():
     pixels, predicted = rng.normal(3, 2, size=(2, 2, 4, 6)).astype(np.float32)
     chosen = np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)
     given = tuple(jnp.asarray(x) for x in (predicted, pixels, chosen))
-    # MAE: each patch normalised by its own mean and variance.
+    # MAE: each patch normalized by its own mean and variance.
     norm = (pixels - pixels.mean(-1, keepdims=True)) / np.sqrt(pixels.var(-1, keepdims=True) + 1e-6)
     wanted = np.square(predicted - norm).mean(-1)[0, [0, 2]].mean()
     np.testing.assert_allclose(masked.masked_patch_loss(*given), [wanted, 0], rtol=1e-5)
     # SimMIM, sec. 3.4: |y - x|_1 / number of hidden pixels.
     wanted = np.abs(predicted - pixels)[0, [0, 2]].sum() / 12
-    found = masked.masked_patch_loss(*given, norm="l1", normalise=False)
+    found = masked.masked_patch_loss(*given, norm="l1", normalize=False)
     np.testing.assert_allclose(found, [wanted, 0], rtol=1e-5)
 
 

@@ -21,16 +21,16 @@ class Correlation(nn.Module):
         return {"image": x, "text": y, "used": clean.paired}
 
 
-def build(*, dim: int = 16, regularise: float = 1e-3) -> Objective:
+def build(*, dim: int = 16, regularize: float = 1e-3) -> Objective:
     """The loss is minus the sum of `dim` correlations, estimated on the batch: keep `dim` several
-    times smaller than the batch, or any vectors correlate. `regularise` is the paper's r1 = r2.
+    times smaller than the batch, or any vectors correlate. `regularize` is the paper's r1 = r2.
 
     Metric: `cca_correlation`, the mean correlation, between 0 and 1.
     """
 
     def loss(outputs: Outputs, batch: Batch) -> Array:
         return correlation_loss(
-            outputs["image"], outputs["text"], outputs["used"], regularise=regularise
+            outputs["image"], outputs["text"], outputs["used"], regularize=regularize
         )
 
     def metrics(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:

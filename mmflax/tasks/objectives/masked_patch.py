@@ -1,6 +1,6 @@
 """Masked image modeling: the pixels of hidden patches from the visible ones and the text.
 
-Pixels as the target and their normalisation are MAE's (He et al. 2022, sec. 3), the learned filling
+Pixels as the target and their normalization are MAE's (He et al. 2022, sec. 3), the learned filling
 of hidden patches and one linear layer as decoder are SimMIM's (Xie et al. 2022, sec. 3). Where this
 differs: the encoder is any image encoder, so what is learned is one patch of pixels to put in place
 of hidden ones, not a token; and the fusion takes part, so that the text helps to fill.
@@ -40,8 +40,8 @@ class MaskedPatches(nn.Module):
         return {"predicted": predicted, "pixels": pixels, "chosen": chosen}
 
 
-def build(*, ratio: float = 0.6, norm: str = "l2", normalise: bool = True) -> Objective:
-    """`ratio` of the patches is hidden (SimMIM takes 0.6, MAE 0.75). `norm` "l2" with `normalise`
+def build(*, ratio: float = 0.6, norm: str = "l2", normalize: bool = True) -> Objective:
+    """`ratio` of the patches is hidden (SimMIM takes 0.6, MAE 0.75). `norm` "l2" with `normalize`
     is MAE's loss; "l1" without is SimMIM's."""
     if norm not in ("l1", "l2"):
         raise MmflaxError(f"task.objectives.masked_patch.norm is {norm!r}; expected l1 or l2.")
@@ -56,7 +56,7 @@ def build(*, ratio: float = 0.6, norm: str = "l2", normalise: bool = True) -> Ob
             outputs["pixels"],
             outputs["chosen"],
             norm=norm,
-            normalise=normalise,
+            normalize=normalize,
         )
 
     return Objective(MaskedPatches(ratio), loss)
