@@ -3,7 +3,7 @@
     python tests/benchmarks/input_pipeline.py --rounds 5
 
 Both read 640x480 JPEGs of about 90 kB from a temporary folder and give shuffled float32 batches
-[32 224 224 3]: decode, RGB, bicubic resize, normalise. Rounds alternate, so that a busy machine
+[32 224 224 3]: decode, RGB, bicubic resize, normalize. Rounds alternate, so that a busy machine
 slows both; each figure is the best round, the ratio is the median of the rounds' own ratios. Every
 torch worker is a process; mmflax uses as many threads. "draft" lets the JPEG decoder skip the
 pixels that the resize would average away; it is measured on both sides.
@@ -116,7 +116,7 @@ def stages(paths: list[str], draft: bool) -> dict[str, float]:
 
     scale, shift = transforms.affine(MEAN, STD, SIZE)
     out = np.empty((SIZE, SIZE, 3), np.float32)
-    spent = {"read": 0.0, "decode": 0.0, "resize": 0.0, "normalise": 0.0}
+    spent = {"read": 0.0, "decode": 0.0, "resize": 0.0, "normalize": 0.0}
     for path in paths:
         marks = [time.perf_counter()]
         content = pathlib.Path(path).read_bytes()

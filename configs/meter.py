@@ -4,7 +4,7 @@ Paper: Dou et al. 2022, arXiv:2111.02387. Batch, rates, epochs and image sizes a
 configs task_finetune_*_clip_bert with clip16 and text_roberta in the authors' meter/config.py
 (github.com/zdou0830/METER): AdamW, weight decay 0.01, a tenth of the steps warm-up, linear decay,
 the rate times 5 in the co-attention and times 50 (vqa) or 10 in the head. What differs: our mirror
-and colour changes in place of their RandAugment, and their training on VQAv2's validation images.
+and color changes in place of their RandAugment, and their training on VQAv2's validation images.
 Command: mmflax train --config configs/meter.py:vqa --workdir runs/meter_vqa
     --config.data.source_dir=DIR --config.init.from=meter_clip16_288_roberta_pretrain.ckpt
     --config.processor.from=ROBERTA (a folder with roberta-base's tokenizer files)

@@ -85,7 +85,7 @@ def get_config(arg=None):
         source_dir="", batch_size=batch, num_threads=16, prefetch=4, max_bad_fraction=0.001, **data
     )
     c.processor = dict(image_size=224, vocab_size=30522, **processor)
-    # A mirror and mild colour changes, where the words allow them.
+    # A mirror and mild color changes, where the words allow them.
     c.augment = dict(flip="safe", brightness=0.2, contrast=0.2, saturation=0.2)
     steps = examples * epochs // batch
     c.optim = dict(

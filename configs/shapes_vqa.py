@@ -2,7 +2,7 @@
 
 Model: METER's co-attention (Dou et al. 2022, arXiv:2111.02387) at a small size. Trained from
 scratch, so with three helps that need no pretrained weights: pre-norm, shared query and key
-initialisation (after Trockman & Kolter 2023, arXiv:2305.09828), and the caption's words grounded in
+initialization (after Trockman & Kolter 2023, arXiv:2305.09828), and the caption's words grounded in
 the image tokens beside the answer (after Fang et al. 2015, arXiv:1411.4952).
 Command: mmflax train --config configs/shapes_vqa.py --workdir runs/shapes
 Hardware: 2 CPU cores, about 4 minutes.

@@ -39,8 +39,8 @@ def random_params(model, *args, seed=0, **kwargs):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        centre = 1.0 if path[-1].key in ("scale", "var") else 0.0
-        return jnp.asarray(centre + 0.2 * rng.normal(size=leaf.shape), leaf.dtype)
+        center = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        return jnp.asarray(center + 0.2 * rng.normal(size=leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

@@ -194,7 +194,7 @@ def test_image_pooling_by_mean_ignores_hidden_tokens(zoo):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_pre_norm_ends_normalised_and_is_meters_alone():
+def test_pre_norm_ends_normalized_and_is_meters_alone():
     fusion = co_attention.build(width=8, depth=2, num_heads=2, norm_style="pre")
     image, text = 100.0 * jnp.ones((1, 5, 8)).at[0, 0].set(3.0), jnp.ones((1, 3, 8))
     params = fusion.init(jax.random.key(0), image, text, train=False)["params"]

@@ -183,7 +183,7 @@ def test_causal_text_has_no_gradient_from_the_future(text, causal, masked):
 
     def total(table):
         changed = {**params, "position_embedding": {"embedding": table}}
-        # The cube, for the sum of normalised features does not move.
+        # The cube, for the sum of normalized features does not move.
         return (
             model.apply({"params": changed}, tokens, mask, causal=causal, train=False)[:, 2] ** 3
         ).sum()

@@ -13,7 +13,7 @@ from mmflax.models.vision_language import VisionLanguageModel, read_encoder
 
 
 def count(model):
-    """Parameters without the statistics of batch normalisation, which nobody counts."""
+    """Parameters without the statistics of batch normalization, which nobody counts."""
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.ones((1, 224, 224, 3)), train=False)
     )

@@ -60,7 +60,7 @@ def test_block_parts(zoo):
     assert set(plain) == {"attention", "attention_norm", "mlp", "mlp_norm"}
 
 
-def test_post_norm_ends_normalised_and_pre_norm_is_the_identity_at_zero(zoo):
+def test_post_norm_ends_normalized_and_pre_norm_is_the_identity_at_zero(zoo):
     x = normal(2, 3, 8)
     zeros = jax.tree.map(jnp.zeros_like, zoo.params(Block(LayerConfig(2, 16)), x, train=False))
     pre = zoo.run(Block(LayerConfig(2, 16, norm_style="pre")), zeros, x, train=False)

@@ -23,7 +23,7 @@ COMMON = dict(
 SIZES = dict(width=WIDTH, num_heads=HEADS, mlp_dim=MLP, depth=2)
 
 
-def randomised(module):
+def randomized(module):
     """Every weight random: untrained norms and biases would hide a mistake."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_bert_equals_transformers(zoo):
     config = transformers.BertConfig(
         **COMMON, num_hidden_layers=2, vocab_size=30, max_position_embeddings=12
     )
-    theirs = randomised(transformers.BertModel(config))
+    theirs = randomized(transformers.BertModel(config))
     tables = theirs.embeddings
     params = {
         "word_embedding": {"embedding": array(tables.word_embeddings.weight)},
@@ -119,7 +119,7 @@ def test_vit_equals_transformers(zoo):
     config = transformers.ViTConfig(
         **COMMON, num_hidden_layers=2, image_size=12, patch_size=4, layer_norm_eps=1e-6
     )
-    theirs = randomised(transformers.ViTModel(config, add_pooling_layer=False))
+    theirs = randomized(transformers.ViTModel(config, add_pooling_layer=False))
     weights = dict(theirs.named_parameters())
 
     def linear(name):
@@ -171,7 +171,7 @@ def test_vit_equals_transformers(zoo):
 def test_lxmert_layer_equals_transformers(zoo):
     from transformers.models.lxmert.modeling_lxmert import LxmertXLayer
 
-    theirs = randomised(LxmertXLayer(transformers.LxmertConfig(**COMMON)))
+    theirs = randomized(LxmertXLayer(transformers.LxmertConfig(**COMMON)))
     cross = theirs.visual_attention
     params = {
         "cross_attention": bert_self(cross.att, cross.output),

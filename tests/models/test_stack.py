@@ -1,4 +1,4 @@
-"""Scan, loop and rematerialisation are one model; conversion between the two forms is exact."""
+"""Scan, loop and rematerialization are one model; conversion between the two forms is exact."""
 
 import functools
 

@@ -62,14 +62,14 @@ def build(backbone=None, **objectives):
 
 
 def init(task, batch):
-    """Parameters of the model's shapes, drawn by numpy: initialisers take seconds to compile."""
+    """Parameters of the model's shapes, drawn by numpy: initializers take seconds to compile."""
     shapes = jax.eval_shape(lambda: task.model.init(jax.random.key(0), batch, train=False))
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        centre = 1.0 if path[-1].key == "scale" else 0.0
+        center = 1.0 if path[-1].key == "scale" else 0.0
         spread = leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.1
-        return jnp.asarray(centre + spread * rng.normal(size=leaf.shape), leaf.dtype)
+        return jnp.asarray(center + spread * rng.normal(size=leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes["params"])
 

@@ -205,7 +205,7 @@ def test_negatives_are_never_padding_nor_of_the_same_image(fused):
 
 
 def test_negatives_are_drawn_within_their_group(fused):
-    """Groups of 2: the only possible negative of a row is its neighbour."""
+    """Groups of 2: the only possible negative of a row is its neighbor."""
     task, params = build(fused=True, negative_group=2), fused[1]
     batch = batch_of()
     outputs, _, _ = run(task, params, batch)

@@ -1,4 +1,4 @@
-"""A stack of equal layers, as a loop or as one scanned layer, with rematerialisation.
+"""A stack of equal layers, as a loop or as one scanned layer, with rematerialization.
 
 A loop keeps parameters under `layers_0 … layers_{n-1}`; a scan keeps them under `layers` with a
 leading depth axis and compiles one layer only. `stack_layers` and `unstack_layers` convert.
