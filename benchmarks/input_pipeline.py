@@ -1,6 +1,6 @@
 """Examples per second of mmflax's input pipeline and of a torch DataLoader doing the same work.
 
-    python tests/benchmarks/input_pipeline.py --rounds 5
+    python benchmarks/input_pipeline.py --rounds 5
 
 Both read 640x480 JPEGs of about 90 kB from a temporary folder and give shuffled float32 batches
 [32 224 224 3]: decode, RGB, bicubic resize, normalize. Rounds alternate, so that a busy machine

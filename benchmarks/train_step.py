@@ -5,9 +5,9 @@ take turns, so that a busy machine slows both, and the ratio is the median of th
 On a busy machine compare them on one core each, by processor time: PyTorch's threads wait for the
 slowest of them, XLA's do not.
 
-    python tests/benchmarks/train_step.py                       # ViT-B/16 + BERT-base + 6 layers
-    python tests/benchmarks/train_step.py --size small --steps 9
-    taskset -c 0 python tests/benchmarks/train_step.py --size small --threads 1   # cpu_ratio
+    python benchmarks/train_step.py                       # ViT-B/16 + BERT-base + 6 layers
+    python benchmarks/train_step.py --size small --steps 9
+    taskset -c 0 python benchmarks/train_step.py --size small --threads 1   # cpu_ratio
 """
 
 import argparse

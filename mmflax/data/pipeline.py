@@ -94,7 +94,7 @@ class TrainIterator:
         self._position = int(step)
 
     def next(self) -> Batch:
-        """The batch of step ``position``: the keys of ``mmflax.data.batch.CONTRACT``, numpy."""
+        """The batch of step ``position``: the keys of ``mmflax.batch_keys.CONTRACT``, numpy."""
         if self._iterator is None:
             steps = grain.MapDataset.range(self._position, sys.maxsize).map(self._make_batch)
             self._iterator = iter(steps.to_iter_dataset(self._options))

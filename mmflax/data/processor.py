@@ -148,7 +148,7 @@ class Processor(ProcessorFields):
         return UNKNOWN if answer is None else self._labels.get(answer, UNKNOWN)
 
     def example(self, raw: Raw) -> Batch:
-        """The arrays of one raw example; see ``mmflax.data.batch.CONTRACT``."""
+        """The arrays of one raw example; see ``mmflax.batch_keys.CONTRACT``."""
         return {key: value[0] for key, value in self.batch([raw]).items()}
 
     def batch(self, raws: Sequence[Raw]) -> Batch:

@@ -48,7 +48,7 @@ class ViT(ImageEncoderBase, Layered):
     size are taken, and learned positions are resampled for each as the published PyTorch models do
     it. With `crop` what is left over at the right and the bottom is not seen, where an image does
     not divide into patches (SigLIP So400m: 384 pixels in patches of 14). `pool` says which summary
-    of its tokens a head should take (see `models/pooling.py`); the encoder itself never pools.
+    of its tokens a head should take (see `models/heads.py`); the encoder itself never pools.
     `pre_norm`, `patch_bias=False` and `activation="quick_gelu"` give CLIP's tower.
 
     With `layers=k` above 0 the result is a pair: the tokens, and those of the last k layers, each
