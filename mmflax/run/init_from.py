@@ -27,13 +27,13 @@ import numpy as np
 from mmflax import paths, registry
 from mmflax.checkpoints import checksums
 from mmflax.checkpoints.store import Store
+from mmflax.config.sections import PARTS
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.positions import resize_positions
 from mmflax.pretrained.inspect import LazyArray, inspect, shapes_of
 from mmflax.pretrained.rules import some_of
 from mmflax.run.workdir import is_run
 
-PARTS = ("image_encoder", "text_encoder", "fusion")
 KEYS = ("from", "family", "skip", *PARTS)
 SKIP = (r"(^|/)(head|grounding)/",)
 _BACKBONE = "backbone/"

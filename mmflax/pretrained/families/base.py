@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.models.encoders.base import sides
 from mmflax.models.heads import MLMHead
+from mmflax.models.layers.blocks import KERNEL_INIT
 
 
 def built(fields: Mapping[str, Any], **builders: Callable[..., Any]) -> dict[str, Any]:
@@ -31,6 +33,21 @@ def pair_zeros(encoder: Any, rows: int, num_images: int = 1) -> dict[str, Any]:
     image = image_zeros(encoder, rows)
     second = {"second_image": image["image"]} if num_images == 2 else {}
     return {**image, **second, **text_zeros(rows)}
+
+
+class PairZeros:
+    """`zeros` of a family that reads a text with as many images as its `num_images` says."""
+
+    image_encoder: Any
+    num_images: int
+
+    def zeros(self, rows: int = 1) -> dict[str, Any]:
+        return pair_zeros(self.image_encoder, rows, self.num_images)
+
+
+def dense_head(encoder: Any, size: int, name: str) -> nn.Dense:
+    """A linear head of the module that calls this, in the encoder's dtypes."""
+    return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **encoder.dtypes)
 
 
 def word_logits(

@@ -17,10 +17,10 @@ from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.co_attention import CoAttention
 from mmflax.models.fusion.co_attention import build as build_fusion
 from mmflax.models.heads import VQAHead, name_logits
-from mmflax.pretrained.families.base import built, pair_zeros, word_logits
+from mmflax.pretrained.families.base import PairZeros, built, word_logits
 
 
-class MeterFamily(nn.Module):
+class MeterFamily(PairZeros, nn.Module):
     """`image`, `tokens`, `text_mask` to a dict.
 
     Always `text_features` [b t d], `image_features` [b n d], `pooler_output` [b 2d]. `logits` of
@@ -37,9 +37,6 @@ class MeterFamily(nn.Module):
     ranking: bool = False
     answers: int = 0
     num_images: int = 1
-
-    def zeros(self, rows: int = 1) -> dict[str, Any]:
-        return pair_zeros(self.image_encoder, rows, self.num_images)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:

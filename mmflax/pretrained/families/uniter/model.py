@@ -22,7 +22,7 @@ from mmflax.models.layers.attention import attention_mask, joint_mask, masked_so
 from mmflax.models.layers.blocks import KERNEL_INIT, MultiHeadAttention, lookup
 from mmflax.models.layers.config import LayerConfig, Typed
 from mmflax.pretrained.families import region_inputs
-from mmflax.pretrained.families.base import built, word_logits
+from mmflax.pretrained.families.base import built, dense_head, word_logits
 
 # How a sentence about two images is classified -> whether its images are neighboring rows.
 PAIRS = {"none": False, "paired": True, "paired_attn": True, "triplet": False}
@@ -100,9 +100,6 @@ class UniterFamily(nn.Module):
         tokens = jnp.concatenate([fused.text, fused.image], axis=1)
         out = {"last_hidden_state": tokens, "pooler_output": fused.pooled}
 
-        def dense(size: int, name: str) -> nn.Dense:
-            return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **dtypes)
-
         def regions_head(size: int, name: str) -> MLMHead:
             return MLMHead(size, "gelu", encoder.layer.epsilon, name=name, **dtypes)
 
@@ -122,11 +119,11 @@ class UniterFamily(nn.Module):
                     **dtypes,
                 )
                 x = attend(tokens, mask, train=train)
-            out["logits"] = dense(2, "pair_head")(x)
+            out["logits"] = dense_head(encoder, 2, "pair_head")(x)
         if self.matching:
-            out["itm_scores"] = dense(2, "matching_head")(fused.pooled)
+            out["itm_scores"] = dense_head(encoder, 2, "matching_head")(fused.pooled)
         if self.ranking:
-            out["rank_scores"] = dense(1, "ranking_head")(fused.pooled)
+            out["rank_scores"] = dense_head(encoder, 1, "ranking_head")(fused.pooled)
         if self.word_head:
             out["prediction_scores"] = word_logits(encoder, fused.text)
         if self.feature_head:

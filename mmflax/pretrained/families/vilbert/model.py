@@ -19,9 +19,9 @@ from mmflax.models.encoders.regions import build as build_image
 from mmflax.models.fusion.co_transformer import CoTransformer
 from mmflax.models.fusion.co_transformer import build as build_fusion
 from mmflax.models.heads import MLMHead, VQAHead
-from mmflax.models.layers.blocks import KERNEL_INIT, TABLE_INIT
+from mmflax.models.layers.blocks import TABLE_INIT
 from mmflax.pretrained.families import region_inputs
-from mmflax.pretrained.families.base import built, word_logits
+from mmflax.pretrained.families.base import built, dense_head, word_logits
 
 
 class VilbertFamily(nn.Module):
@@ -70,9 +70,6 @@ class VilbertFamily(nn.Module):
         def dropped(x: Array) -> Array:
             return nn.Dropout(encoder.layer.dropout_rate)(x, deterministic=not train)
 
-        def dense(size: int, name: str) -> nn.Dense:
-            return nn.Dense(size, kernel_init=KERNEL_INIT, name=name, **dtypes)
-
         def answer(size: int, name: str, hidden: int | None = None) -> VQAHead:
             return VQAHead(size, "lxmert", hidden, name=name, **dtypes)
 
@@ -82,23 +79,23 @@ class VilbertFamily(nn.Module):
             own = (encoder.layer.activation, encoder.layer.epsilon)
             regions = MLMHead(self.region_labels, *own, name="region_head", **dtypes)
             out["prediction_scores_v"] = regions(fused.image)
-            out["seq_relationship_score"] = dense(2, "matching_head")(pooled)
+            out["seq_relationship_score"] = dense_head(encoder, 2, "matching_head")(pooled)
         if self.answers:
             out["vil_prediction"] = answer(self.answers, "head")(pooled, train=train)
             gqa = answer(self.gqa_answers, "gqa_head")
             out["vil_prediction_gqa"] = gqa(pooled, train=train)
-            out["vil_logit"] = dense(1, "ranking_head")(pooled)
-            out["vil_tri_prediction"] = dense(3, "entailment_head")(pooled)
+            out["vil_logit"] = dense_head(encoder, 1, "ranking_head")(pooled)
+            out["vil_tri_prediction"] = dense_head(encoder, 3, "entailment_head")(pooled)
             if pooled.shape[0] % 2 == 0:
                 pairs = region_inputs.pairs(pooled)
                 binary = answer(2, "pair_head", pairs.shape[-1])
                 out["vil_binary_prediction"] = binary(pairs, train=train)
-            chosen = dense(1, "region_choice")(dropped(fused.image))
+            chosen = dense_head(encoder, 1, "region_choice")(dropped(fused.image))
             if image_mask is not None:
                 hidden = jnp.where(image_mask, 0.0, -10000.0)[..., None]
                 chosen = chosen + hidden.astype(chosen.dtype)
             out["vision_logit"] = chosen
-            out["linguisic_logit"] = dense(1, "word_choice")(dropped(fused.text))
+            out["linguisic_logit"] = dense_head(encoder, 1, "word_choice")(dropped(fused.text))
         return out
 
     def _read_text(

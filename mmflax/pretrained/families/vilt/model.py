@@ -19,10 +19,10 @@ from mmflax.models.fusion.base import Fused
 from mmflax.models.fusion.merged_attention import MergedAttention
 from mmflax.models.fusion.merged_attention import build as build_fusion
 from mmflax.models.heads import VQAHead, name_logits
-from mmflax.pretrained.families.base import built, pair_zeros, word_logits
+from mmflax.pretrained.families.base import PairZeros, built, word_logits
 
 
-class ViltFamily(nn.Module):
+class ViltFamily(PairZeros, nn.Module):
     """`image`, `tokens`, `text_mask`, optional `token_types` and `pixel_mask` [b h w] to a dict.
 
     `last_hidden_state` [b t+n d], text first, and `pooler_output` [b d]. `logits` of the head that
@@ -40,9 +40,6 @@ class ViltFamily(nn.Module):
     labels: int = 0
     head_dim: int | None = None
     num_images: int = 1
-
-    def zeros(self, rows: int = 1) -> dict[str, Any]:
-        return pair_zeros(self.image_encoder, rows, self.num_images)
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Any], *, train: bool = False) -> dict[str, Any]:
