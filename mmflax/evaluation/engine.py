@@ -177,11 +177,11 @@ class Evaluator:
         """The step: ``({view: (metrics, predictions)}, mask)`` by row, else the loop's sums."""
         task = self.task
         views: dict[str, tuple[Metrics, Mapping[str, Any]]] = {}
-        for view, seen in modality_views(batch, self.views, task.model).items():
-            outputs: Any = task.model.apply({"params": params}, seen, train=False)
+        for view, inputs in modality_views(batch, self.views, task.model).items():
+            outputs: Any = task.model.apply({"params": params}, inputs, train=False)
             ones = jnp.ones(batch["mask"].shape, jnp.float32)
-            metrics = {**task.metrics(outputs, seen), "loss": (task.loss(outputs, seen), ones)}
-            views[view] = metrics, task.predict(params, seen) if by_row and task.predict else {}
+            metrics = {**task.metrics(outputs, inputs), "loss": (task.loss(outputs, inputs), ones)}
+            views[view] = metrics, task.predict(params, inputs) if by_row and task.predict else {}
             if view == "full" and (majority := self._majority(outputs)) is not None:
                 views["majority"] = task.metrics(majority, batch), {}
         if by_row:

@@ -1,4 +1,4 @@
-"""Losses, one value per example: the caller owns mask and mean. One file per family."""
+"""Losses, one value per example; masking and averaging are the caller's. One file per family."""
 
 from mmflax.losses.classification import sigmoid_cross_entropy, softmax_cross_entropy
 from mmflax.losses.grounding import word_region_loss

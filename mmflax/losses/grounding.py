@@ -26,8 +26,8 @@ def word_region_loss(
     places = jnp.arange(each.shape[1])[None, :, None]
     logits = jnp.where(places == largest, each, 0.0).sum(axis=1)
     rows = jnp.arange(caption.shape[0])[:, None]
-    said = jnp.zeros(logits.shape, bool).at[rows, caption].max(caption_mask)
-    losses = jax.nn.softplus(logits) - jnp.where(said, logits, 0.0)
+    targets = jnp.zeros(logits.shape, bool).at[rows, caption].max(caption_mask)
+    losses = jax.nn.softplus(logits) - jnp.where(targets, logits, 0.0)
     counts = caption_mask.any(axis=1)
     if present is not None:
         counts = counts & present

@@ -248,8 +248,8 @@ def _start(run: Run, split: str, cores: list[int]) -> subprocess.Popen[bytes]:
 
 def _shares(jobs: int) -> list[list[int]]:
     """The cores of each of ``jobs`` processes; they overlap only where there are too few."""
-    can_tell = hasattr(os, "sched_getaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if can_tell else list(range(os.cpu_count() or 1))
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if has_affinity else list(range(os.cpu_count() or 1))
     return [cores[place::jobs] or [cores[place % len(cores)]] for place in range(jobs)]
 
 

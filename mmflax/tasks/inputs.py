@@ -1,7 +1,7 @@
 """What tasks share: from a batch to the backbone's output, and the loss of caption words.
 
-The one place that knows which keys hold an image and which say that it is absent
-(`mmflax.batch_keys` has the table).
+The keys that hold an image and those that mark it absent are read here only; `mmflax.batch_keys`
+lists them.
 """
 
 import functools

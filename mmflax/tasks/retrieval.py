@@ -106,8 +106,9 @@ def build(
             losses["itm"] = itm_loss(outputs["match"], outputs["match_used"])
         if caption_words:
             words = "caption" if "caption" in batch else "tokens"
-            said = batch["caption_mask" if "caption" in batch else "text_mask"]
-            losses["words"] = word_region_loss(outputs["words"], batch[words], said & used[:, None])
+            word_mask = batch["caption_mask" if "caption" in batch else "text_mask"]
+            word_mask = word_mask & used[:, None]  # not in place: the batch's own array
+            losses["words"] = word_region_loss(outputs["words"], batch[words], word_mask)
         return losses
 
     weights = {"contrastive": 1.0, "itm": matching, "words": caption_words}

@@ -84,9 +84,9 @@ class RetrievalModel(nn.Module):
     def encode_image(self, batch: Batch, *, train: bool) -> Rows:
         """`embedding` [b e], `tokens` [b n d] and `mask` [b n] of the images alone."""
         image, mask = picture(self.backbone, batch), image_mask(self.backbone, batch)
-        seen = None if mask is None else mask.any(axis=1)
+        present = None if mask is None else mask.any(axis=1)
         encoder = self.backbone.image_encoder
-        tokens, layers = read_image(encoder, self._layers_read, image, seen, mask, train=train)
+        tokens, layers = read_image(encoder, self._layers_read, image, present, mask, train=train)
         if self.image_pool == "map":
             pooled = self.image_head(tokens, mask, train=train)
         else:

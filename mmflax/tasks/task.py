@@ -32,7 +32,7 @@ class Task(NamedTuple):
     - `metrics(outputs, batch) -> {name: (sum [b], count [b])}`
     - `predict(params, batch) -> {name: array [b …]}`: what a row's answer is, such as decoded
       `tokens` [b s] or `logits` [b a]; runs compiled, in evaluation only
-    - `score(records) -> {metric: value}`: what no sum over examples can tell (CIDEr-D, AUROC,
+    - `score(records) -> {metric: value}`: metrics that are no sum over examples (CIDEr-D, AUROC,
       consistency). A record is a raw example without its images, with what `predict` gave for it
       as numpy, `text` decoded from `tokens`, and `predicted_answer` from `logits`
     - `search`: for retrieval, see `Search`
