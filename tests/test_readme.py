@@ -11,6 +11,7 @@ import shutil
 import sys
 
 import pytest
+from PIL import Image
 
 from mmflax import cli
 from mmflax.config.reading import load_config
@@ -132,10 +133,11 @@ def checkout(tmp_path_factory):
         for i, answer in enumerate(["cat", "dog"] * 20)
     ]  # fmt: skip
     for name in ("my_data", "my_photos"):
-        for split in ("train", "test"):
+        for part, split in enumerate(("train", "test")):
             (root / name / split).mkdir(parents=True)
-            for row in rows:
-                shutil.copy(ROOT / "colab" / "scene.png", root / name / split / row["file_name"])
+            for i, row in enumerate(rows):  # no image twice: it would be in two splits
+                image = Image.new("RGB", (64, 64), (i, part, 99))
+                image.save(root / name / split / row["file_name"])
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (root / name / split / "metadata.jsonl").write_text(lines)
     return root
