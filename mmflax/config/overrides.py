@@ -88,6 +88,8 @@ def _parse(where: str, text: str, annotation: Any, former: Any) -> Any:
         if str in allowed and not isinstance(value, tuple(allowed - {str}) or ()):
             return value if isinstance(value, str) else text
         registry.check_types(where, value, allowed)
+    elif isinstance(value, str) and annotation == tuple[str, ...]:
+        return tuple(word.strip() for word in value.split(","))
     elif isinstance(value, str) and (_is_sequence(annotation) or isinstance(former, (tuple, list))):
         return (value,)
     elif isinstance(value, list):

@@ -7,6 +7,7 @@ host, with what the task predicts, for records and bootstrap confidence interval
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,6 +111,12 @@ class Evaluator:
             raise MmflaxError("The evaluation has no examples; check the split and its filters.")
         return {name: float(total / n) for name, (total, n) in sorted(totals.items()) if n}
 
+    def names(self, params: Any) -> list[str]:
+        """What `means` may return, for (abstract) parameters; nothing is computed."""
+        batch = self.processor.zeros(1)
+        sums = jax.eval_shape(functools.partial(self._evaluate, by_row=False), params, batch)
+        return sorted(sums)
+
     def rows(self, params: Any, source: Source) -> dict[str, Rows]:
         """Every example's metrics and record, by view; see `mmflax.tasks.task.Task.score`."""
         metrics: dict[str, dict[str, list[np.ndarray]]] = {}
@@ -201,7 +208,7 @@ class Evaluator:
     def _majority(self, outputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Outputs whose logits prefer the commonest answer; None if the task picks no answer."""
         answers = len(self.processor.answers)
-        if not answers or getattr(outputs.get("logits"), "shape", ())[1:] != (answers,):
+        if not answers or "logits" not in outputs or outputs["logits"].shape[1:] != (answers,):
             return None
         # Answers are in order of frequency.
         scores = jnp.arange(answers, 0, -1, dtype=jnp.float32)

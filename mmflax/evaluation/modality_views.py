@@ -17,11 +17,10 @@ VIEWS = ("full", "text_only", "image_only")
 
 def check_views(views: Sequence[str]) -> tuple[str, ...]:
     """The views in the order of `VIEWS`; raises for an unknown one, and without ``full``."""
-    given = [views] if isinstance(views, str) else list(views)
-    if not set(given) <= set(VIEWS) or "full" not in given:
+    given = (views,) if not isinstance(views, (list, tuple)) else tuple(views)
+    if not all(view in VIEWS for view in given) or "full" not in given:
         raise MmflaxError(
-            f"evaluation.views is {', '.join(map(str, given)) or 'empty'}; expected full, and any "
-            "of text_only, image_only."
+            f"evaluation.views is {given!r}; expected 'full', and any of 'text_only', 'image_only'."
         )
     return tuple(view for view in VIEWS if view in given)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmflax.data.batch import pad_rows
@@ -19,6 +20,7 @@ from mmflax.errors import MmflaxError
 from mmflax.evaluation.corpus import parallel
 from mmflax.inference.predict import Prediction
 from mmflax.models.contracts import DualFamily
+from mmflax.numerics import unit
 
 TEMPLATE = "a photo of a {}."  # CLIP's
 
@@ -79,7 +81,7 @@ class ZeroShot:
         sentences = [prompts(label, templates) for label in self.labels]
         rows = self._all("text_embeds", processor.texts([s for each in sentences for s in each]))
         means = rows.reshape(len(self.labels), -1, rows.shape[-1]).mean(axis=1)
-        self.text_embeds = means / np.linalg.norm(means, axis=-1, keepdims=True)
+        self.text_embeds = np.asarray(unit(jnp.asarray(means)))
 
     def probabilities(self, images: Sequence[Any]) -> np.ndarray:
         """[image label] of images: PIL images, paths, encoded bytes or uint8 arrays [h w 3].

@@ -30,15 +30,11 @@ def locate(
       MmflaxError: no such path and no such id, no network and nothing in the cache, or no
         permission; the message has what to download and where to put it.
     """
+    check_name(source)
     path = pathlib.Path(source).expanduser()
     if path.exists():
         return path
     text = str(source)
-    if not _ID.fullmatch(text) or text.count("/") > 1:
-        raise MmflaxError(
-            f"There is no {text}; expected a folder with config.json and weights, a weight file, a "
-            "workdir, or a hub id such as google/vit-base-patch16-224."
-        )
     folder = _download(text, (*SMALL, *SAFE), revision, offline)
     if not _has(folder, SAFE):
         folder = _download(text, (*SMALL, *TORCH), revision, offline)
@@ -47,6 +43,18 @@ def locate(
             f"The hub's {text} has no weights that are read here; expected {SAFE[0]} or {TORCH[0]}."
         )
     return folder
+
+
+def check_name(source: str | pathlib.Path) -> None:
+    """Raises for what is neither a path that exists nor a possible hub id; downloads nothing."""
+    text = str(source)
+    if pathlib.Path(source).expanduser().exists():
+        return
+    if not _ID.fullmatch(text) or text.count("/") > 1:
+        raise MmflaxError(
+            f"There is no {text}; expected a folder with config.json and weights, a weight file, a "
+            "workdir, or a hub id such as google/vit-base-patch16-224."
+        )
 
 
 def _has(folder: pathlib.Path, patterns: Sequence[str]) -> bool:

@@ -46,6 +46,7 @@ from mmflax.tasks.task import Task
 from mmflax.training import optim
 from mmflax.training.state import abstract_sharded
 
+_MAPPINGS = (*(f"model.{part}" for part in sections.PARTS), "optim.schedule", "evaluation")
 # Steps of a schedule where no step is taken: the shape of the optimizer's state is all that counts.
 _ANY_STEPS = 2**31 - 1
 
@@ -57,6 +58,8 @@ class Experiment:
     config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        for section in ("", *schema.REQUIRED, *_MAPPINGS):
+            _check_mapping(self.config, section)
         known = dict.fromkeys((*schema.REQUIRED, *schema.OPTIONAL))
         registry.check_fields("config", dict.fromkeys(self.config), known)
         missing = [key for key in schema.REQUIRED if key not in self.config]
@@ -261,8 +264,8 @@ class Experiment:
         """The optax transformation and its schedule, for these abstract parameters."""
         fields = dict(self.config["optim"])
         registry.check_fields("optim", fields, schema.keywords("optim", self.config) or {})
-        for key in ("no_decay", "freeze"):
-            sections.regexes(f"optim.{key}", fields.get(key, ()))
+        for key in {"no_decay", "freeze"} & fields.keys():
+            fields[key] = sections.regexes(f"optim.{key}", fields[key])
         sections.regexes("optim.lr_multipliers", [r[0] for r in fields.get("lr_multipliers", ())])
         steps = self.train.steps or _ANY_STEPS
         schedule = {"total_steps": steps, **fields.pop("schedule")}
@@ -270,6 +273,14 @@ class Experiment:
 
     def store(self, workdir: pathlib.Path) -> Store:
         return Store(str(workdir / "checkpoints"), **dataclasses.asdict(self.checkpoint))
+
+
+def _check_mapping(config: Any, section: str) -> None:
+    """Raises where a section is something else than keys with values."""
+    for key in filter(None, section.split(".")):
+        config = config.get(key, {})
+    if not isinstance(config, Mapping):
+        raise MmflaxError(f"{section or 'The config'} is {config!r}; expected keys with values.")
 
 
 @dataclasses.dataclass(frozen=True)

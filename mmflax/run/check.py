@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import numpy as np
 
-from mmflax import registry
-from mmflax.config import schema, sections
+from mmflax import paths, registry
+from mmflax.config import schema
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
+from mmflax.pretrained import hub
 from mmflax.run import init_from
 from mmflax.run.build import Experiment, example_batch
 
@@ -47,8 +49,11 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     if "schedule" not in config["optim"]:
         raise MmflaxError("The config has no optim.schedule; add one, such as warmup_cosine.")
     init = config.get("init") or {}
-    init_from.sources(init)
-    sections.regexes("init.skip", init.get("skip", ()))
+    init_from.skipped(init)
+    sources = init_from.sources(init).values()
+    for source in sources if processor is None else ():  # a run that resumes has its weights
+        hub.check_name(source.path)
+    _check_best_metric(experiment)
     problems = []
     for second_images in (False, True):
         try:
@@ -66,8 +71,18 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     raise problems[0]
 
 
+def _check_best_metric(experiment: Experiment) -> None:
+    """Checkpoints are ranked by a metric of the split that is evaluated during training."""
+    metric, split = experiment.checkpoint.best_metric, experiment.evaluation.split
+    if metric is not None and not metric.startswith(f"{split}/"):
+        raise MmflaxError(
+            f"checkpoint.best_metric is {metric!r}; expected a metric of evaluation.split, such as "
+            f"'{split}/loss'."
+        )
+
+
 def _build(experiment: Experiment, processor: Processor) -> None:
-    """Shapes of the model, and the optimizer for them."""
+    """Shapes of the model, the optimizer for them, and the names that path rules match."""
     experiment.augment()
     task = experiment.task(processor)
     batch = example_batch(processor, 1)
@@ -75,6 +90,10 @@ def _build(experiment: Experiment, processor: Processor) -> None:
         lambda key: task.model.init(key, batch, train=False)["params"], jax.random.key(0)
     )
     experiment.optimizer(params)
+    names = paths.leaves(params)
+    for pattern, _ in experiment.mesh_config.rules:
+        if not any(re.search(pattern, name) for name in names):
+            raise MmflaxError(f"mesh.rules has {pattern!r}, which matches no parameter; remove it.")
 
 
 def _learn(experiment: Experiment, second_images: bool) -> Processor:

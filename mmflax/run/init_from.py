@@ -27,7 +27,7 @@ import numpy as np
 from mmflax import paths, registry
 from mmflax.checkpoints import checksums
 from mmflax.checkpoints.store import Store
-from mmflax.config.sections import PARTS
+from mmflax.config.sections import PARTS, regexes
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders.positions import resize_positions
 from mmflax.pretrained.inspect import LazyArray, inspect, shapes_of
@@ -122,7 +122,7 @@ def start(
     wanted = sources(fields)
     if not wanted:
         return None
-    skip = tuple(fields.get("skip", SKIP))
+    skip = skipped(fields)
     opened = {source: parameters(*source) for source in dict.fromkeys(wanted.values())}
     values: dict[str, LazyArray] = {}
     how: dict[str, str] = {}
@@ -165,6 +165,12 @@ def start(
         and (wanted.get("model") == source or name.split("/")[0] in parts)
     ]
     return Start(values, how, tuple(unused), wanted)
+
+
+def skipped(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The regular expressions of ``init.skip``; None, the default, is `SKIP`."""
+    given = fields.get("skip")
+    return SKIP if given is None else regexes("init.skip", given)
 
 
 def sources(fields: Mapping[str, Any]) -> dict[str, Source]:

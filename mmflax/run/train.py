@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 
-from mmflax import paths
+from mmflax import paths, registry
 from mmflax.config.compare import check_same_run
-from mmflax.config.sections import PARTS
+from mmflax.config.sections import PARTS, regexes
 from mmflax.data import pipeline
+from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
+from mmflax.errors import MmflaxError
 from mmflax.run import init_from
 from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
 from mmflax.run.check import check
-from mmflax.run.evaluate import in_loop
+from mmflax.run.evaluate import evaluator, in_loop
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
 from mmflax.training.state import create_sharded
@@ -42,6 +44,8 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     experiment = experiment.of_length(len(dataset.source("train")))
     processor = learned or experiment.learn_processor(dataset)
     built = assemble(experiment, processor, mesh)
+    split = experiment.evaluation.split
+    _check_evaluation(experiment, built, dataset)
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.
     start = None if store.steps() else start_of(experiment, built)
@@ -73,9 +77,10 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         prefetch=experiment.data.prefetch,
     )
     evals = {}
-    if experiment.evaluation.split in dataset.splits:
-        name = experiment.evaluation.split
-        evals[name] = in_loop(experiment, built, dataset.source(name))
+    if split not in dataset.splits and not quiet and main:
+        print(f"note: the data have no split {split!r}, so training evaluates nothing")
+    if split in dataset.splits:
+        evals[split] = in_loop(experiment, built, dataset.source(split))
     key = jax.random.key(experiment.seed)
     if start is not None and not quiet and main:
         print(start.table(), flush=True)
@@ -108,6 +113,22 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         store.close()
 
 
+def _check_evaluation(experiment: Experiment, built: Built, dataset: Dataset) -> None:
+    """Raises unless the metric that ranks checkpoints is computed during training."""
+    split, best = experiment.evaluation.split, experiment.checkpoint.best_metric
+    if best is None:
+        return
+    dataset.source(split)  # raises, naming the splits that are there
+    names = [
+        f"{split}/{name}" for name in evaluator(experiment, built).names(built.abstract.params)
+    ]
+    if best not in names:
+        raise MmflaxError(
+            f"checkpoint.best_metric is {best!r}, which is not computed"
+            f"{registry.nearest(best, names)}; expected one of {', '.join(names)}."
+        )
+
+
 def start_of(experiment: Experiment, built: Built) -> init_from.Start | None:
     """What `config.init` gives this run to begin with, or None."""
     encoder = built.task.model.backbone.image_encoder
@@ -127,7 +148,7 @@ def train_step(experiment: Experiment, built: Built) -> Callable[..., Any]:
         built.tx,
         accumulate=experiment.train.accumulate,
         ema_decay=experiment.train.ema_decay,
-        freeze=experiment.config["optim"].get("freeze", ()),
+        freeze=regexes("optim.freeze", experiment.config["optim"].get("freeze", ())),
         schedule=built.schedule,
     )
 

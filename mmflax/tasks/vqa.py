@@ -83,9 +83,10 @@ def score(records: Sequence[Record]) -> dict[str, float]:
         values = [record.get(key) for record in records]
         return None if None in values else [str(value) for value in values]
 
+    types = column("question_type")
     return vqa_accuracy(
         [str(record["predicted_answer"]) for record in records],
         [list(record["answers"]) for record in records],
-        column("question_type"),
+        None if set(types or ()) == {"all"} else types,
         column("answer_type"),
     )

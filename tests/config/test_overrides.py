@@ -90,6 +90,11 @@ def test_steps_and_epochs_replace_each_other():
     assert schedule["warmup_fraction"] == 0.1 and "warmup_steps" not in schedule
 
 
+def test_views_are_a_list_of_words():
+    found = override("evaluation.views=full,text_only")
+    assert found["evaluation"]["views"] == ("full", "text_only")
+
+
 def test_the_file_is_left_as_it_was():
     config = tiny.config("d")
     from mmflax.config.overrides import override

@@ -62,6 +62,15 @@ def change(section, **fields):
         (lambda c: c.update(augment={"flp": "safe"}), "did you mean 'flip'"),
         (lambda c: c.update(init={"form": "x"}), "did you mean 'from'"),
         (lambda c: c.update(seed=-1), "seed is -1"),
+        (lambda c: c.update(model=3), "model is 3; expected keys with values"),
+        (lambda c: c.update(evaluation=None), "evaluation is None; expected keys with values"),
+        (change("optim", schedule="constant"), "optim.schedule is 'constant'; expected keys"),
+        (change("optim", freeze="no_such/"), "'no_such/' decides no parameter"),
+        (change("evaluation", views=3), r"evaluation.views is \(3,\); expected 'full'"),
+        (change("checkpoint", best_metric="accuracy"), "expected a metric of evaluation.split"),
+        (change("mesh", rules=(("no_such", ()),)), "'no_such', which matches no parameter"),
+        (lambda c: c.update(init={"from": "/no/such"}), "There is no /no/such"),
+        (lambda c: c.update(init={"skip": 3}), "init.skip is 3; expected regular expressions"),
     ],
 )
 def test_a_mistake_is_told_before_data_are_read(changed, message, config):
@@ -74,6 +83,18 @@ def test_a_mistake_is_told_before_data_are_read(changed, message, config):
 def test_a_batch_that_does_not_divide_is_told_before_data_are_read(config, tmp_path):
     config["data"]["batch_size"] = 12
     with pytest.raises(MmflaxError, match="data.batch_size is 12, which does not divide"):
+        train(config, str(tmp_path / "w"))
+
+
+def test_a_metric_that_is_not_computed_cannot_rank_checkpoints(shapes_dir, tmp_path):
+    config = tiny.config(shapes_dir)
+    config["checkpoint"]["best_metric"] = "validation/acuracy"
+    with pytest.raises(MmflaxError, match="not computed, did you mean 'validation/accuracy'"):
+        train(config, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+    config["checkpoint"]["best_metric"] = config["evaluation"]["split"] = "dev"
+    config["checkpoint"]["best_metric"] += "/accuracy"
+    with pytest.raises(MmflaxError, match="no split 'dev'"):
         train(config, str(tmp_path / "w"))
 
 

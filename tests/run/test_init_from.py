@@ -67,6 +67,12 @@ def test_parts_heads_and_what_is_left(monkeypatch):
         start(monkeypatch, {"image_encoder/w": lazy(2)}, ours)
 
 
+def test_one_pattern_may_be_a_string_and_none_is_the_default():
+    assert init_from.skipped({"skip": "mlm"}) == ("mlm",)
+    assert init_from.skipped({"skip": ()}) == ()
+    assert init_from.skipped({}) == init_from.skipped({"skip": None}) == init_from.SKIP
+
+
 def test_tables_are_fitted(monkeypatch):
     source = {
         "image_encoder/position_embedding": lazy(1 + 4, 3),
