@@ -132,7 +132,7 @@ def test_an_absent_image_of_regions_leaks_nothing(whole):
 
 
 def test_a_batch_without_regions_is_named(whole):
-    with pytest.raises(MmflaxError, match="reads regions, but the batch has none"):
+    with pytest.raises(MmflaxError, match="needs 'regions', which the batch does not hold"):
         task_inputs.picture(whole.model, {"image": jnp.ones((1, 8, 8, 3))})
     pixels = whole.model.clone(
         image_encoder=vit.build(

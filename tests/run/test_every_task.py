@@ -38,7 +38,7 @@ TASKS = {
         "loss/itm",
     ),
 }
-EVERY_DAY = {("generation", "regions"), ("retrieval", "regions"), ("pretraining", "regions")}
+EVERY_DAY = {("generation", "regions"), ("retrieval", "regions")}
 CASES = [
     pytest.param(task, kind, marks=() if (task, kind) in EVERY_DAY else pytest.mark.slow)
     for task in TASKS
