@@ -159,7 +159,7 @@ def test_views_cost_a_forward_pass_each_and_may_be_left_out(processor, params, o
 
 @pytest.mark.parametrize("views", [("full", "blind"), ("text_only",), (), "text_only"])
 def test_a_wrong_view_is_one_sentence(views, processor, one_device):
-    with pytest.raises(MmflaxError, match=r"evaluation.views is .*; expected full, and any of"):
+    with pytest.raises(MmflaxError, match=r"evaluation.views is .*; expected 'full', and any of"):
         Evaluator(TASK, processor, one_device, batch_size=B, views=views)
 
 
