@@ -170,7 +170,7 @@ def test_modality_views_depend_on_nothing_that_they_leave_out(trained):
         (lambda c: c["processor"].update(image_sizes=3), "did you mean 'image_size'"),
         (lambda c: c["task"].update(name="vqaa"), "did you mean 'vqa'"),
         (lambda c: c["checkpoint"].update(keep=1), "not a known key"),
-        (lambda c: c["evaluation"].update(views=["full", "blind"]), "expected full, and any of"),
+        (lambda c: c["evaluation"].update(views=["full", "blind"]), "expected 'full', and any of"),
     ],
 )
 def test_bad_configs_stop_before_anything_is_written(shapes_dir, tmp_path, change, message):
