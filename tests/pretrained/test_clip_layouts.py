@@ -7,6 +7,7 @@ import pytest
 from mmflax import paths
 from mmflax.pretrained import rules
 from mmflax.pretrained.checkpoint import from_pretrained
+from mmflax.pretrained.families.clip import names as clip
 from tests.pretrained import cases
 
 pytestmark = pytest.mark.parity
@@ -23,7 +24,7 @@ def test_openai_weights_run_in_transformers(tmp_path):
     pretrained = from_pretrained(tmp_path / "openai")
     theirs = transformers.CLIPModel(family.openai_configuration()).eval()
     names = list(theirs.state_dict())
-    table = names.table(pretrained.config["original"], names)
+    table = clip.table(pretrained.config["original"], names)
     flat = {path: np.asarray(leaf) for path, leaf in paths.leaves(pretrained.params).items()}
     tensors = rules.write(table, flat)
     theirs.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()})
