@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy.special import softmax
 
 from mmflax.batch_keys import PREFIXES, SECOND
@@ -116,18 +117,20 @@ class Processor(ProcessorFields):
             out = np.empty((side, side, 3), np.float32) if out is None else out
             out.fill(0.0)
             return out
+        scale, shift = self._affine
+        return transforms.normalize(self.picture(raw), scale, shift, out)
+
+    def picture(self, raw: Any) -> Image.Image:
+        """The RGB image of `image_size` that `image` normalizes, as the model sees it."""
         at_least = max(self.image_size, self.resize_to)
-        picture = transforms.open_image(raw, at_least=at_least if self.draft else None)
-        picture = transforms.resize(
-            picture,
+        return transforms.resize(
+            transforms.open_image(raw, at_least=at_least if self.draft else None),
             self.image_size,
             how=self.resize,
             filter=self.filter,
             resize_to=self.resize_to,
             floor_crop=self.floor_crop,
         )
-        scale, shift = self._affine
-        return transforms.normalize(picture, scale, shift, out)
 
     def text(self, text: str | None) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [t] and text_mask bool [t] (true = use); an empty text raises.

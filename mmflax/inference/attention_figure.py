@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmflax.data.image.transforms import open_image, resize
 from mmflax.errors import MmflaxError
 from mmflax.inference.predict import Prediction, Predictor
 
@@ -59,9 +58,7 @@ def draw(predictor: Predictor, image: Any, text: str, path: epath.PathLike) -> P
             "such as co_attention."
         )
     processor = predictor.processor
-    picture = resize(
-        open_image(image), processor.image_size, how=processor.resize, filter=processor.filter
-    )
+    picture = processor.picture(image)
     grid = encoder.grid()
     prefix = encoder.num_tokens() - grid[0] * grid[1]
     figure(np.asarray(picture), layers, grid, prefix, prediction, path)

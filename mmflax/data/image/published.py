@@ -4,10 +4,12 @@ The numbers are those of transformers' processors for PIL (`...ImageProcessorPil
 Its torchvision ones resize otherwise (a pixel may differ by a level, 1/255 before normalizing),
 put the odd pixel of a crop that is larger than the image on the other side, and join rescaling
 with normalizing in one step (1e-6). Unlike either, 16-bit gray is scaled to 8 bits and not clipped,
-and what is not RGB is converted for every family.
+what is not RGB is converted for every family, and a JPEG file of more than 89 megapixels is decoded
+at half its size before it is resized.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -233,12 +235,24 @@ class PublishedImages:
 
     def _pixels(self, raw: Any) -> np.ndarray:
         """uint8 [h w 3] of the final size, before padding."""
+        try:
+            return self._resized(raw)
+        except MmflaxError as error:
+            file = isinstance(raw, (str, os.PathLike)) and os.fspath(raw)
+            if not file or file in str(error):
+                raise
+            raise MmflaxError(f"{file}: {error}") from error
+
+    def _resized(self, raw: Any) -> np.ndarray:
         upright = not isinstance(raw, Image.Image)
         image = transforms.open_image(raw, upright=upright, white=self.white)
+        crops = self.crops
         if self.resize is not None:
             height, width = self.resize.target(image.height, image.width)
-            image = image.resize((width, height), transforms.FILTERS[self.filter])
-        for height, width in self.crops:
+            crop = crops[0] if crops else None
+            image = transforms.resized(image, height, width, self.filter, crop)
+            crops = crops[1:]
+        for height, width in crops:
             image = transforms.middle(image, height, width)
         return np.asarray(image)
 

@@ -1,39 +1,34 @@
 """Decoding, resizing and normalizing of images; nothing else decodes.
 
-EXIF orientation is applied, palette, gray,
-CMYK and 16-bit gray become RGB, and an alpha channel is dropped (the stored colors are kept).
+EXIF orientation is applied, palette, gray, CMYK and 16-bit gray become RGB, and an alpha channel is
+dropped (the stored colors are kept). Of an animation the first picture is taken.
+
+No image takes more than `MAX_PIXELS` pixels, decoded or resized: a larger JPEG, as phones of 108
+and 200 megapixels write them, is decoded at half its size or less; others are refused.
 """
 
 import io
 import os
-from typing import Any
+import struct
+from typing import IO, Any
 
 import numpy as np
-from PIL import BmpImagePlugin as Bmp
-from PIL import GifImagePlugin as Gif
 from PIL import Image, ImageOps
-from PIL import JpegImagePlugin as Jpeg
-from PIL import PngImagePlugin as Png
-from PIL import PpmImagePlugin as Ppm
-from PIL import TiffImagePlugin as Tiff
-from PIL import WebPImagePlugin as WebP
 
+from mmflax.data.image.formats import FORMATS, foreign, unreadable, without_texts
+from mmflax.data.image.resample import resized_part
 from mmflax.errors import MmflaxError
 
-# Formats that PIL decodes by itself: PostScript and the like would start other programs. Imported
-# by name because a restricted Image.open fails on a plugin that nobody has loaded.
-_READERS = (
-    Jpeg.JpegImageFile, Png.PngImageFile, WebP.WebPImageFile, Gif.GifImageFile, Bmp.BmpImageFile,
-    Tiff.TiffImageFile, Ppm.PpmImageFile,
-)  # fmt: skip
-FORMATS = tuple(reader.format for reader in _READERS)
 MAX_PIXELS = 89_478_485  # a quarter of a GiB at 3 bytes each; PIL's own limit for its warning
+MAX_JPEG_PIXELS = 3 * MAX_PIXELS  # in the file; a progressive one is held in full as it is decoded
+_PARTLY = 16  # an enlarged image of so many times the area that is kept is not made in full
 FILTERS = {
     name: Image.Resampling[name.upper()]
     for name in ("nearest", "box", "bilinear", "bicubic", "lanczos")
 }
 RESIZES = ("squash", "crop", "divisible")
 _EXIF_ORIENTATION = 0x0112
+_LONG_TEXT = "MAX_TEXT"  # of the image's texts PIL reads this much, and raises for more
 
 
 def open_image(
@@ -43,8 +38,9 @@ def open_image(
 
     Args:
       raw: the image.
-      at_least: when both sides of a JPEG may shrink to this many pixels, it is decoded at 1/2, 1/4
-        or 1/8 of its size, which skips most of the work. ``None`` decodes every pixel.
+      at_least: when both sides of a JPEG file may shrink to this many pixels, it is decoded at
+        1/2, 1/4 or 1/8 of its size, which skips most of the work. ``None`` decodes every pixel of
+        one that has at most ``MAX_PIXELS``.
       upright: apply the EXIF orientation.
       white: lay what is transparent on white, as transformers does: in a file that is the one
         color it names as transparent, and an alpha channel is dropped all the same.
@@ -58,26 +54,37 @@ def open_image(
     name = _name(raw)
     try:
         if is_pil:
-            _check_size(raw.size, name)
-            return _rgb(_on_white(raw) if white else raw, at_least, name, upright)
+            # The caller's own object: a draft would shrink it for whoever uses it next.
+            _check_size(raw.size, name, MAX_JPEG_PIXELS)
+            return _rgb(_on_white(raw) if white else raw, name, upright)
         # A file is read at once: PIL's many small reads are slow on network disks.
-        with _open(raw) as image:
-            return _rgb(image, at_least, name, upright, white)
+        with _identified(io.BytesIO(_content(raw)), name) as image:
+            _check_size(image.size, name, MAX_JPEG_PIXELS if _is_jpeg(image) else MAX_PIXELS)
+            if _is_jpeg(image):
+                _shrink(image, at_least)
+            return _rgb(image, name, upright, white)
     except (MmflaxError, MemoryError):
         raise
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
-        raise _unreadable(name, error) from error
+        if _LONG_TEXT in str(error) and not is_pil:
+            bare = without_texts(bytes(_content(raw)))
+            return open_image(bare, at_least=at_least, upright=upright, white=white)
+        raise unreadable(name, error) from error
 
 
-def check_header(path: str | os.PathLike[str]) -> None:
+def check_header(raw: str | os.PathLike[str] | bytes) -> None:
     """Reads the first bytes only: a missing, foreign or oversized image raises MmflaxError."""
+    name = _name(raw)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image.size, _name(path))
+        with io.BytesIO(raw) if isinstance(raw, bytes) else open(raw, "rb") as file:
+            image = _identified(file, name)
+            _check_size(image.size, name, MAX_JPEG_PIXELS if _is_jpeg(image) else MAX_PIXELS)
     except MmflaxError:
         raise
     except Exception as error:
-        raise _unreadable(_name(path), error) from error
+        if _LONG_TEXT in str(error):
+            return
+        raise unreadable(name, error) from error
 
 
 def resize(
@@ -103,9 +110,39 @@ def resize(
     """
     first = resize_to or size
     rows, columns = scaled_size(how, image.height, image.width, (first, first))
-    if (columns, rows) != image.size:
-        image = image.resize((columns, rows), FILTERS[filter])
-    return image if rows == columns == size else middle(image, size, size, floor_crop)
+    if rows == columns == size:
+        return resized(image, rows, columns, filter)
+    return resized(image, rows, columns, filter, (size, size), floor_crop)
+
+
+def resized(
+    image: Image.Image,
+    height: int,
+    width: int,
+    filter: str,
+    crop: tuple[int, int] | None = None,
+    floor: bool = True,
+) -> Image.Image:
+    """``image.resize``, then its ``middle`` of ``crop``, a height and a width.
+
+    Where an image grows far beyond its crop, as one of 4000 x 1 pixels does whose short side is to
+    be 224, only the crop is computed.
+
+    Raises:
+      MmflaxError: the result would have more than ``MAX_PIXELS`` pixels.
+    """
+    if crop is None:
+        _check_result(image, height, width)
+        if (width, height) == image.size:
+            return image
+        return image.resize((width, height), FILTERS[filter])
+    left, top, right, bottom = _middle_box(width, height, *crop, floor)
+    most = _PARTLY * crop[0] * crop[1]
+    if width < image.width or height < image.height or width * height <= most:
+        return middle(resized(image, height, width, filter), *crop, floor)
+    inside = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    part = resized_part(image, (width, height), inside, filter)
+    return part.crop((left - inside[0], top - inside[1], right - inside[0], bottom - inside[1]))
 
 
 def scaled_size(
@@ -144,9 +181,15 @@ def divisible_size(height: int, width: int, short: int, divisor: int = 32) -> tu
 
 def middle(image: Image.Image, height: int, width: int, floor: bool = True) -> Image.Image:
     """The middle of an image, with black around one that is smaller; ``floor`` as in ``resize``."""
-    left, top = image.width - width, image.height - height
+    return image.crop(_middle_box(*image.size, height, width, floor))
+
+
+def _middle_box(
+    full_width: int, full_height: int, height: int, width: int, floor: bool
+) -> tuple[int, int, int, int]:
+    left, top = full_width - width, full_height - height
     left, top = (left // 2, top // 2) if floor else (round(left / 2), round(top / 2))
-    return image.crop((left, top, left + width, top + height))
+    return left, top, left + width, top + height
 
 
 def normalize(
@@ -180,16 +223,55 @@ def affine(
     return np.tile(scale, width).astype(np.float32), np.tile(shift, width).astype(np.float32)
 
 
-def _open(raw: Any) -> Image.Image:
+def _content(raw: Any) -> bytes | bytearray | memoryview:
     if isinstance(raw, (str, os.PathLike)):
         with open(raw, "rb") as file:
-            raw = file.read()
+            return file.read()
     if not isinstance(raw, (bytes, bytearray, memoryview)):
         raise MmflaxError(
             f"An image was given as {type(raw).__name__}; give a PIL image, a path, encoded bytes, "
             "or a uint8 array [h w 3]."
         )
-    return Image.open(io.BytesIO(raw), formats=FORMATS)
+    return raw
+
+
+def _identified(file: IO[bytes], name: str) -> Image.Image:
+    """The image, not decoded yet; as ``Image.open``, which has a limit of pixels before a draft.
+
+    Args:
+      file: at its start; stays open as long as the image is to be decoded.
+      name: begins the message.
+
+    Raises:
+      MmflaxError: of no known format, naming what the file is where that is recognized.
+    """
+    start = file.read(4096)
+    known = False
+    for format in FORMATS:
+        create, accepts = Image.OPEN[format]
+        if accepts is None or not accepts(start[:16]):
+            continue
+        known = True
+        file.seek(0)
+        try:
+            return create(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+    raise foreign(name, start, known)
+
+
+def _is_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO")  # MPO: a phone's JPEG
+
+
+def _shrink(image: Image.Image, at_least: int | None) -> None:
+    """Has a JPEG decoded at 1/2, 1/4 or 1/8 of its size, as far as allowed or needed."""
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+    full, scale = image.size, 2
+    while image.width * image.height > MAX_PIXELS and scale <= 8:
+        image.draft(None, (full[0] // scale, full[1] // scale))
+        scale *= 2
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -200,12 +282,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(background, image).convert("RGB")
 
 
-def _rgb(
-    image: Image.Image, at_least: int | None, name: str, upright: bool, white: bool = False
-) -> Image.Image:
-    _check_size(image.size, name)
-    if at_least is not None and image.format in ("JPEG", "MPO"):  # MPO: a phone's JPEG
-        image.draft(None, (at_least, at_least))
+def _rgb(image: Image.Image, name: str, upright: bool, white: bool = False) -> Image.Image:
     if upright and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if white and isinstance(image.info.get("transparency"), (int, tuple)):
@@ -213,6 +290,8 @@ def _rgb(
     if image.mode.startswith("I;16"):
         # PIL's own conversion clips at 255, which turns a 16-bit scan white.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "LAB":
+        raise MmflaxError(f"{name} has LAB colors, which cannot be read; convert it to RGB.")
     if image.mode in ("I", "F"):
         raise MmflaxError(
             f"{name} has {'32-bit integer' if image.mode == 'I' else 'floating point'} pixels, "
@@ -235,34 +314,28 @@ def _from_array(array: np.ndarray) -> Image.Image:
             f"An image array is {array.dtype} {list(shape)}; expected uint8 [height width 3] or "
             f"[height width]{hint}."
         )
-    _check_size((shape[1], shape[0]), "An image array")
+    _check_size((shape[1], shape[0]), "An image array", MAX_JPEG_PIXELS)
     image = Image.fromarray(np.ascontiguousarray(array))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
+def _check_size(size: tuple[int, int], name: str, most: int) -> None:
+    if not all(size):
+        raise MmflaxError(f"{name} has {size[0]} x {size[1]} pixels, so it shows nothing.")
+    if size[0] * size[1] > most:
         raise MmflaxError(
-            f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {MAX_PIXELS}; "
+            f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {most} pixels; "
             "shrink it first."
         )
 
 
-def _unreadable(name: str, error: Exception) -> MmflaxError:
-    reasons: dict[type[Exception] | tuple[type[Exception], ...], str] = {
-        (Image.DecompressionBombError, Image.DecompressionBombWarning): (
-            f"has more than {MAX_PIXELS} pixels; shrink it first"
-        ),
-        FileNotFoundError: "does not exist",
-        PermissionError: "may not be read (permission denied)",
-        IsADirectoryError: "is a folder, not an image",
-    }
-    for kind, reason in reasons.items():
-        if isinstance(error, kind):
-            return MmflaxError(f"{name} {reason}.")
-    if "cannot identify image" in str(error):
-        return MmflaxError(f"{name} is not an image in {', '.join(FORMATS)} format.")
-    return MmflaxError(f"{name} is damaged: {str(error).rstrip('.')}.")
+def _check_result(image: Image.Image, height: int, width: int) -> None:
+    # In between, Pillow holds all rows at the new width.
+    if max(height, image.height) * width > MAX_PIXELS:
+        raise MmflaxError(
+            f"An image of {image.width} x {image.height} pixels is too narrow: resizing it to "
+            f"{width} x {height} takes more than the limit of {MAX_PIXELS} pixels; crop it first."
+        )
 
 
 def _name(raw: Any) -> str:

@@ -5,7 +5,6 @@ a folder or in the downloaded zip, which is read in place and never unpacked.
 """
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -13,10 +12,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, Self
 
-from PIL import Image
-
 from mmflax.data.dataset import Raw
-from mmflax.data.image.transforms import FORMATS
+from mmflax.data.image.transforms import check_header
 from mmflax.errors import MmflaxError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -187,11 +184,12 @@ class Images:
                 content = self._zips[place].read(member)
             else:
                 content = (place / member).read_bytes()
-            with Image.open(io.BytesIO(content), formats=FORMATS):
-                return content
-        except (zipfile.BadZipFile, Image.UnidentifiedImageError, SyntaxError, ValueError) as error:
+            check_header(content)
+            return content
+        except (zipfile.BadZipFile, MmflaxError) as error:
             raise MmflaxError(
-                f"{place / member} is not an image, or damaged; download it again."
+                f"{place / member} is not an image, or damaged; download it again "
+                f"({str(error).rstrip('.')})."
             ) from error
 
     def close(self) -> None:
