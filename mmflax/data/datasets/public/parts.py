@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mmflax.data.datasets.local_info import LocalInfo
 from mmflax.data.datasets.public.published import Record
 from mmflax.data.datasets.public.published_regions import Pictures
 
@@ -41,7 +42,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         yield from enumerate(self.builder_config.rows())
 
     def _describe(self, description: str, **features: Any) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description=description,
             features=tfds.features.FeaturesDict(features),

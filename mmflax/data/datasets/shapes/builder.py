@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mmflax.data.datasets.local_info import LocalInfo
 from mmflax.data.datasets.shapes import scenes
 
 
@@ -34,7 +35,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         side = self.builder_config.image_size
         text = tfds.features.Text
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description="Rendered scenes of coloured shapes with balanced questions.",
             features=tfds.features.FeaturesDict(
