@@ -26,7 +26,7 @@ from mmflax import paths
 from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
 from mmflax.pretrained import own_format, rules
-from mmflax.pretrained.families import family_module
+from mmflax.pretrained.families import table_of
 from mmflax.pretrained.inspect import CONFIG, inspect, shapes_of
 from mmflax.pretrained.placement import contiguous, load_parameters
 from mmflax.pretrained.tensors import SAFE, Tensors
@@ -58,7 +58,7 @@ class Pretrained:
         """The parameters under the original's names, in its layout."""
         _refuse_run(self.config)
         names = self.config["names"]
-        table = family_module(self.config["family"]).table(self.config["original"], sorted(names))
+        table = table_of(self.config["family"], self.config["original"], sorted(names))
         tensors = rules.write(table, self._arrays(params))
         # In the types that the file has: half precision goes back as half precision.
         return {
@@ -137,6 +137,7 @@ def from_pretrained(
     mesh_rules: Sequence[Any] = meshes.RULES,
     may_lack: Sequence[str] = (),
     may_ignore: Sequence[str] = (),
+    may_ignore_keys: Sequence[str] = (),
     revision: str | None = None,
     offline: bool = False,
 ) -> Pretrained:
@@ -155,13 +156,21 @@ def from_pretrained(
       mesh_rules: how they are laid out on it.
       may_lack: regexes of our paths that the file need not have (they start at random).
       may_ignore: regexes of its tensors that may be left out.
+      may_ignore_keys: keys of its config.json (`text_config.x` for x inside a part) that are read
+        as though the file did not have them.
       revision: branch, tag or commit of a hub id.
       offline: take a hub id from the cache only.
 
     Raises:
       MmflaxError: what is missing or does not fit, in one sentence.
     """
-    checkpoint = inspect(source, family=family, revision=revision, offline=offline)
+    checkpoint = inspect(
+        source,
+        family=family,
+        revision=revision,
+        offline=offline,
+        may_ignore_keys=may_ignore_keys,
+    )
     model = _with_dtypes(checkpoint.model, dtype, param_dtype or _main_dtype(checkpoint.tensors))
     shapes = shapes_of(model)
     lazy = checkpoint.parameters(shapes, may_lack=may_lack, may_ignore=may_ignore)

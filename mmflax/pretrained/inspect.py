@@ -16,6 +16,7 @@ import numpy as np
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError
 from mmflax.pretrained import families, hub, own_format, rules
+from mmflax.pretrained.families.config_keys import without
 from mmflax.pretrained.processor import PublishedProcessor
 from mmflax.pretrained.tensors import SAFE, Tensors, open_tensors
 
@@ -102,6 +103,7 @@ def inspect(
     family: str | None = None,
     revision: str | None = None,
     offline: bool = False,
+    may_ignore_keys: Sequence[str] = (),
 ) -> PublishedCheckpoint:
     """The checkpoint at `source`; see `from_pretrained` for the arguments."""
     root = hub.locate(str(source), revision=revision, offline=offline)
@@ -111,13 +113,13 @@ def inspect(
     names = sorted(tensors)
     folder = root if root.is_dir() else root.parent
     if (folder / CONFIG).exists():
-        original = read_config(folder)
+        original = without(read_config(folder), may_ignore_keys)
     else:
         original = _recognized(root, tensors, family)
     family = family or families.family_of(original.get("model_type"), str(root))
-    module = families.family_module(family)
-    fields = {"name": family, **module.fields(original, names)}
-    table = module.table(original, names)
+    families.check_config(family, original, str(folder / CONFIG))
+    fields = families.fields_of(family, original, names)
+    table = families.table_of(family, original, names)
     dtypes = {name: str(dtype) for name, dtype in tensors.dtypes.items()}
     return PublishedCheckpoint(root, family, original, fields, tensors, table, dtypes)
 

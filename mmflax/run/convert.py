@@ -23,7 +23,7 @@ import numpy as np
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.checkpoint import Pretrained, from_pretrained
-from mmflax.pretrained.families import family_module
+from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, shapes_of
 from mmflax.run import init_from
 from mmflax.run.workdir import is_run
@@ -142,7 +142,7 @@ def _as_trained(
         return start, notes
     family = start.config["family"]
     names = sorted(start.config["names"])
-    fields = {"name": family, **family_module(family).fields(original, names)}
+    fields = fields_of(family, original, names)
     model = registry.build(FAMILIES, "model", fields)
     config = {**start.config, "original": original, "fields": fields}
     return dataclasses.replace(start, model=model, config=config), notes

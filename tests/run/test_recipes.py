@@ -1,7 +1,6 @@
 """The recipes that start from public checkpoints: at full size, and with a checkpoint's numbers."""
 
 import functools
-import importlib
 import json
 import shutil
 
@@ -15,6 +14,7 @@ from mmflax.config.reading import load_config
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.checkpoint import from_pretrained
+from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, LazyArray, inspect, shapes_of
 from mmflax.run import convert, init_from
 from mmflax.run.build import Experiment, assemble
@@ -97,8 +97,7 @@ def scanned(parts, name):
 def published(name):
     """The parameters of the family's published checkpoint: shapes alone."""
     config, names = PUBLISHED[name]
-    module = importlib.import_module(f"mmflax.pretrained.families.{name}")
-    fields = dict(module.fields({"model_type": name, **config}, names))
+    fields = fields_of(name, {"model_type": name, **config}, names)
     model = registry.build(FAMILIES, "model", fields | scanned(fields, name))
     return {
         path: LazyArray(tuple(leaf.shape), lambda: pytest.fail("nothing is read"))

@@ -3,16 +3,21 @@
 A folder has `build(**fields) -> linen module` (`model.py`), or `MODEL_TYPES`, the table of names
 `table(config, names)` and `fields(config, names)`, the `name` of a module and its keywords for a
 config and its tensors' names (`names.py`), or both: some checkpoints are read into the model of
-another family. `recognize(shapes)` gives the config of a weight file that comes without one. A
-package of yours with the same functions is a family too, under its dotted path.
+another family. `KEYS` says of every key of a config what it means (`config_keys.py`): the functions
+are given a config that has been checked by it and has the original's defaults for what it leaves
+out. `recognize(shapes)` gives the config of a weight file that comes without one. A package of
+yours with the same functions is a family too, under its dotted path; without `KEYS` its functions
+are given what the file holds.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax import registry
 from mmflax.errors import MmflaxError
+from mmflax.pretrained import rules
+from mmflax.pretrained.families import config_keys
 
 
 def family_module(name: str) -> Any:
@@ -55,6 +60,36 @@ def family_of(model_type: Any, source: str) -> str:
             f"{', '.join(known)}, or give the dotted path of a family of your own as family=."
         )
     return known[name]
+
+
+def check_config(family: str, config: Mapping[str, Any], source: str) -> None:
+    """Raises for a key of a config that the family does not know, or a value it cannot build."""
+    keys = _keys(family, config)
+    if keys is not None:
+        config_keys.checked(config, keys, source, family)
+
+
+def completed(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the original's defaults for what it leaves out, if the family knows them."""
+    keys = _keys(family, config)
+    return dict(config) if keys is None else config_keys.completed(config, keys)
+
+
+def _keys(family: str, config: Mapping[str, Any]) -> config_keys.Keys | None:
+    module = family_module(family)
+    return config_keys.table_of(module.KEYS, config) if hasattr(module, "KEYS") else None
+
+
+def fields_of(family: str, config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The `name` of the family's module and its keywords for a checkpoint."""
+    fields: dict[str, Any] = family_module(family).fields(completed(family, config), names)
+    return {"name": family, **fields}
+
+
+def table_of(family: str, config: Mapping[str, Any], names: Collection[str]) -> rules.Table:
+    """The family's table of a checkpoint's names."""
+    table: rules.Table = family_module(family).table(completed(family, config), names)
+    return table
 
 
 def recognize(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:

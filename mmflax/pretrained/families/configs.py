@@ -5,6 +5,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.errors import MmflaxError
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    ACTIVATIONS,
+    EPSILON,
+    RATE,
+    SIZE,
+    Key,
+)
 from mmflax.pretrained.rules import Shape
 
 # What the layers of one transformer agree on.
@@ -13,6 +21,28 @@ LAYER_FIELDS = (
     "attention_dropout_rate",
 )  # fmt: skip
 WORD_TABLE = "embeddings.word_embeddings.weight"
+
+# What `bert_fields` reads, with the defaults of transformers' BertConfig, and the other keys that
+# configs of BERT and of models made from it have (see `config_keys`).
+BERT_USED = dict(
+    vocab_size=Key(SIZE, 30522),
+    hidden_size=Key(SIZE, 768),
+    num_hidden_layers=Key(SIZE, 12),
+    num_attention_heads=Key(SIZE, 12),
+    intermediate_size=Key(SIZE, 3072),
+    max_position_embeddings=Key(SIZE, 512),
+    type_vocab_size=Key(SIZE, 2),
+    hidden_act=Key(ACTIVATION, "gelu"),
+    layer_norm_eps=Key(EPSILON, 1e-12),
+    hidden_dropout_prob=Key(RATE, 0.1),
+    attention_probs_dropout_prob=Key(RATE, 0.1),
+)
+BERT_FIXED = dict(position_embedding_type=("absolute",))
+# Of Google's multilingual models, and of models with another table or pooler.
+BERT_HARMLESS = (
+    "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+    "pooler_size_per_head", "pooler_type", "embedding_size",
+)  # fmt: skip
 
 
 def bert_fields(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -45,10 +75,7 @@ def layer_fields(encoder: Mapping[str, Any], keys: Collection[str] = LAYER_FIELD
 
 def activation(name: str) -> str:
     """Our name of transformers' activation; another one is left to our error message."""
-    return {
-        "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python": "gelu",
-        "silu": "swish",
-    }.get(name, name)  # fmt: skip
+    return ACTIVATIONS.get(name, name)
 
 
 def sides(value: Any) -> Any:
@@ -64,7 +91,10 @@ def side(value: Any) -> Any:
 
 def count_labels(config: Mapping[str, Any]) -> int:
     """Classes of a head, as transformers counts them."""
-    return len(config["id2label"]) if config.get("id2label") else int(config.get("num_labels", 2))
+    if config.get("id2label") is not None:
+        return len(config["id2label"])
+    count = config.get("num_labels")
+    return 2 if count is None else int(count)
 
 
 def classifier_labels(config: Mapping[str, Any], names: Collection[str]) -> int:

@@ -5,24 +5,58 @@ from typing import Any
 
 from mmflax.pretrained.families import configs, rows
 from mmflax.pretrained.families.clip.names import one_side
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    COUNTS,
+    EPSILON,
+    POSITIVE,
+    RATE,
+    SIDES,
+    SIZE,
+    SIZES,
+    Key,
+    Keys,
+    one_of,
+)
 from mmflax.pretrained.rules import Rule, Table, under
 
 MODEL_TYPES = ("align", "align_text_model", "align_vision_model")
 
-# What transformers' configs take for keys that a config.json leaves out.
-TEXT = dict(
-    vocab_size=30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-    intermediate_size=3072, max_position_embeddings=512, type_vocab_size=2,
-)  # fmt: skip
-VISION = dict(
-    image_size=600, width_coefficient=2.0, depth_coefficient=3.1, depth_divisor=8,
-    kernel_sizes=(3, 3, 5, 3, 5, 5, 3), in_channels=(32, 16, 24, 40, 80, 112, 192),
-    out_channels=(16, 24, 40, 80, 112, 192, 320), depthwise_padding=(),
-    strides=(1, 2, 2, 2, 1, 2, 1), num_block_repeats=(1, 2, 2, 3, 3, 4, 1),
-    expand_ratios=(1, 6, 6, 6, 6, 6, 6), squeeze_expansion_ratio=0.25, hidden_act="swish",
-    pooling_type="mean", batch_norm_eps=1e-3, drop_connect_rate=0.2,
-)  # fmt: skip
-
+# The configs of both sides, with the defaults of transformers' classes.
+TEXT = Keys(used=configs.BERT_USED, fixed=configs.BERT_FIXED, harmless=configs.BERT_HARMLESS)
+VISION = Keys(
+    used=dict(
+        image_size=Key(SIDES, 600),
+        width_coefficient=Key(POSITIVE, 2.0),
+        depth_coefficient=Key(POSITIVE, 3.1),
+        depth_divisor=Key(SIZE, 8),
+        kernel_sizes=Key(SIZES, (3, 3, 5, 3, 5, 5, 3)),
+        in_channels=Key(SIZES, (32, 16, 24, 40, 80, 112, 192)),
+        out_channels=Key(SIZES, (16, 24, 40, 80, 112, 192, 320)),
+        depthwise_padding=Key(COUNTS, ()),
+        strides=Key(SIZES, (1, 2, 2, 2, 1, 2, 1)),
+        num_block_repeats=Key(SIZES, (1, 2, 2, 3, 3, 4, 1)),
+        expand_ratios=Key(SIZES, (1, 6, 6, 6, 6, 6, 6)),
+        squeeze_expansion_ratio=Key(EPSILON, 0.25),
+        hidden_act=Key(ACTIVATION, "swish"),
+        pooling_type=Key(one_of("mean", "max"), "mean"),
+        batch_norm_eps=Key(EPSILON, 1e-3),
+        drop_connect_rate=Key(RATE, 0.2),
+    ),
+    fixed=dict(num_channels=(3,)),
+    # The size of the pooled map, which only the pooling's window follows; a count of the
+    # layers; how fast training's statistics move.
+    harmless=("hidden_dim", "num_hidden_layers", "batch_norm_momentum"),
+)
+KEYS = {
+    "align": Keys(
+        used=dict(projection_dim=Key(SIZE, 640)),
+        harmless=("temperature_init_value",),
+        parts=dict(text_config=TEXT, vision_config=VISION),
+    ),
+    "align_text_model": TEXT,
+    "align_vision_model": VISION,
+}
 
 IN, OUT = "encoder.blocks.{i}", "blocks_{i}"
 # transformers' AlignVisionModel and our encoder `efficientnet`.
@@ -63,14 +97,14 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     fields: dict[str, Any] = dict(name="align")
     if configs.has(names, "embeddings.convolution.weight"):
-        vision = one_side(config, "vision", VISION)
+        vision = one_side(config, "vision")
         fields["image_encoder"] = vision_fields(vision)
         fields["pooling"] = vision["pooling_type"]
     if configs.has(names, "word_embeddings.weight"):
-        fields["text_encoder"] = configs.bert_fields(one_side(config, "text", TEXT))
+        fields["text_encoder"] = configs.bert_fields(one_side(config, "text"))
         fields["pooler"] = configs.has(names, "pooler.dense.weight")
     if "text_projection.weight" in names:
-        fields["projection"] = config.get("projection_dim", 640)
+        fields["projection"] = config["projection_dim"]
     return fields
 
 

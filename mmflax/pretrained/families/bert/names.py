@@ -4,9 +4,17 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import Keys
 from mmflax.pretrained.rules import Table, under
 
 MODEL_TYPES = ("bert",)
+KEYS = {
+    "bert": Keys(
+        used=configs.BERT_USED,
+        fixed=configs.BERT_FIXED,
+        harmless=(*configs.BERT_HARMLESS, "classifier_dropout"),
+    )
+}
 
 
 def classifier_fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -8,21 +8,60 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    COUNT,
+    EPSILON,
+    RATE,
+    SIDE,
+    SIDES,
+    SIZE,
+    Key,
+    Keys,
+)
 from mmflax.pretrained.rules import FLAT, LINEAR, Rule, Table, under
 
 MODEL_TYPES = ("clip", "clip_text_model", "clip_vision_model")
 
-# What transformers' configs take for keys that a config.json leaves out.
-VISION = dict(
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-    image_size=224, patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5,
-)  # fmt: skip
-TEXT = dict(
-    vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
-    num_attention_heads=8, max_position_embeddings=77, hidden_act="quick_gelu",
-    layer_norm_eps=1e-5, eos_token_id=49407,
-)  # fmt: skip
-
+# Of both sides and of SigLIP's; each side's config, with the defaults of transformers' classes.
+TOWER = dict(
+    hidden_size=Key(SIZE, 768),
+    intermediate_size=Key(SIZE, 3072),
+    num_hidden_layers=Key(SIZE, 12),
+    num_attention_heads=Key(SIZE, 12),
+    hidden_act=Key(ACTIVATION, "quick_gelu"),
+    layer_norm_eps=Key(EPSILON, 1e-5),
+    attention_dropout=Key(RATE, 0.0),
+)
+VISION = Keys(
+    used=TOWER
+    | dict(image_size=Key(SIDES, 224), patch_size=Key(SIDE, 32), projection_dim=Key(SIZE, 512)),
+    fixed=dict(num_channels=(3,)),
+    harmless=("dropout",),
+)
+TEXT = Keys(
+    used=TOWER
+    | dict(
+        hidden_size=Key(SIZE, 512),
+        intermediate_size=Key(SIZE, 2048),
+        num_attention_heads=Key(SIZE, 8),
+        vocab_size=Key(SIZE, 49408),
+        max_position_embeddings=Key(SIZE, 77),
+        eos_token_id=Key(COUNT, 49407),
+        projection_dim=Key(SIZE, 512),
+    ),
+    harmless=("dropout",),
+)
+KEYS = {
+    "clip": Keys(
+        used=dict(projection_dim=Key(SIZE, 512)),
+        harmless=("logit_scale_init_value",),
+        parts=dict(text_config=TEXT, vision_config=VISION),
+        older=("text_config", "vision_config"),
+    ),
+    "clip_text_model": TEXT,
+    "clip_vision_model": VISION,
+}
 
 # transformers' CLIPVisionModel and our encoder `clip_vision`; SigLIP's has fewer of these rows.
 VISION_RULES = (
@@ -48,14 +87,12 @@ ORIGINAL_TEXT = (
 )
 
 
-def one_side(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def one_side(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The config of one side (`vision` or `text`), which is the whole of a checkpoint of one."""
     if f"_{name}" in str(config.get("model_type")):
-        return {**defaults, **config}
-    # Where both spellings are there, transformers reads this one only.
-    given = config.get(f"{name}_config_dict")
-    given = config.get(f"{name}_config") if given is None else given
-    return {**defaults, **(given or {})}
+        return config
+    side: Mapping[str, Any] = config[f"{name}_config"]
+    return side
 
 
 def tower_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +104,7 @@ def tower_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         mlp_dim=config["intermediate_size"],
         activation=configs.activation(config["hidden_act"]),
         epsilon=config["layer_norm_eps"],
-        attention_dropout_rate=config.get("attention_dropout", 0.0),
+        attention_dropout_rate=config["attention_dropout"],
     )
 
 
@@ -76,7 +113,7 @@ def vision_fields(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return dict(
         **tower_fields(config),
         image_size=configs.sides(config["image_size"]),
-        patch_size=config["patch_size"],
+        patch_size=configs.side(config["patch_size"]),
         any_size=True,
         crop=True,
         **more,
@@ -101,14 +138,14 @@ def is_original(names: Collection[str]) -> bool:
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     fields: dict[str, Any] = dict(name="clip")
     if configs.has(names, "class_embedding"):
-        fields["image_encoder"] = vision_fields(one_side(config, "vision", VISION))
+        fields["image_encoder"] = vision_fields(one_side(config, "vision"))
     if configs.has(names, "token_embedding.weight"):
-        text = one_side(config, "text", TEXT)
+        text = one_side(config, "text")
         # Early configs have a wrong end token, 2, which transformers reads as OpenAI's rule.
         end = None if text["eos_token_id"] == 2 or is_original(names) else text["eos_token_id"]
         fields["text_encoder"] = text_fields(text, end_token=end)
     if is_original(names) or {"visual_projection.weight", "text_projection.weight"} & set(names):
-        fields["projection"] = config.get("projection_dim", 512)
+        fields["projection"] = config["projection_dim"]
     return fields | dict(labels=configs.classifier_labels(config, names))
 
 

@@ -6,22 +6,48 @@ from typing import Any
 from mmflax.pretrained.families import configs, rows
 from mmflax.pretrained.families.clip.names import (
     TEXT_RULES,
+    TOWER,
     VISION_RULES,
     one_side,
     text_fields,
     vision_fields,
 )
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    EPSILON,
+    FLAG,
+    SIDE,
+    SIDES,
+    SIZE,
+    Key,
+    Keys,
+)
 from mmflax.pretrained.rules import FIRST, Rule, Table, under
 
 MODEL_TYPES = ("siglip", "siglip_text_model", "siglip_vision_model")
 
-# What transformers' configs take for keys that a config.json leaves out.
-BOTH = dict(
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
-)  # fmt: skip
-VISION = dict(BOTH, image_size=224, patch_size=16)
-TEXT = dict(BOTH, vocab_size=32000, max_position_embeddings=64)
+# The configs of both sides, with the defaults of transformers' classes.
+BOTH = TOWER | dict(
+    hidden_act=Key(ACTIVATION, "gelu_pytorch_tanh"), layer_norm_eps=Key(EPSILON, 1e-6)
+)
+VISION = Keys(
+    used=BOTH
+    | dict(image_size=Key(SIDES, 224), patch_size=Key(SIDE, 16), vision_use_head=Key(FLAG, True)),
+    fixed=dict(num_channels=(3,)),
+)
+TEXT = Keys(
+    used=BOTH
+    | dict(
+        vocab_size=Key(SIZE, 32000),
+        max_position_embeddings=Key(SIZE, 64),
+        projection_size=Key(SIZE, None),
+    )
+)
+KEYS = {
+    "siglip": Keys(parts=dict(text_config=TEXT, vision_config=VISION)),
+    "siglip_text_model": TEXT,
+    "siglip_vision_model": VISION,
+}
 
 POOLER = (
     Rule("probe", "probe"),
@@ -36,13 +62,13 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     fields: dict[str, Any] = dict(name="siglip")
     if configs.has(names, "patch_embedding.weight"):
         fields["image_encoder"] = vision_fields(
-            one_side(config, "vision", VISION), cls_token=False, pool="map"
+            one_side(config, "vision"), cls_token=False, pool="map"
         )
         fields["pooler"] = configs.has(names, "head.probe")
     if configs.has(names, "token_embedding.weight"):
-        text = one_side(config, "text", TEXT)
+        text = one_side(config, "text")
         fields["text_encoder"] = text_fields(text)
-        fields["projection"] = text.get("projection_size") or text["hidden_size"]
+        fields["projection"] = text["projection_size"] or text["hidden_size"]
     return fields | dict(labels=configs.classifier_labels(config, names))
 
 

@@ -1,0 +1,54 @@
+"""Every key of an original's config.json is known, completed or refused in one sentence."""
+
+import pytest
+
+from mmflax.errors import MmflaxError
+from mmflax.pretrained import families
+from mmflax.pretrained.families import config_keys
+
+ONE_SENTENCE = {
+    # changed key -> value, and what the sentence says
+    "unknown key": ("bert", {"window_size": 5}, "window_size is 5, a key that .* may_ignore_keys"),
+    "misspelt key": ("bert", {"hiden_size": 5}, "did you mean 'hidden_size'"),
+    "other positions": (
+        "bert",
+        {"position_embedding_type": "relative_key"},
+        '"relative_key", and the family bert builds "absolute" only',
+    ),
+    "cross-attention": ("bert", {"add_cross_attention": True}, "builds false or null only"),
+    "pruned": ("bert", {"pruned_heads": {"1": [0]}}, "pruned_heads is"),
+    "null": ("bert", {"hidden_act": None}, "hidden_act is null; expected one of gelu"),
+    "text": ("bert", {"hidden_size": "768"}, 'hidden_size is "768"; expected a whole number'),
+    "negative": ("bert", {"num_hidden_layers": -1}, "num_hidden_layers is -1; expected"),
+    "zero": ("bert", {"num_attention_heads": 0}, "num_attention_heads is 0; expected"),
+    "nested": ("bert", {"vocab_size": [[3]]}, "vocab_size is"),
+    "true": ("bert", {"hidden_size": True}, "hidden_size is true; expected"),
+    "heads": ("bert", {"num_attention_heads": 7}, "hidden_size is 768, which .*heads 7"),
+    "labels": ("bert", {"id2label": ["a"]}, "id2label is"),
+    "part": ("clip", {"text_config": 3}, "text_config is 3; expected an object"),
+    "in a part": ("clip", {"vision_config": {"depth": 3}}, r"vision_config\.depth is 3"),
+    "heads of a part": ("clip", {"text_config": {"num_attention_heads": 7}}, "text_config.hidden"),
+    "channels": ("clip", {"vision_config": {"num_channels": 1}}, "builds 3 only"),
+}
+
+
+@pytest.mark.parametrize("case", ONE_SENTENCE)
+def test_what_a_family_cannot_build_is_one_sentence(case):
+    family, changes, sentence = ONE_SENTENCE[case]
+    with pytest.raises(MmflaxError, match=rf"^config\.json: [^\n]*{sentence}"):
+        families.check_config(family, {"model_type": family, **changes}, "config.json")
+
+
+def test_null_parts_and_older_spellings_are_read_as_the_original_reads_them():
+    assert families.completed("clip", {"text_config": None})["text_config"]["hidden_size"] == 512
+    both = {"text_config": {"hidden_size": 64, "x": 1}, "text_config_dict": {"vocab_size": 7}}
+    families.check_config("clip", both, "config.json")  # the older one stands for the whole part
+    text = families.completed("clip", both)["text_config"]
+    assert (text["hidden_size"], text["vocab_size"]) == (512, 7)
+
+
+def test_keys_that_may_be_ignored_are_read_as_absent():
+    config = {"a": 1, "text_config": {"b": 2, "c": 3}}
+    assert config_keys.without(config, ["a", "text_config.b"]) == {"text_config": {"c": 3}}
+    with pytest.raises(MmflaxError, match="may_ignore_keys has 'z', which"):
+        config_keys.without(config, ["z"])
