@@ -24,7 +24,7 @@ import numpy as np
 
 from mmflax.data.batch import Batch, check_batch, pad_rows
 from mmflax.data.dataset import Raw, Source
-from mmflax.data.image.bad_images import BadImages, OnBad, blanked, image_fault
+from mmflax.data.image.bad_images import BadImages, OnBad, blanked, image_fault, masked_batch
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
@@ -248,17 +248,8 @@ def eval_batches(
         real = max(0, min(local, size - first))
         raws = [source[first + row] for row in range(real)] or [blanked(source[size - 1])]
         mask = np.arange(local) < real
-        try:
-            batch = processor.batch(raws)
-        except MmflaxError:
-            if not bad.tolerated:
-                raise
-            for row, raw in enumerate(raws):
-                fault = image_fault(raw, processor)
-                if fault is not None:
-                    bad.add(first + row, raw, fault)
-                    raws[row], mask[row] = blanked(raw), False
-            batch = processor.batch(raws)
+        batch, usable = masked_batch(raws, processor, bad, range(first, first + len(raws)))
+        mask[: len(usable)] &= usable
         batch = pad_rows(batch, local)
         batch["mask"] = mask
         batch["id"] = np.where(mask, batch["id"], "")

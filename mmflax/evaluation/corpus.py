@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmflax.batch_keys import IMAGE_KEYS, TEXT_KEYS, select
 from mmflax.data.batch import pad_rows
 from mmflax.data.dataset import has_image, showing
+from mmflax.data.image.bad_images import BadImages, masked_batch
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.tasks.task import Search
@@ -27,12 +28,17 @@ _KEYS = {"image": IMAGE_KEYS, "text": TEXT_KEYS}
 class Corpus:
     """Encoded images or texts: arrays [n …] on the host, `embedding` [n e] among them.
 
-    `dtypes` are those that the encoder gave, whatever the arrays are kept in.
+    Attributes:
+      kind: `image` or `text`.
+      rows: the arrays.
+      dtypes: those that the encoder gave, whatever the arrays are kept in.
+      places: int [n], which of the given ones the rows are; None is all of them.
     """
 
     kind: str
     rows: Mapping[str, np.ndarray]
     dtypes: tuple[tuple[str, Any], ...]
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows["embedding"])
@@ -108,10 +114,14 @@ class PairScorer:
         }
         self._match = jit(match, static_argnums=3)
 
-    def images(self, images: Iterable[Any]) -> Corpus:
-        """Encodes images: PIL images, paths, encoded bytes, uint8 arrays [h w 3], or dicts of a
-        detector's `regions` and `boxes`."""
-        return self._encode("image", ({**showing(image), "question": None} for image in images))
+    def images(self, images: Iterable[Any], bad: BadImages | None = None) -> Corpus:
+        """Encodes images: PIL images, paths, encoded bytes, uint8 arrays [h w 3], or dicts of an
+        `image`, or a detector's `regions` and `boxes`, and maybe an `id`.
+
+        With `bad` the images that cannot be read are noted there and left out (`Corpus.places`).
+        """
+        raws = ({**showing(image), "question": None} for image in images)
+        return self._encode("image", raws, bad)
 
     def texts(self, texts: Iterable[str | None]) -> Corpus:
         """Encodes texts."""
@@ -161,22 +171,34 @@ class PairScorer:
         floating = jnp.issubdtype(row.dtype, jnp.floating)
         return row if self._cache_dtype is None or not floating else row.astype(self._cache_dtype)
 
-    def _encode(self, kind: str, raws: Iterable[Mapping[str, Any]]) -> Corpus:
+    def _encode(
+        self, kind: str, raws: Iterable[Mapping[str, Any]], bad: BadImages | None = None
+    ) -> Corpus:
         parts: dict[str, list[np.ndarray]] = {}
-        for chunk in _chunks(raws, self.batch_size):
+        usable: list[np.ndarray] = []
+        for number, chunk in enumerate(_chunks(raws, self.batch_size)):
             there = has_image if kind == "image" else _has_text
             if not all(map(there, chunk)):
                 raise MmflaxError(f"An absent {kind} cannot be searched for; leave it out.")
-            batch = self.processor.batch([{"id": kind, **raw} for raw in chunk])
+            named = [{"id": kind, **raw} for raw in chunk]
+            if bad is None:
+                batch, good = self.processor.batch(named), np.ones(len(chunk), bool)
+            else:
+                chosen = range(number * self.batch_size, number * self.batch_size + len(chunk))
+                batch, good = masked_batch(named, self.processor, bad, chosen)
+            usable.append(good)
             arrays = pad_rows(select(batch, _KEYS[kind]), self.batch_size)
             rows = jax.device_get(self._encoders[kind](self._params, arrays))
             for name, row in rows.items():
-                parts.setdefault(name, []).append(np.asarray(row)[: len(chunk)])
+                parts.setdefault(name, []).append(np.asarray(row)[: len(chunk)][good])
         if not parts:
             raise MmflaxError(f"There is nothing to encode: the list of {kind}s is empty.")
         # One array after another, so that no more than one is held twice.
         rows = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
-        return Corpus(kind, rows, self._dtypes[kind])
+        places = np.flatnonzero(np.concatenate(usable))
+        if not len(places):
+            raise MmflaxError(f"There is nothing to encode: no {kind} can be read.")
+        return Corpus(kind, rows, self._dtypes[kind], places)
 
 
 def _has_text(raw: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmflax.data import pipeline
 from mmflax.data.dataset import PICTURES, Source, text_of
+from mmflax.data.image.bad_images import OnBad
 from mmflax.data.processor import Processor
 from mmflax.distributed.mesh import data_shard, on_mesh, put_batch
 from mmflax.errors import MmflaxError
@@ -58,6 +59,7 @@ class Evaluator:
       batch_size: rows of the global batch.
       num_threads: that read examples.
       max_bad_fraction: of the examples whose image may be unreadable; they count nowhere.
+      on_bad: called once with the id and the reason of each; `bad` has all of this process.
     """
 
     def __init__(
@@ -70,12 +72,15 @@ class Evaluator:
         views: Sequence[str] = VIEWS,
         num_threads: int = 2,
         max_bad_fraction: float = 0.0,
+        on_bad: OnBad | None = None,
     ):
         self.task, self.processor, self.mesh = task, processor, mesh
         self.batch_size = batch_size
         self.views = check_views(views) if task.search is None else ("full",)
+        self.bad: dict[str, str] = {}
+        self._on_bad, self._num_threads = on_bad, num_threads
         self._reading: dict[str, Any] = dict(
-            num_threads=num_threads, max_bad_fraction=max_bad_fraction
+            max_bad_fraction=max_bad_fraction, on_bad=self._note_bad
         )
         # No donation: the parameters go on being trained.
         jitted = jax.jit(
@@ -177,8 +182,15 @@ class Evaluator:
                 source,
                 batch_size=self.batch_size,
                 rerank=rerank,
+                **self._reading,
             )
         return scores
+
+    def _note_bad(self, example: str, reason: str) -> None:
+        new = example not in self.bad
+        self.bad[example] = reason
+        if new and self._on_bad is not None:
+            self._on_bad(example, reason)
 
     def _evaluate(self, params: Any, batch: Mapping[str, Any], *, by_row: bool) -> Any:
         """The step: ``({view: (metrics, predictions)}, mask)`` by row, else the loop's sums."""
@@ -223,6 +235,7 @@ class Evaluator:
             batch_size=self.batch_size,
             process_index=index,
             process_count=count,
+            num_threads=self._num_threads,
             **self._reading,
         )
 

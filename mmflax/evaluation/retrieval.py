@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from mmflax.data.dataset import Source, Subset, has_image, select_image, text_of
+from mmflax.data.dataset import (
+    Raw,
+    Source,
+    Subset,
+    has_image,
+    select_image,
+    showing,
+    text_of,
+)
+from mmflax.data.image.bad_images import BadImages, OnBad
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.corpus import Corpus, PairScorer
@@ -30,6 +39,8 @@ def evaluate_retrieval(
     rerank: int = 64,
     embedding_weight: float = 0.0,
     cache_dtype: Any = None,
+    max_bad_fraction: float = 0.0,
+    on_bad: OnBad | None = None,
 ) -> dict[str, float]:
     """Recall at K both ways over a whole split, `image_id` saying which texts are of one image.
 
@@ -40,6 +51,9 @@ def evaluate_retrieval(
       rerank: how many of each query's nearest the fusion orders; 0 = none.
       embedding_weight: this times the cosine is added to the fusion's score (ALBEF's code 0,
         BLIP's 1).
+      max_bad_fraction: share of the images that may be unreadable; they are left out of both sides
+        with their texts. 0 = the first one stops.
+      on_bad: called once with the id and the reason of each.
 
     Returns:
       `i2t/recall@K`, `t2i/recall@K`, `…/median_rank`, `…/mean_rank` and `rsum` of the final order;
@@ -60,8 +74,14 @@ def evaluate_retrieval(
     source = Subset(source, complete)
     owner, first = images_of(source)
     scorer = PairScorer(search, params, processor, batch_size=batch_size, cache_dtype=cache_dtype)
-    images = scorer.images(select_image(source[index]) for index in first)
-    texts = scorer.texts(source[index].get("question") for index in range(len(source)))
+    bad = BadImages(len(first), max_bad_fraction, on_bad)
+    images = scorer.images((_shown(source[index]) for index in first), bad)
+    if images.places is not None and len(images) < len(first):
+        number = np.full(len(first), -1)
+        number[images.places] = np.arange(len(images))
+        kept = np.flatnonzero(number[owner] >= 0)
+        source, owner = Subset(source, kept.tolist()), number[owner[kept]]
+    texts = scorer.texts(text_of(source, index).get("question") for index in range(len(source)))
     return evaluate_corpora(
         scorer, images, texts, owner, rerank=rerank, embedding_weight=embedding_weight
     )
@@ -98,6 +118,10 @@ def evaluate_corpora(
     )
     kept = ("i2t/recall@1", "t2i/recall@1", "rsum")
     return final | {f"first_stage/{name}": plain[name] for name in kept}
+
+
+def _shown(raw: Raw) -> Raw:
+    return {**showing(select_image(raw)), "id": raw.get("id", "image")}
 
 
 def images_of(source: Source) -> tuple[np.ndarray, list[int]]:

@@ -11,6 +11,7 @@ _TITLES = {
     "question_prior": "question prior",
 }
 # Metrics that are not fractions of 1, which tables show as they are.
+_NAMED = 3  # of the examples that are left out
 _PLAIN = ("loss", "median_rank", "mean_rank", "nll", "rsum", "examples")
 
 
@@ -44,7 +45,16 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     head = f"{result['split']}: {result['examples']} examples, checkpoint of step {result['step']}"
     rule = "-" * len(text[0])
-    return "\n".join([head, text[0], rule, *text[1:]])
+    return "\n".join([head, text[0], rule, *text[1:], *left_out(result.get("bad_images", {}))])
+
+
+def left_out(bad: Mapping[str, str]) -> list[str]:
+    """A line on the examples without a readable image, whose reasons by id these are, if any."""
+    if not bad:
+        return []
+    named = "; ".join(f"{id}: {reason.rstrip('.')}" for id, reason in list(bad.items())[:_NAMED])
+    more = "; …" if len(bad) > _NAMED else ""
+    return [f"left out, since the image cannot be read: {len(bad)} ({named}{more})"]
 
 
 def _order(name: str) -> tuple[int, str]:

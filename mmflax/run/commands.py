@@ -173,6 +173,7 @@ def _ablate(options: Any, overrides: list[str]) -> None:
 
 def _data(options: Any, overrides: list[str]) -> None:
     from mmflax.config.reading import load_config
+    from mmflax.evaluation.tables import left_out
     from mmflax.inference.batch_figure import draw
     from mmflax.run.examples import first_batch
 
@@ -186,13 +187,15 @@ def _data(options: Any, overrides: list[str]) -> None:
         "answers": list(shown.processor.answers),
         "vocabulary": shown.processor.tokenizer.vocab_size,
         "max_length": shown.processor.max_length,
+        **({"bad_images": dict(shown.bad)} if shown.bad else {}),
     }
     _print(
         options,
         value,
         f"{shown.dataset.describe()}\n  {len(shown.processor.answers)} answers, "
         f"{shown.processor.tokenizer.vocab_size} word pieces, questions of at most "
-        f"{shown.processor.max_length} tokens\na batch as the model reads it: {options.out}",
+        f"{shown.processor.max_length} tokens\na batch as the model reads it: {options.out}"
+        + "".join(f"\n{line}" for line in left_out(shown.bad)),
     )
 
 

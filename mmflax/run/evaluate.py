@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmflax.data.dataset import Source, Subset
+from mmflax.data.dataset import Source, Subset, text_of
 from mmflax.distributed import processes
 from mmflax.evaluation.engine import Evaluator
 from mmflax.evaluation.question_prior import question_prior
@@ -26,7 +26,8 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     Returns:
       ``{"split", "step", "examples", "seconds", "metrics": {view: {metric: value}}, "intervals":
       {metric: [low, high]}}``; the views are those of ``evaluation.views`` and, where the task
-      picks an answer, majority and question_prior. Intervals (95 %) are the full view's.
+      picks an answer, majority and question_prior. Intervals (95 %) are the full view's. With
+      unreadable images also ``{"bad_images": {id: reason}}``; they count in no metric.
     """
     root = pathlib.Path(workdir)
     experiment, built, params, step = restore(root, step)
@@ -34,11 +35,13 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     source = dataset.source(split)
     began = time.perf_counter()
     options = experiment.evaluation
-    views, intervals = evaluator(experiment, built).score(
+    engine = evaluator(experiment, built)
+    views, intervals = engine.score(
         params, source, bootstrap=options.bootstrap, rerank=options.rerank
     )
     if "majority" in views:
-        views["question_prior"] = question_prior(dataset.source("train"), source)
+        used = Subset(source, _usable(source, engine.bad)) if engine.bad else source
+        views["question_prior"] = question_prior(dataset.source("train"), used)
     result = {
         "split": split,
         "step": step,
@@ -46,6 +49,7 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
         "seconds": round(time.perf_counter() - began, 2),
         "metrics": views,
         "intervals": intervals,
+        **({"bad_images": dict(engine.bad)} if engine.bad else {}),
     }
     if processes.is_main():
         path = root / "eval" / f"{split}.json"
@@ -54,7 +58,14 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     return result
 
 
-def evaluator(experiment: Experiment, built: Built) -> Evaluator:
+def _usable(source: Source, bad: Mapping[str, str]) -> list[int]:
+    """Where the examples are whose images could be read."""
+    return [i for i in range(len(source)) if str(text_of(source, i).get("id", i)) not in bad]
+
+
+def evaluator(
+    experiment: Experiment, built: Built, on_bad: Callable[[str, str], None] | None = None
+) -> Evaluator:
     """The evaluation of this run's task, as its config describes it."""
     return Evaluator(
         built.task,
@@ -64,16 +75,20 @@ def evaluator(experiment: Experiment, built: Built) -> Evaluator:
         views=experiment.evaluation.views,
         num_threads=experiment.data.num_threads,
         max_bad_fraction=experiment.data.max_bad_fraction,
+        on_bad=on_bad,
     )
 
 
 def in_loop(
-    experiment: Experiment, built: Built, source: Source
+    experiment: Experiment,
+    built: Built,
+    source: Source,
+    on_bad: Callable[[str, str], None] | None = None,
 ) -> Callable[[Any], dict[str, float]]:
     """``fn(params) -> {metric: value}`` on at most ``evaluation.max_examples`` of the split."""
     limit = experiment.evaluation.max_examples
     part = source if limit is None else _spaced(source, limit)
-    engine = evaluator(experiment, built)
+    engine = evaluator(experiment, built, on_bad)
     return lambda params: engine.means(params, part)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmflax.data import pipeline
-from mmflax.data.dataset import Dataset
+from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.image.bad_images import BadImages, masked_batch
 from mmflax.data.processor import Processor
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
@@ -17,20 +18,25 @@ from mmflax.run.check import check
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What `mmflax data` draws."""
+    """What `mmflax data` draws; `bad` says by id why examples before these were left out."""
 
     dataset: Dataset
     processor: Processor
     batch: Mapping[str, np.ndarray]
+    bad: Mapping[str, str]
 
 
 def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
-    """The first ``rows`` examples of a split as the model gets them; train in training's order."""
+    """The first ``rows`` examples of a split as the model gets them; train in training's order.
+
+    As in training and evaluation, ``data.max_bad_fraction`` may be unreadable, and are passed over.
+    """
     experiment = Experiment(config)
     check(experiment)
     dataset = experiment.dataset()
     processor = experiment.learn_processor(dataset)
     source = dataset.source(split)
+    fraction = experiment.data.max_bad_fraction
     if split == "train":
         with pipeline.train_iterator(
             source,
@@ -39,8 +45,16 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
             seed=experiment.seed,
             augment=experiment.augment(),
             num_threads=0,
+            max_bad_fraction=fraction,
         ) as batches:
             batch = next(batches)
-    else:
-        batch = processor.batch([source[i] for i in range(min(rows, len(source)))])
-    return Shown(dataset, processor, batch)
+            return Shown(dataset, processor, batch, batches.bad)
+    bad = BadImages(len(source), fraction, None)
+    kept: list[Raw] = []
+    for index in range(len(source)):
+        raw = source[index]
+        if not bad.tolerated or masked_batch([raw], processor, bad, [index])[1].all():
+            kept.append(raw)
+        if len(kept) == rows:
+            break
+    return Shown(dataset, processor, processor.batch(kept), bad.reasons())

@@ -62,6 +62,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         print(observe.parameter_table(built.abstract.params, depth=3), end="", flush=True)
     observe.write_run(root, mesh, dataset={"name": dataset.name, **dataset.info})
     fields = experiment.train
+    on_bad = note_bad_images(root, observers)
     index, count = meshes.data_shard(mesh)
     batches = pipeline.train_iterator(
         dataset.source("train"),
@@ -72,7 +73,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
         process_count=count,
         augment=experiment.augment(),
         max_bad_fraction=experiment.data.max_bad_fraction,
-        on_bad=note_bad_images(root, observers),
+        on_bad=on_bad,
         num_threads=experiment.data.num_threads,
         prefetch=experiment.data.prefetch,
     )
@@ -80,7 +81,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     if split not in dataset.splits and not quiet and main:
         print(f"note: the data have no split {split!r}, so training evaluates nothing")
     if split in dataset.splits:
-        evals[split] = in_loop(experiment, built, dataset.source(split))
+        evals[split] = in_loop(experiment, built, dataset.source(split), on_bad)
     key = jax.random.key(experiment.seed)
     if start is not None and not quiet and main:
         print(start.table(), flush=True)

@@ -258,6 +258,22 @@ def test_an_image_in_two_splits_by_content(tmp_path, split):
     assert dataset.build(**fields, allow_leak=True).info["images_in_two_splits"] == 1
 
 
+@pytest.mark.parametrize("content", ["empty", "page", "cut"])
+def test_what_cannot_be_read_is_no_leak(tmp_path, content):
+    for split in ("train", "test"):
+        write(tmp_path, split, [caption(index, f"{split} {index}") for index in range(6)])
+    whole = (tmp_path / "train" / "0.png").read_bytes()
+    damaged = {"empty": b"", "page": b"<html>gone</html>", "cut": whole[:50]}[content]
+    for split in ("train", "test"):
+        (tmp_path / split / "3.png").write_bytes(damaged)
+    fields = dict(path=tmp_path, validation_fraction=0, max_bad_fraction=0.2)
+    assert "images_in_two_splits" not in dataset.build(**fields, allow_leak=True).info
+    assert len(dataset.build(**fields).source("test")) == 6
+    (tmp_path / "test" / "0.png").write_bytes(whole)
+    with pytest.raises(MmflaxError, match="has the same bytes"):
+        dataset.build(**fields)
+
+
 def test_copies_are_not_held_out_apart(tmp_path):
     rows = [caption(index, f"{index}") for index in range(4)]
     write(tmp_path, "train", rows)

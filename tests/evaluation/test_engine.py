@@ -169,3 +169,25 @@ def test_no_examples_is_an_error(processor, params, one_device):
     for batches in ([], [{**batch, "mask": np.zeros(B, bool)}]):
         with pytest.raises(MmflaxError, match="no examples"):
             evaluator.means_of_batches(params, batches)
+
+
+def test_an_unreadable_image_counts_nowhere_and_is_named(processor, params, one_device):
+    rows = examples(B + 4)
+    bad = {"e2", "e9"}
+    broken = [{**raw, "image": b""} if raw["id"] in bad else raw for raw in rows]
+    clean = [raw for raw in rows if raw["id"] not in bad]
+    named = []
+    fields = dict(batch_size=B, views=("full",))
+    evaluator = Evaluator(
+        TASK, processor, one_device, **fields, max_bad_fraction=0.2,
+        on_bad=lambda *pair: named.append(pair),
+    )  # fmt: skip
+    expected = Evaluator(TASK, processor, one_device, **fields)
+    assert evaluator.means(params, broken) == pytest.approx(expected.means(params, clean))
+    scores = evaluator.score(params, broken, bootstrap=0)
+    assert scores.metrics["full"] == pytest.approx(
+        expected.score(params, clean, bootstrap=0).metrics["full"]
+    )
+    assert set(evaluator.bad) == bad and [id for id, _ in named] == sorted(bad)
+    with pytest.raises(MmflaxError, match="Example e2: The image is not an image"):
+        expected.means(params, broken)

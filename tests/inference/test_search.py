@@ -322,3 +322,27 @@ def test_an_example_with_something_absent_is_left_out(key, fused, processor, dat
     assert rank([examples[0], lone, *examples[1:]], batch_size=4) == rank(examples, batch_size=4)
     with pytest.raises(MmflaxError, match="No example of the split has both"):
         rank([lone])
+
+
+def test_unreadable_images_leave_with_their_texts(fused, processor, data):
+    """The same metrics as without those examples."""
+    task, params = fused
+    source = data.source("train")
+    bad = {"i1", "i4"}
+    rows = [{**raw, "image": b""} if raw["image_id"] in bad else raw for raw in source]
+    clean = [raw for raw in source if raw["image_id"] not in bad]
+    named = []
+    found, expected = (
+        evaluate_retrieval(task.search, params, processor, rows, batch_size=3, **fields)
+        for rows, fields in (
+            (rows, dict(max_bad_fraction=0.3, on_bad=lambda *pair: named.append(pair))),
+            (clean, {}),
+        )
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    first = {raw["image_id"]: raw["id"] for raw in reversed(list(source))}
+    assert {id for id, _ in named} == {first[name] for name in bad} and "empty" in named[0][1]
+    with pytest.raises(MmflaxError, match="2 of the 7 examples .*max_bad_fraction = 0.2"):
+        evaluate_retrieval(task.search, params, processor, rows, max_bad_fraction=0.2)
+    with pytest.raises(MmflaxError, match="Example train:.* an empty file"):
+        evaluate_retrieval(task.search, params, processor, rows)

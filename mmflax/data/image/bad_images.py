@@ -1,12 +1,17 @@
-"""Which images of a split cannot be read, and when they are too many."""
+"""Which images of a split cannot be read, and when they are too many.
+
+Whatever reads examples of a data set goes through `BadImages`: training replaces a bad one
+(`mmflax.data.pipeline.train_iterator`), everything else masks it out (`masked_batch`).
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from mmflax.data.batch import Batch
 from mmflax.data.dataset import IMAGES, Raw
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
@@ -88,6 +93,29 @@ def image_fault(raw: Raw, processor: Processor) -> str | None:
             except MmflaxError as error:
                 return str(error)
     return None
+
+
+def masked_batch(
+    raws: Sequence[Raw], processor: Processor, bad: BadImages, indices: Sequence[int]
+) -> tuple[Batch, np.ndarray]:
+    """The batch of these examples, and bool [b], false where an image cannot be read.
+
+    Such a row is blanked and noted in ``bad`` under its place in ``indices``; where ``bad``
+    tolerates none, the first one raises.
+    """
+    usable = np.ones(len(raws), bool)
+    try:
+        return processor.batch(raws), usable
+    except MmflaxError:
+        if not bad.tolerated:
+            raise
+    rows = list(raws)
+    for row, (raw, index) in enumerate(zip(raws, indices, strict=True)):
+        fault = image_fault(raw, processor)
+        if fault is not None:
+            bad.add(index, raw, fault)
+            rows[row], usable[row] = blanked(raw), False
+    return processor.batch(rows), usable
 
 
 def blanked(raw: Raw) -> Raw:
