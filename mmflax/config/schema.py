@@ -43,13 +43,13 @@ NAMED = {
             "sep_id", "mask_id",
         ),
     ),
-    "data": ("mmflax.data.datasets", ("max_bad_fraction",)),
+    "data": ("mmflax.data.datasets", ("max_bad_fraction", "normalize_answers")),
 }  # fmt: skip
 # section: (module, function, keywords decided by the rest of the experiment)
 FUNCTIONS = {
     "processor": (
         "mmflax.data.processor", "Processor.learn",
-        ("dataset", "published", "answers", "question_types", "tokenizer", "fields"),
+        ("dataset", "published", "say", "answers", "question_types", "tokenizer", "fields"),
     ),
     "optim": ("mmflax.training.optim", "build", ("params",)),
     "augment": ("mmflax.data.augment", "build", ()),

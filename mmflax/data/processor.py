@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from mmflax.batch_keys import PREFIXES, SECOND
+from mmflax.data.answers import form_of
 from mmflax.data.batch import Batch
 from mmflax.data.dataset import PICTURES, Dataset, Raw
 from mmflax.data.image import transforms
@@ -48,7 +49,9 @@ class Processor(ProcessorFields):
         lowercase: bool = True,
         strip_accents: bool | None = None,
         absent_images: bool | None = None,
+        normalize_answers: str | None = None,
         published: Sequence[Any] = (),
+        say: Callable[[str], None] | None = None,
         **fields: Any,
     ) -> Processor:
         """Answers and vocabulary from the train split; ``fields`` are this class's own.
@@ -60,6 +63,9 @@ class Processor(ProcessorFields):
         (targets, a second image, regions, absent images, image ids) sets the fields that are not
         given.
         Question types come from every split, since they name metrics and are not learned.
+        ``normalize_answers`` None is "vqa" for data of that task or with annotators' answers, else
+        "case"; an answer is shown in its commonest spelling, and ``say`` is told in a sentence
+        which spellings are one answer.
 
         ``published`` are `PublishedProcessor`s: the first with a tokenizer gives it, the first with
         image preprocessing gives that; fields given here go before theirs, and where they say all
@@ -82,6 +88,13 @@ class Processor(ProcessorFields):
             fields["image_size"] = image_size
         if fields.get("image_size") is None:
             raise MmflaxError("The config has no processor.image_size (pixels a side); add it.")
+        if normalize_answers is None:
+            official = seen.annotated or dataset.info.get("task") == "vqa"
+            normalize_answers = "vqa" if official else "case"
+        answers = seen.answers(min_answer_count, normalize_answers)
+        if say is not None:
+            for note in seen.notes(normalize_answers):
+                say(note)
         if strip_accents is None and seen.targets:
             strip_accents = False
         given = [one.tokenizer for one in published if one.tokenizer is not None]
@@ -102,7 +115,8 @@ class Processor(ProcessorFields):
             max_length=max_length,
             target_length=target_length,
             tokenizer=tokenizer,
-            answers=seen.answers(min_answer_count),
+            answers=answers,
+            normalize_answers=normalize_answers,
             question_types=question_types(dataset),
             **fields,
         )
@@ -147,8 +161,25 @@ class Processor(ProcessorFields):
         return self.tokenizer.encode(text, self.max_length)
 
     def label(self, answer: str | None) -> int:
-        """The answer's index, or -1 for one that is not among ``answers``."""
-        return UNKNOWN if answer is None else self._labels.get(answer, UNKNOWN)
+        """The answer's index, in any spelling, or -1 for one that is not among ``answers``."""
+        if answer is None:
+            return UNKNOWN
+        label = self._labels.get(answer)
+        return self._forms.get(self._form(answer), UNKNOWN) if label is None else label
+
+    def spelled(self, answer: str) -> str:
+        """The answer as the list spells it; one that is not among ``answers`` as it is."""
+        label = self.label(answer)
+        return answer if label == UNKNOWN else self.answers[label]
+
+    def judged(self, raw: Raw) -> Raw:
+        """The example with its answers as the list spells them, as predictions are spelled."""
+        own = dict(raw)
+        if raw.get("answer") is not None:
+            own["answer"] = self.spelled(raw["answer"])
+        if raw.get("answers"):
+            own["answers"] = [self.spelled(answer) for answer in raw["answers"]]
+        return own
 
     def example(self, raw: Raw) -> Batch:
         """The arrays of one raw example; see ``mmflax.batch_keys.CONTRACT``."""
@@ -264,8 +295,10 @@ class Processor(ProcessorFields):
         if all had given its answer."""
         scores = np.zeros(len(self.answers), np.float32)
         given = raw.get("answers") or ([raw["answer"]] if raw.get("answer") else [])
-        for answer, score in soft_scores(given).items():
-            label = self.label(answer)
+        official = self.normalize_answers == "annotators"
+        find = self.label if official else lambda form: self._forms.get(form, UNKNOWN)
+        for answer, score in soft_scores(given, None if official else self._form).items():
+            label = find(answer)
             if label != UNKNOWN:
                 scores[label] = score if raw.get("answers") else 1.0
         return scores
@@ -277,6 +310,15 @@ class Processor(ProcessorFields):
     @functools.cached_property
     def _labels(self) -> dict[str, int]:
         return {answer: index for index, answer in enumerate(self.answers)}
+
+    @functools.cached_property
+    def _forms(self) -> dict[str, int]:
+        """The first answer of each form; a list of others may have several."""
+        return {self._form(a): i for i, a in reversed(tuple(enumerate(self.answers)))}
+
+    @property
+    def _form(self) -> Callable[[str], str]:
+        return form_of(self.normalize_answers)
 
     @functools.cached_property
     def _types(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Self
 
 from etils import epath
 
+from mmflax.data import answers
 from mmflax.data.image import transforms
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
@@ -38,6 +39,10 @@ class ProcessorFields:
       caption_length: tokens of a caption, for objectives that read one; 0 leaves captions out.
       target_length: tokens of a text to be generated; 0 leaves targets out.
       soft_answers: give ``answer_scores``, the share of annotators behind each answer.
+      normalize_answers: when two spellings are one answer: ``vqa``, as the official evaluation
+        normalizes them; ``case``, but for letter case and blanks; ``off``, as they are written. A
+        file without it is of a run that compared labels as they were written, and normalized the
+        annotators' answers of ``soft_answers`` alone (``annotators``).
       absent_images: examples may come without an image; ``image_present`` is then given.
       second_images: every example has a second image.
       num_regions: regions of an image, of a detector, at most; 0 leaves them out.
@@ -64,6 +69,7 @@ class ProcessorFields:
     caption_length: int = 0
     target_length: int = 0
     soft_answers: bool = False
+    normalize_answers: str = "annotators"
     absent_images: bool = False
     second_images: bool = False
     num_regions: int = 0
@@ -77,6 +83,7 @@ class ProcessorFields:
         for name, value, choices in (
             ("resize", self.resize, transforms.RESIZES),
             ("filter", self.filter, tuple(transforms.FILTERS)),
+            ("normalize_answers", self.normalize_answers, tuple(answers.FORMS)),
         ):
             if value not in choices:
                 raise MmflaxError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmflax.batch_keys import PREFIXES, SECOND
+from mmflax.data import answers as spellings
 from mmflax.data.dataset import Dataset, Raw, Source, has_image, text_of
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
@@ -20,7 +21,8 @@ class Survey:
 
     Attributes:
       questions, targets: how often each text occurs; captions: every one.
-      answer_counts: how often each answer occurs.
+      answer_counts: how often each answer occurs, as it is written.
+      annotated: whether any example has every annotator's answer.
       images: whether any example has pixels.
       fields: of a ``Processor``, as the examples need them.
     """
@@ -30,7 +32,7 @@ class Survey:
         self.targets: Counter[str] = Counter()
         self.captions: list[str] = []
         self.answer_counts: Counter[str] = Counter()
-        self.images = False
+        self.images = self.annotated = False
         absent, regions = Counter[str](), (0, 0, 0)
         image_ids = True
         for index in range(len(source)):
@@ -39,6 +41,7 @@ class Survey:
                 self.questions[raw["question"]] += 1
             if raw.get("answer") is not None:
                 self.answer_counts[raw["answer"]] += 1
+            self.annotated |= bool(raw.get("answers"))
             if raw.get("caption"):
                 self.captions.append(raw["caption"])
             if raw.get("target"):
@@ -62,15 +65,35 @@ class Survey:
         """What a vocabulary is learned from."""
         return (*self.questions.elements(), *self.captions, *self.targets)
 
-    def answers(self, min_count: int) -> tuple[str, ...]:
-        """Those that occur so often, by frequency, then alphabetically."""
-        counts = self.answer_counts
+    def answers(self, min_count: int, how: str) -> tuple[str, ...]:
+        """Those that occur so often, by frequency, then alphabetically.
+
+        Args:
+          min_count: how often, in any spelling.
+          how: when two spellings are one answer, as `mmflax.data.answers.form_of` names it; its
+            commonest spelling is the answer.
+        """
+        groups = spellings.grouped(self.answer_counts, spellings.form_of(how)).values()
+        counts = {spellings.commonest(group): group.total() for group in groups}
         answers = [answer for answer in counts if counts[answer] >= min_count]
         if counts and not answers:
             raise MmflaxError(
                 f"No answer occurs {min_count} times in training; lower min_answer_count."
             )
         return tuple(sorted(answers, key=lambda answer: (-counts[answer], answer)))
+
+    def notes(self, how: str) -> list[str]:
+        """Sentences on the answers that a user should know before training."""
+        notes = [spellings.merged(self.answer_counts, how)]
+        groups = spellings.grouped(self.answer_counts, spellings.form_of(how))
+        count = self.answer_counts.total()
+        if len(groups) == 1 and count > 1:
+            notes.append(
+                f"every answer of the {count} training examples is "
+                f"{spellings.commonest(self.answer_counts)!r}, so there is nothing to choose and "
+                "an accuracy of 100 % means nothing; add examples with other answers"
+            )
+        return [note for note in notes if note is not None]
 
 
 def question_types(dataset: Dataset) -> tuple[str, ...]:

@@ -132,6 +132,7 @@ class Evaluator:
             used = np.flatnonzero(mask)
             raws = [text_of(source, number * self.batch_size + row) for row in used.tolist()]
             raws = [{k: v for k, v in raw.items() if k not in PICTURES} for raw in raws]
+            raws = [self.processor.judged(raw) for raw in raws]
             for view, (values, predicted) in views.items():
                 kept = metrics.setdefault(view, {})
                 for name, pair in values.items():
@@ -247,6 +248,7 @@ class Evaluator:
         answers = self.processor.answers
         if "tokens" in values:
             values["text"] = self.processor.decode(values["tokens"])
+            values["predicted_answer"] = self.processor.spelled(values["text"])
         if "logits" in values:
             values["predicted_answer"] = answers[int(np.argmax(values["logits"]))]
             if len(answers) > _KEEP_LOGITS:

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from mmflax.data.dataset import Source, text_of
+from mmflax.data.processor import Processor
 
 
-def question_prior(train: Source, split: Source) -> dict[str, float]:
+def question_prior(
+    train: Source, split: Source, processor: Processor | None = None
+) -> dict[str, float]:
     """Accuracy of the commonest training answer of the same question text, without a model.
 
     An unseen question falls back to the commonest answer of its type (Goyal et al. 2017, section 3,
-    "language priors").
+    "language priors"). Two spellings are one answer where they are one to the processor.
 
     Returns:
       ``{"accuracy": …, "accuracy/<question type>": …}`` on ``split``, without types where there is
       only "all".
     """
+    judged = dict if processor is None else processor.judged
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(len(train)):
-        raw = text_of(train, index)
+        raw = judged(text_of(train, index))
         by_text[raw["question"]][raw["answer"]] += 1
         by_type[raw.get("question_type", "all")][raw["answer"]] += 1
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for index in range(len(split)):
-        raw = text_of(split, index)
+        raw = judged(text_of(split, index))
         question_type = raw.get("question_type", "all")
         known = by_text.get(raw["question"]) or by_type.get(question_type) or Counter([""])
         # Ties go to the first in the alphabet, whatever the order of the examples.

@@ -8,6 +8,7 @@ again, as in CLIP's published notebook.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmflax.data.answers import case_form, grouped
 from mmflax.data.batch import pad_rows
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.corpus import parallel
@@ -138,8 +140,11 @@ def prompts(label: str, templates: Sequence[str] | None = None) -> list[str]:
 
 def _checked(labels: Sequence[str]) -> list[str]:
     given = [labels] if isinstance(labels, str) else list(labels)
-    twice = sorted({label for label in given if given.count(label) > 1})
-    if not given or twice or not all(isinstance(x, str) and x.strip() for x in given):
-        what = f"{twice[0]!r} twice" if twice else repr(given)
+    if not given or not all(isinstance(x, str) and x.strip() for x in given):
+        raise MmflaxError(f"labels hold {given!r}; expected different texts, at least one.")
+    groups = grouped(Counter(given), case_form).values()
+    twice = sorted(label for group in groups if group.total() > 1 for label in group)
+    if twice:
+        what = f"{twice[0]!r} twice" if len(set(twice)) == 1 else " and ".join(map(repr, twice[:2]))
         raise MmflaxError(f"labels hold {what}; expected different texts, at least one.")
     return given

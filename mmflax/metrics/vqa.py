@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mmflax.errors import MmflaxError
 
@@ -80,10 +80,17 @@ def score(predicted: str, answers: Sequence[str]) -> float:
     return _score_of(given.count(ours), len(given))
 
 
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Each answer (normalized, unless all agree) with its `score`: targets for training."""
-    given = [_clean(answer) for answer in answers]
-    if len(set(given)) > 1:
+def soft_scores(
+    answers: Sequence[str], form: Callable[[str], str] | None = None
+) -> dict[str, float]:
+    """Each answer with its `score`: targets for training.
+
+    Args:
+      answers: every annotator's.
+      form: what makes spellings equal; None normalizes as `score` does, unless all agree.
+    """
+    given = [_clean(answer) if form is None else form(answer) for answer in answers]
+    if form is None and len(set(given)) > 1:
         given = [normalize(answer) for answer in given]
     return {answer: _score_of(n, len(given)) for answer, n in Counter(given).items()}
 

@@ -20,6 +20,7 @@ from mmflax.data.processor import Processor
 from mmflax.data.text import tokenizer_files as files
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
+from mmflax.pretrained import hub
 
 IMAGES, WHOLE = "preprocessor_config.json", "processor_config.json"
 _TOKENIZER = (files.JSON, files.VOCABULARY, files.BPE_VOCABULARY, files.SPIECE)
@@ -167,6 +168,18 @@ class PublishedProcessor:
         for name, contents in kept.items():
             (root / name).write_bytes(contents)
 
+    @classmethod
+    def of_checkpoint(cls, source: str) -> Self:
+        """The preprocessing beside the weights that ``processor.from`` names."""
+        root = hub.locate(source)
+        folder = root if root.is_dir() else root.parent
+        if not cls.exists(folder):
+            raise MmflaxError(
+                f"processor.from is {source}, which has neither a tokenizer nor a "
+                "preprocessor_config.json; copy them beside its weights."
+            )
+        return cls.load(folder)
+
     def as_processor(
         self, answers: Sequence[str] = (), *, max_length: int | None = None, **fields: Any
     ) -> Processor:
@@ -175,7 +188,7 @@ class PublishedProcessor:
         It reads files as this one does; a PIL image it also turns upright, and drops its alpha.
 
         Args:
-          answers: label `i` means `answers[i]`.
+          answers: label `i` means `answers[i]`; another spelling of one has its label.
           max_length: None is this processor's.
           **fields: further ones of `Processor`.
 
@@ -187,6 +200,7 @@ class PublishedProcessor:
             "tokenizer": self._required_tokenizer(),
             "max_length": max_length or self.max_length,
             "answers": tuple(answers),
+            "normalize_answers": "vqa",
         }
         return Processor(**{**self.image_fields(), **own, **fields})
 

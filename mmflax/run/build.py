@@ -40,7 +40,6 @@ from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.modality_views import check_views
 from mmflax.models.vision_language import VisionLanguageModel
-from mmflax.pretrained import hub
 from mmflax.pretrained.processor import PublishedProcessor
 from mmflax.tasks.task import Task
 from mmflax.training import optim
@@ -152,29 +151,38 @@ class Experiment:
         """Sharding rules by path: the config's before the built-in ones."""
         return meshes.with_rules(self.mesh_config.rules)
 
-    def dataset(self) -> Dataset:
-        """Prepares (if need be) and opens the data."""
+    def dataset(self, processor: Processor | None = None) -> Dataset:
+        """Prepares (if need be) and opens the data; ``processor`` is a run's own, if it has one."""
+        how = self.config["processor"].get("normalize_answers")
         known = {field.name for field in dataclasses.fields(sections.DataConfig)}
         return registry.build(
             "mmflax.data.datasets",
             "data",
             {key: value for key, value in self.config["data"].items() if key not in known},
             max_bad_fraction=self.data.max_bad_fraction,
+            normalize_answers=how if processor is None else processor.normalize_answers,
         )
 
-    def learn_processor(self, dataset: Dataset) -> Processor:
-        """The processor of a new run: answers and vocabulary come from the train split."""
+    def learn_processor(
+        self, dataset: Dataset, say: Callable[[str], None] | None = None
+    ) -> Processor:
+        """The processor of a new run: answers and vocabulary come from the train split.
+
+        ``say`` is told what a user should know of them, in sentences.
+        """
         fields = dict(self.config["processor"])
+        if self.config["task"].get("name") == "vqa" and fields.get("normalize_answers") is None:
+            fields["normalize_answers"] = "vqa"
         registry.check_fields("processor", fields, schema.keywords("processor", self.config) or {})
         fields.pop("from", None)
-        return Processor.learn(dataset, published=self.published, **fields)
+        return Processor.learn(dataset, published=self.published, say=say, **fields)
 
     @functools.cached_property
     def published(self) -> list[PublishedProcessor]:
         """The preprocessing of the checkpoints that ``processor.from`` names."""
         source = self.config["processor"].get("from")
         listed = [source] if isinstance(source, str) else list(source or ())
-        return [_published(one) for one in listed if one]
+        return [PublishedProcessor.of_checkpoint(one) for one in listed if one]
 
     def augment(self) -> Callable[..., Any] | None:
         """What happens to training examples before the processor sees them."""
@@ -249,7 +257,9 @@ class Experiment:
                 for name in ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
             },
         )
-        fields = self.config["task"]
+        fields = dict(self.config["task"])
+        if isinstance(fields.get("positive"), str):
+            fields["positive"] = processor.spelled(fields["positive"])
         task = registry.build("mmflax.tasks", "task", fields, **given)
         taken = registry.keywords_of("mmflax.tasks", "task", fields["name"])
         for key, lack in (("num_answers", "answer"), ("target_length", "target")):
@@ -331,15 +341,3 @@ def apply_fn(task: Task) -> Callable[..., Any]:
         return task.model.apply({"params": params}, batch, train=train, rngs=rngs)
 
     return apply
-
-
-def _published(source: str) -> Any:
-    """The preprocessing beside a public checkpoint's weights."""
-    root = hub.locate(source)
-    folder = root if root.is_dir() else root.parent
-    if not PublishedProcessor.exists(folder):
-        raise MmflaxError(
-            f"processor.from is {source}, which has neither a tokenizer nor a "
-            "preprocessor_config.json; copy them beside its weights."
-        )
-    return PublishedProcessor.load(folder)

@@ -104,7 +104,8 @@ def _learn(experiment: Experiment, second_images: bool) -> Processor:
     if second_images:
         seen = seen | {f"second_{key}": value for key, value in seen.items()}
     text = {"question": "is it there?", "caption": "it is there", "target": "it is"}
-    answers = (experiment.config["task"].get("positive") or "yes", "no")
+    positive = experiment.config["task"].get("positive") or "yes"
+    answers = (positive, "no" if str(positive).lower() != "no" else "yes")
     rows = [
         {**seen, **text, "id": "0", "image_id": "0", "answer": answer, "answers": [answer]}
         for answer in answers

@@ -181,8 +181,10 @@ def _data(options: Any, overrides: list[str]) -> None:
         raise MmflaxError(f"--rows is {options.rows}; draw at least 1.")
     shown = first_batch(load_config(options.config, overrides), options.split, 6 * options.rows)
     draw(shown.batch, shown.processor, options.out)
+    notes = "".join(f"note: {note}\n" for note in shown.notes)
     value = {
         "out": options.out,
+        "notes": list(shown.notes),
         "splits": {name: len(source) for name, source in shown.dataset.splits.items()},
         "answers": list(shown.processor.answers),
         "vocabulary": shown.processor.tokenizer.vocab_size,
@@ -194,7 +196,7 @@ def _data(options: Any, overrides: list[str]) -> None:
         value,
         f"{shown.dataset.describe()}\n  {len(shown.processor.answers)} answers, "
         f"{shown.processor.tokenizer.vocab_size} word pieces, questions of at most "
-        f"{shown.processor.max_length} tokens\na batch as the model reads it: {options.out}"
+        f"{shown.processor.max_length} tokens\n{notes}a batch as the model reads it: {options.out}"
         + "".join(f"\n{line}" for line in left_out(shown.bad)),
     )
 

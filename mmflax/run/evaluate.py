@@ -31,7 +31,7 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     """
     root = pathlib.Path(workdir)
     experiment, built, params, step = restore(root, step)
-    dataset = experiment.dataset()
+    dataset = experiment.dataset(built.processor)
     source = dataset.source(split)
     began = time.perf_counter()
     options = experiment.evaluation
@@ -41,7 +41,7 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
     )
     if "majority" in views:
         used = Subset(source, _usable(source, engine.bad)) if engine.bad else source
-        views["question_prior"] = question_prior(dataset.source("train"), used)
+        views["question_prior"] = question_prior(dataset.source("train"), used, built.processor)
     result = {
         "split": split,
         "step": step,

@@ -24,6 +24,7 @@ class Shown:
     processor: Processor
     batch: Mapping[str, np.ndarray]
     bad: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
@@ -34,7 +35,8 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
     experiment = Experiment(config)
     check(experiment)
     dataset = experiment.dataset()
-    processor = experiment.learn_processor(dataset)
+    notes: list[str] = []
+    processor = experiment.learn_processor(dataset, notes.append)
     source = dataset.source(split)
     fraction = experiment.data.max_bad_fraction
     if split == "train":
@@ -48,7 +50,7 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
             max_bad_fraction=fraction,
         ) as batches:
             batch = next(batches)
-            return Shown(dataset, processor, batch, batches.bad)
+            return Shown(dataset, processor, batch, batches.bad, tuple(notes))
     bad = BadImages(len(source), fraction, None)
     kept: list[Raw] = []
     for index in range(len(source)):
@@ -57,4 +59,4 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
             kept.append(raw)
         if len(kept) == rows:
             break
-    return Shown(dataset, processor, processor.batch(kept), bad.reasons())
+    return Shown(dataset, processor, processor.batch(kept), bad.reasons(), tuple(notes))

@@ -40,9 +40,10 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     resumes = former is not None and (root / "processor.json").exists()
     learned = Processor.load(root) if resumes else None
     check(experiment, learned)
-    dataset = experiment.dataset()
+    dataset = experiment.dataset(learned)
     experiment = experiment.of_length(len(dataset.source("train")))
-    processor = learned or experiment.learn_processor(dataset)
+    notes: list[str] = []
+    processor = learned or experiment.learn_processor(dataset, notes.append)
     built = assemble(experiment, processor, mesh)
     split = experiment.evaluation.split
     _check_evaluation(experiment, built, dataset)
@@ -54,6 +55,8 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     observers = [] if quiet else observe.observers(root)
     if not quiet and main:
         print(dataset.describe())
+        for note in notes:
+            print(f"note: {note}")
         if shared := dataset.info.get("images_in_two_splits"):
             print(
                 f"note: {shared} images are in more than one split; --config.data.allow_leak=False "

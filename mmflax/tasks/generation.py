@@ -151,8 +151,7 @@ def score_texts(records: Sequence[Record], scores: Sequence[str] = SCORES) -> di
     for record in records:
         known = record.get("references") or [record.get("target") or record.get("answer")]
         if known[0] is not None:
-            text = record["text"]
-            judged.append({**record, "references": known, "predicted_answer": text})
+            judged.append({"predicted_answer": record["text"], **record, "references": known})
     values: dict[str, float] = {}
     for name in scores if judged else ():
         if name == "exact_match":

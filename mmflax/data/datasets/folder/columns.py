@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from mmflax.data.answers import Form, form_of, grouped, same
 from mmflax.data.dataset import Raw
 from mmflax.errors import MmflaxError
 
@@ -90,9 +91,21 @@ def infer(where: str, entry: Mapping[str, Any]) -> str:
     )
 
 
-def parse(where: str, task: str, entry: Mapping[str, Any], image: Callable[[str, str], str]) -> Raw:
+def answer_form(task: str, how: str | None) -> Form:
+    """When two spellings of an answer are one: ``how`` the config says, else as the task has it."""
+    return form_of(how or ("vqa" if task == "vqa" else "case"))
+
+
+def parse(
+    where: str,
+    task: str,
+    entry: Mapping[str, Any],
+    image: Callable[[str, str], str],
+    form: Form = same,
+) -> Raw:
     """The row as a raw example without an id; ``image(column, name)`` gives a path.
 
+    Of several annotators' answers the commonest is the answer; spellings of a ``form`` are one.
     Captions and the like stay a list under ``references``; ``folder`` turns them into examples.
     """
     layout = LAYOUTS[task]
@@ -113,6 +126,8 @@ def parse(where: str, task: str, entry: Mapping[str, Any], image: Callable[[str,
             value = _text(where, column.name, value)
             value = image(column.name, value) if column.kind == "image" else value
         values[column.name] = value
+    if "answers" in values:
+        values.setdefault("answer", _commonest(values["answers"], form))
     return _RAW[task](where, values) | {"question_type": values.get("question_type", "all")}
 
 
@@ -120,8 +135,14 @@ def _vqa(where: str, values: dict[str, Any]) -> Raw:
     raw = {"image": values["file_name"], "question": values["question"]}
     if "answers" not in values:
         return raw | {"answer": values["answer"]}
-    common = Counter(values["answers"]).most_common(1)[0][0]
-    return raw | {"answer": values.get("answer", common), "answers": values["answers"]}
+    return raw | {"answer": values["answer"], "answers": values["answers"]}
+
+
+def _commonest(answers: list[str], form: Form) -> str:
+    """Of what most gave, the spelling of most; ties go to the first that was given."""
+    groups = grouped(Counter(answers), form).values()
+    best = max(groups, key=lambda group: group.total())
+    return best.most_common(1)[0][0]
 
 
 def _captioning(where: str, values: dict[str, Any]) -> Raw:

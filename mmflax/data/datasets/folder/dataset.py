@@ -19,8 +19,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from mmflax.data.answers import Form
 from mmflax.data.dataset import Dataset, Raw
-from mmflax.data.datasets.folder.columns import LAYOUTS
+from mmflax.data.datasets.folder.columns import LAYOUTS, answer_form
 from mmflax.data.datasets.folder.files import METADATA, read_split
 from mmflax.data.datasets.folder.splits import (
     check_leaks,
@@ -50,6 +51,7 @@ def build(
     allow_leak: bool | None = None,
     unit: str | None = None,
     max_bad_fraction: float = 0.0,
+    normalize_answers: str | None = None,
 ) -> Dataset:
     """Reads and checks every row and every image's header, before any training starts.
 
@@ -70,6 +72,8 @@ def build(
       max_bad_fraction: the pipeline's; above 0 headers are not checked here, since the pipeline
         then counts and names the images that cannot be read. An image that is not there is an
         error all the same.
+      normalize_answers: the processor's: when two spellings are one answer; None is "vqa" in vqa,
+        else "case".
 
     Raises:
       MmflaxError: naming the file and the line.
@@ -99,7 +103,9 @@ def build(
         if folder is not None:
             # Train comes first, so its first row decides for all.
             damaged = max_bad_fraction > 0
-            task, splits[split] = read_split(root, folder, task, damaged=damaged)
+            task, splits[split] = read_split(
+                root, folder, task, damaged=damaged, normalize_answers=normalize_answers
+            )
     if "train" not in splits:
         others = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
         raise MmflaxError(
@@ -107,20 +113,19 @@ def build(
             f"{METADATA[0]} into {root / 'train'}."
         )
     assert task is not None  # a split was read
-    _check_answers(splits, unseen_answers)
+    form = answer_form(task, normalize_answers)
+    _check_answers(splits, unseen_answers, form)
     if task != "vqa" and not allow_repeats:
         check_repeats(splits)
     if "validation" not in splits and validation_fraction:
-        train, held_out = hold_out(root, splits["train"], validation_fraction)
+        train, held_out = hold_out(root, splits["train"], validation_fraction, form)
         if held_out:
             splits = {"train": train, "validation": held_out} | {
                 split: rows for split, rows in splits.items() if split != "train"
             }
     shared = check_leaks(splits, allowed=task == "vqa" if allow_leak is None else allow_leak)
     splits = {name: expand(task, name, rows, unit) for name, rows in splits.items()}
-    info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits)}
-    if task != "vqa":
-        info["task"] = task
+    info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits), "task": task}
     if shared:
         info["images_in_two_splits"] = shared
     return Dataset(name="folder", splits=splits, info=info)
@@ -135,13 +140,14 @@ def _split_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | No
     return folders[0] if folders else None
 
 
-def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str) -> None:
+def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form) -> None:
     if unseen_answers == "wrong":
         return
     seen = {row["answer"] for row in splits["train"] if "answer" in row}
+    forms = set(map(form, seen))
     for split, rows in splits.items():
         for row in rows:
-            if "answer" in row and row["answer"] not in seen:
+            if "answer" in row and form(row["answer"]) not in forms:
                 near = difflib.get_close_matches(row["answer"], sorted(seen), n=1)
                 file, line = row["id"].rsplit(":", 1)
                 raise MmflaxError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmflax.data.dataset import Raw
-from mmflax.data.datasets.folder.columns import infer, parse
+from mmflax.data.datasets.folder.columns import answer_form, infer, parse
 from mmflax.data.image.transforms import check_header
 from mmflax.errors import MmflaxError
 
@@ -17,11 +17,17 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def read_split(
-    root: pathlib.Path, folder: pathlib.Path, task: str | None, *, damaged: bool = False
+    root: pathlib.Path,
+    folder: pathlib.Path,
+    task: str | None,
+    *,
+    damaged: bool = False,
+    normalize_answers: str | None = None,
 ) -> tuple[str, list[Raw]]:
     """The task, by the first row where it is None, and every row as a raw example.
 
-    With `damaged` an image has to exist but need not be readable.
+    With `damaged` an image has to exist but need not be readable; `normalize_answers` is that of
+    `answer_form`.
     """
     files = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(files) != 1:
@@ -39,7 +45,7 @@ def read_split(
             where = f"{file}, line {line}"
             task = task or infer(where, entry)
             image = functools.partial(_image_path, where, root, folder, checked, damaged)
-            raw = parse(where, task, entry, image)
+            raw = parse(where, task, entry, image, answer_form(task, normalize_answers))
             rows.append({**raw, "id": f"{file.relative_to(root)}:{line}"})
     except UnicodeDecodeError as error:
         raise MmflaxError(

@@ -7,6 +7,7 @@ import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
+from mmflax.data.answers import Form, same
 from mmflax.data.dataset import Raw
 from mmflax.data.image.transforms import open_image
 from mmflax.errors import MmflaxError
@@ -68,19 +69,23 @@ def check_leaks(splits: Mapping[str, list[Raw]], *, allowed: bool) -> int:
     return leaks
 
 
-def hold_out(root: pathlib.Path, rows: list[Raw], fraction: float) -> tuple[list[Raw], list[Raw]]:
+def hold_out(
+    root: pathlib.Path, rows: list[Raw], fraction: float, form: Form = same
+) -> tuple[list[Raw], list[Raw]]:
     """Moves whole images, in an order drawn from their names, while every answer stays in train.
+
+    Spellings of the same ``form`` are one answer.
 
     Rows that share an image, or a group, go together; a row without an image goes alone.
     """
     bundles = _bundles(rows)
-    left = Counter(row["answer"] for row in rows if "answer" in row)
+    left = Counter(form(row["answer"]) for row in rows if "answer" in row)
     wanted = math.ceil(fraction * len(bundles)) if len(bundles) > 1 else 0
     held: set[str] = set()
     for name in sorted(bundles, key=lambda name: sha256(relative(name, root))):
         if len(held) == wanted:
             break
-        answers = Counter(row["answer"] for row in bundles[name] if "answer" in row)
+        answers = Counter(form(row["answer"]) for row in bundles[name] if "answer" in row)
         if all(left[answer] > count for answer, count in answers.items()):
             left -= answers
             held.add(name)
