@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     _workdir_option(evaluate, "a folder that `mmflax train` wrote")
     evaluate.add_argument("--split", default="test", help="of its dataset (default: test)")
     evaluate.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
+    evaluate.description += (
+        " --config.a.b=VALUE changes a value of its config, such as --config.data.path=DIR of data "
+        "that were moved."
+    )
+    evaluate.set_defaults(config=None)
 
     predict = _command(commands, "predict", "answer a question about a picture, or name it")
     predict.add_argument("--workdir", metavar="DIR", help="a folder that `mmflax train` wrote")

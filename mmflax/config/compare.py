@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmflax.config.sections import PARTS
 from mmflax.errors import MmflaxError
 
 # Fields that may differ when a run goes on: none of them changes what was learned so far.
@@ -22,12 +25,26 @@ MAY_CHANGE = (
     "evaluation",
     "data.num_threads",
     "data.prefetch",
+    "data.changed",
 )
+# Of a data set of mmflax also: where the data lie, since what they hold is compared by itself, and
+# what is only checked.
+OWN_DATA_MAY_CHANGE = (
+    "data.path",
+    "data.data_dir",
+    "data.source_dir",
+    "data.allow_leak",
+    "data.allow_repeats",
+    "data.unseen_answers",
+)
+# Paths, some of them in lists; the name of a checkpoint on a hub is no path.
+_PATHS = ("data.path", "data.data_dir", "data.source_dir")
+_CHECKPOINTS = ("processor.from", "init.from", *(f"init.{part}.from" for part in PARTS))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Every key whose value differs, as ``a.b: old -> new``; a tuple equals the list JSON reads."""
-    flat_old, flat_new = dict(flatten(_plain(old))), dict(flatten(_plain(new)))
+    flat_old, flat_new = (dict(flatten(_plain(located(one)))) for one in (old, new))
     absent = object()
     return [
         f"{key}: {_show(flat_old, key)} -> {_show(flat_new, key)}"
@@ -38,10 +55,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Any) -> None:
     """Raises if the workdir's config is not that of this run, up to ``MAY_CHANGE``."""
+    keys = MAY_CHANGE + (OWN_DATA_MAY_CHANGE if _is_ours(new) else ())
     lines = [
         line
         for line in differences(old, new)
-        if not any(line.startswith((f"{key}:", f"{key}.")) for key in MAY_CHANGE)
+        if not any(line.startswith((f"{key}:", f"{key}.")) for key in keys)
     ]
     if lines:
         shown = "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
@@ -49,6 +67,39 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Any)
             f"The workdir {workdir} belongs to a run with another config ({shown}); "
             "give another --workdir, or the config of that run."
         )
+
+
+def located(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with absolute paths, which mean the same in another working directory.
+
+    Changed are those of a data set of mmflax and of checkpoints that are files or folders here.
+    """
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    for path in (*(_PATHS if _is_ours(config) else ()), *_CHECKPOINTS):
+        *sections, key = path.split(".")
+        here: Any = changed
+        for section in sections:
+            here = here.get(section) if isinstance(here, dict) else None
+        if isinstance(here, dict) and here.get(key):
+            value, check = here[key], path in _CHECKPOINTS
+            here[key] = (
+                [_absolute(one, check) for one in value]
+                if isinstance(value, (list, tuple))
+                else _absolute(value, check)
+            )
+    return changed
+
+
+def _is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether the data set is one of mmflax, and not of a module of the user's."""
+    return "." not in str((config.get("data") or {}).get("name", "."))
+
+
+def _absolute(value: Any, must_exist: bool) -> Any:
+    if not isinstance(value, (str, os.PathLike)) or "://" in os.fspath(value):
+        return value
+    path = os.path.abspath(os.path.expanduser(value))
+    return path if os.path.exists(path) or not must_exist else value
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -43,7 +43,10 @@ NAMED = {
             "sep_id", "mask_id",
         ),
     ),
-    "data": ("mmflax.data.datasets", ("max_bad_fraction", "normalize_answers")),
+    "data": (
+        "mmflax.data.datasets",
+        ("max_bad_fraction", "normalize_answers", "held_out", "former_path"),
+    ),
 }  # fmt: skip
 # section: (module, function, keywords decided by the rest of the experiment)
 FUNCTIONS = {

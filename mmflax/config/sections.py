@@ -71,6 +71,8 @@ class DataConfig(Section):
       num_threads: that make batches; 0 makes them in the training loop.
       prefetch: batches ready at most.
       max_bad_fraction: share of examples whose image may be unreadable.
+      changed: ``refuse`` data that changed since the run began, or ``accept`` them; the images
+        that are held out for validation stay the same.
     """
 
     section = "data"
@@ -78,6 +80,7 @@ class DataConfig(Section):
     num_threads: int = ranged(2, least=0)
     prefetch: int = ranged(2, least=0)
     max_bad_fraction: float = ranged(0.0, least=0, most=1)
+    changed: str = ranged("refuse", choices=("refuse", "accept"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

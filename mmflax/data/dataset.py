@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from mmflax.batch_keys import PREFIXES
+from mmflax.data.contents import Origin
 from mmflax.errors import MmflaxError
 
 Raw = dict[str, Any]
@@ -67,11 +68,17 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Named splits and what is known about them (``info`` goes into ``run.json``)."""
+    """Named splits and what is known about them.
+
+    Attributes:
+      info: goes into ``run.json``.
+      origin: what the splits are made of, where the data set can tell; see `Origin`.
+    """
 
     name: str
     splits: Mapping[str, Source]
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: Origin | None = None
 
     def source(self, split: str) -> Source:
         """The split's source; an unknown split lists those that exist."""

@@ -45,7 +45,11 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     head = f"{result['split']}: {result['examples']} examples, checkpoint of step {result['step']}"
     rule = "-" * len(text[0])
-    return "\n".join([head, text[0], rule, *text[1:], *left_out(result.get("bad_images", {}))])
+    notes = [
+        f"the data changed since the training: {one}" for one in result.get("data_changed", ())
+    ]
+    bad = left_out(result.get("bad_images", {}))
+    return "\n".join([head, text[0], rule, *text[1:], *notes, *bad])
 
 
 def left_out(bad: Mapping[str, str]) -> list[str]:

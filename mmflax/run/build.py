@@ -151,8 +151,12 @@ class Experiment:
         """Sharding rules by path: the config's before the built-in ones."""
         return meshes.with_rules(self.mesh_config.rules)
 
-    def dataset(self, processor: Processor | None = None) -> Dataset:
-        """Prepares (if need be) and opens the data; ``processor`` is a run's own, if it has one."""
+    def dataset(self, processor: Processor | None = None, **given: Any) -> Dataset:
+        """Prepares (if need be) and opens the data.
+
+        ``processor`` is a run's own, if it has one, and ``given`` other keywords that its workdir
+        decides (`mmflax.run.data_record.hold_out_of`).
+        """
         how = self.config["processor"].get("normalize_answers")
         known = {field.name for field in dataclasses.fields(sections.DataConfig)}
         return registry.build(
@@ -161,6 +165,7 @@ class Experiment:
             {key: value for key, value in self.config["data"].items() if key not in known},
             max_bad_fraction=self.data.max_bad_fraction,
             normalize_answers=how if processor is None else processor.normalize_answers,
+            **given,
         )
 
     def learn_processor(

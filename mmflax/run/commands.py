@@ -38,7 +38,7 @@ def _evaluate(options: Any, overrides: list[str]) -> None:
     from mmflax.evaluation.tables import table
     from mmflax.run.evaluate import evaluate
 
-    result = evaluate(options.workdir, options.split, options.step)
+    result = evaluate(options.workdir, options.split, options.step, overrides)
     _print(options, result, table(result))
 
 

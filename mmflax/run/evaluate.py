@@ -5,23 +5,36 @@ from __future__ import annotations
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from mmflax.config.compare import check_same_run
+from mmflax.config.overrides import override
 from mmflax.data.dataset import Source, Subset, text_of
 from mmflax.distributed import processes
 from mmflax.evaluation.engine import Evaluator
 from mmflax.evaluation.question_prior import question_prior
 from mmflax.files import write_file
+from mmflax.run import data_record
 from mmflax.run.build import Built, Experiment, assemble, example_batch
 from mmflax.run.restore import restore
+from mmflax.run.workdir import read_config
 
 
-def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict[str, Any]:
+def evaluate(
+    workdir: str, split: str = "test", step: int | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Evaluates a trained run on a split; also written to ``eval/<split>.json``.
+
+    Args:
+      workdir: of the run.
+      split: of its data.
+      step: a checkpoint's; by default the best one if the run ranked them, else the newest.
+      overrides: ``--config.a.b=VALUE`` words for what may differ from the training, such as the
+        path of data that were moved.
 
     Returns:
       ``{"split", "step", "examples", "seconds", "metrics": {view: {metric: value}}, "intervals":
@@ -30,8 +43,13 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
       unreadable images also ``{"bad_images": {id: reason}}``; they count in no metric.
     """
     root = pathlib.Path(workdir)
-    experiment, built, params, step = restore(root, step)
-    dataset = experiment.dataset(built.processor)
+    former = read_config(root)
+    config = override(former, overrides)
+    check_same_run(former, config, root)
+    experiment, built, params, step = restore(root, step, config=config)
+    record = data_record.read_record(root)
+    dataset = experiment.dataset(built.processor, **data_record.hold_out_of(former, record))
+    _, changes = data_record.compared(root, former, record, dataset, ("train", split), experiment)
     source = dataset.source(split)
     began = time.perf_counter()
     options = experiment.evaluation
@@ -49,6 +67,7 @@ def evaluate(workdir: str, split: str = "test", step: int | None = None) -> dict
         "seconds": round(time.perf_counter() - began, 2),
         "metrics": views,
         "intervals": intervals,
+        **({"data_changed": changes} if changes else {}),
         **({"bad_images": dict(engine.bad)} if engine.bad else {}),
     }
     if processes.is_main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,9 +19,13 @@ def restore(
     step: int | None = None,
     devices: Any = None,
     mesh: jax.sharding.Mesh | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> tuple[Experiment, Built, Any, int]:
-    """Config, model and (averaged) parameters of a trained run; optimizer state stays on disk."""
-    experiment = Experiment(read_config(root))
+    """Config, model and (averaged) parameters of a trained run; optimizer state stays on disk.
+
+    ``config`` stands in place of the workdir's, with another path of the data.
+    """
+    experiment = Experiment(read_config(root) if config is None else config)
     processor = Processor.load(root)
     if mesh is None:
         mesh = experiment.mesh() if devices is None else meshes.make_mesh(devices=devices)

@@ -18,7 +18,7 @@ from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
-from mmflax.run import init_from
+from mmflax.run import data_record, init_from
 from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
 from mmflax.run.check import check
 from mmflax.run.evaluate import evaluator, in_loop
@@ -40,18 +40,26 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     resumes = former is not None and (root / "processor.json").exists()
     learned = Processor.load(root) if resumes else None
     check(experiment, learned)
-    dataset = experiment.dataset(learned)
+    record = data_record.read_record(root)
+    dataset = experiment.dataset(learned, **data_record.hold_out_of(former, record))
+    split = experiment.evaluation.split
+    data, changes = data_record.compared(
+        root, former, record, dataset, ("train", split), experiment
+    )
     experiment = experiment.of_length(len(dataset.source("train")))
     notes: list[str] = []
     processor = learned or experiment.learn_processor(dataset, notes.append)
     built = assemble(experiment, processor, mesh)
-    split = experiment.evaluation.split
+    if changes:
+        notes += [f"the data changed since the run began: {change}" for change in changes]
+        if unknown := data_record.unknown_answers(dataset, ("train", split), processor):
+            notes.append(unknown)
     _check_evaluation(experiment, built, dataset)
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.
     start = None if store.steps() else start_of(experiment, built)
     if main:
-        prepare_workdir(root, config, processor)
+        prepare_workdir(root, config, processor, data)
     observers = [] if quiet else observe.observers(root)
     if not quiet and main:
         print(dataset.describe())

@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 
+from mmflax.config.compare import located
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.files import write_file
+from mmflax.run.data_record import DataRecord
 from mmflax.training import observe
 
 
@@ -34,10 +36,18 @@ def read_config(root: pathlib.Path) -> dict[str, Any]:
         raise MmflaxError(f"{path} is not readable JSON ({error}); restore it.") from error
 
 
-def prepare_workdir(root: pathlib.Path, config: Mapping[str, Any], processor: Processor) -> None:
+def prepare_workdir(
+    root: pathlib.Path, config: Mapping[str, Any], processor: Processor, data: DataRecord
+) -> None:
+    """Writes what a run is known by; the record of its data first, since it may have a config and
+    no record only if it is older than records."""
     root.mkdir(parents=True, exist_ok=True)
+    data.save(root)
     path = root / "config.json"
-    text = json.dumps(config, indent=1, default=str) + "\n"
+    kept = located(config)
+    if "data" in kept:  # accepting is for one command
+        kept["data"].pop("changed", None)
+    text = json.dumps(kept, indent=1, default=str) + "\n"
     if not path.exists() or path.read_text() != text:
         write_file(path, text)
     if not (root / "processor.json").exists():

@@ -16,18 +16,23 @@ import difflib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmflax.data.answers import Form
+from mmflax.data.contents import Contents, Origin
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.folder.columns import LAYOUTS, answer_form
 from mmflax.data.datasets.folder.files import METADATA, read_split
 from mmflax.data.datasets.folder.splits import (
+    before_names,
     check_leaks,
     check_repeats,
+    contents_of,
     expand,
+    held_names,
     hold_out,
+    hold_out_again,
     relative,
     sha256,
 )  # fmt: skip
@@ -52,6 +57,8 @@ def build(
     unit: str | None = None,
     max_bad_fraction: float = 0.0,
     normalize_answers: str | None = None,
+    held_out: Collection[str] | None = None,
+    former_path: str | None = None,
 ) -> Dataset:
     """Reads and checks every row and every image's header, before any training starts.
 
@@ -74,6 +81,9 @@ def build(
         error all the same.
       normalize_answers: the processor's: when two spellings are one answer; None is "vqa" in vqa,
         else "case".
+      held_out: names inside the folder of the images to hold out, as a run did before; None draws
+        them.
+      former_path: the path of a run that drew them by it; see `hold_out`.
 
     Raises:
       MmflaxError: naming the file and the line.
@@ -88,14 +98,15 @@ def build(
         raise MmflaxError(
             f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1."
         )
-    if not str(path):
+    if not os.fspath(path):
         raise MmflaxError(
             "data.path is empty; name your folder, as in --config configs/folder_vqa.py:DIR."
         )
-    root = pathlib.Path(path).expanduser()
+    root = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
     if not root.is_dir():
         raise MmflaxError(
-            f"There is no folder {root}; expected one that holds train/{METADATA[0]}."
+            f"There is no folder {root}; expected one that holds train/{METADATA[0]}. If it was "
+            "moved, give --config.data.path=DIR."
         )
     splits: dict[str, list[Raw]] = {}
     for split, names in SPLIT_FOLDERS.items():
@@ -117,18 +128,28 @@ def build(
     _check_answers(splits, unseen_answers, form)
     if task != "vqa" and not allow_repeats:
         check_repeats(splits)
+    stored = dict(splits)
+    taken: list[Raw] = []
     if "validation" not in splits and validation_fraction:
-        train, held_out = hold_out(root, splits["train"], validation_fraction, form)
-        if held_out:
-            splits = {"train": train, "validation": held_out} | {
+        if held_out is None:
+            train, taken = hold_out(root, splits["train"], validation_fraction, form, former_path)
+        else:
+            train, taken = hold_out_again(root, splits["train"], held_out)
+        if taken:
+            splits = {"train": train, "validation": taken} | {
                 split: rows for split, rows in splits.items() if split != "train"
             }
+    held = tuple(sorted({name for row in taken for name in held_names(root, row)}))
     shared = check_leaks(splits, allowed=task == "vqa" if allow_leak is None else allow_leak)
     splits = {name: expand(task, name, rows, unit) for name, rows in splits.items()}
     info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits), "task": task}
     if shared:
         info["images_in_two_splits"] = shared
-    return Dataset(name="folder", splits=splits, info=info)
+
+    def contents() -> dict[str, Contents]:
+        return {split: contents_of(root, rows) for split, rows in stored.items()}
+
+    return Dataset("folder", splits, info, Origin(contents, held))
 
 
 def _split_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
@@ -157,7 +178,16 @@ def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form
                 )
 
 
-def _digest(root: pathlib.Path, splits: dict[str, list[Raw]]) -> str:
+def former_digest(dataset: Dataset, former_path: str) -> str:
+    """What ``sha256`` was when names had the path of the folder before them, as it was written."""
+    root = pathlib.Path(dataset.info["path"])
+    splits = {
+        name: map(rows.__getitem__, range(len(rows))) for name, rows in dataset.splits.items()
+    }
+    return _digest(root, splits, before_names(former_path))
+
+
+def _digest(root: pathlib.Path, splits: Mapping[str, Iterable[Raw]], before: str = "") -> str:
     """Over the rows, not the pixels: shows that two runs had the same texts."""
     rows: list[list[Any]] = []
     for split, examples in splits.items():
@@ -166,6 +196,6 @@ def _digest(root: pathlib.Path, splits: dict[str, list[Raw]]) -> str:
             texts = [row.get(key) for key in ("question", "answer")]
             more = [row[key] for key in ("answers", "target", "references", "group") if key in row]
             if second is not None:
-                more.append(relative(second, root))
-            rows.append([split, image and relative(image, root), *texts, *more])
+                more.append(before + relative(second, root))
+            rows.append([split, image and before + relative(image, root), *texts, *more])
     return sha256(json.dumps(rows))

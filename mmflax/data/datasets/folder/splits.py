@@ -1,13 +1,16 @@
 """Dividing a folder's rows into splits, leaks between splits, and captions as examples."""
 
 import hashlib
+import json
 import math
 import os
 import pathlib
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from mmflax.data.answers import Form, same
+from mmflax.data.contents import Contents, fingerprint
 from mmflax.data.dataset import Raw
 from mmflax.data.image.transforms import open_image
 from mmflax.errors import MmflaxError
@@ -70,19 +73,34 @@ def check_leaks(splits: Mapping[str, list[Raw]], *, allowed: bool) -> int:
 
 
 def hold_out(
-    root: pathlib.Path, rows: list[Raw], fraction: float, form: Form = same
+    root: pathlib.Path,
+    rows: list[Raw],
+    fraction: float,
+    form: Form = same,
+    former_path: str | None = None,
 ) -> tuple[list[Raw], list[Raw]]:
     """Moves whole images, in an order drawn from their names, while every answer stays in train.
 
-    Spellings of the same ``form`` are one answer.
-
     Rows that share an image, or a group, go together; a row without an image goes alone.
+
+    Args:
+      root: names are those inside it.
+      fraction: of the images, rounded up.
+      form: spellings of the same form are one answer.
+      former_path: of a run from before names were those inside the folder, its path as it was
+        written, which then stood before them where it was relative.
     """
     bundles = _bundles(rows)
+    before = "" if former_path is None else before_names(former_path)
+
+    def place(name: str) -> str:
+        inside = relative(name, root)
+        return sha256(inside if inside == name else before + inside)
+
     left = Counter(form(row["answer"]) for row in rows if "answer" in row)
     wanted = math.ceil(fraction * len(bundles)) if len(bundles) > 1 else 0
     held: set[str] = set()
-    for name in sorted(bundles, key=lambda name: sha256(relative(name, root))):
+    for name in sorted(bundles, key=place):
         if len(held) == wanted:
             break
         answers = Counter(form(row["answer"]) for row in bundles[name] if "answer" in row)
@@ -94,6 +112,51 @@ def hold_out(
     for row in rows:
         parts[row["id"] in taken].append(row)
     return parts
+
+
+def before_names(former_path: str) -> str:
+    """What stood before the names inside a folder whose path was written like this."""
+    if os.path.isabs(os.path.expanduser(former_path)):
+        return ""
+    return (pathlib.Path(former_path) / "x").as_posix()[:-1]
+
+
+def hold_out_again(
+    root: pathlib.Path, rows: list[Raw], names: Collection[str]
+) -> tuple[list[Raw], list[Raw]]:
+    """Moves the rows that show one of these images, as `held_names` listed them before."""
+    held = set(names)
+    parts: tuple[list[Raw], list[Raw]] = ([], [])
+    for row in rows:
+        parts[any(name in held for name in held_names(root, row))].append(row)
+    return parts
+
+
+def held_names(root: pathlib.Path, row: Raw) -> list[str]:
+    """The names of a row's images inside ``root``; a digest of a row without one."""
+    return [relative(image, root) for image in images_of(row)] or [row_digest(root, row)]
+
+
+def row_digest(root: pathlib.Path, row: Raw) -> str:
+    """Of the names and the texts of a row of a metadata file."""
+    images = [relative(image, root) for image in images_of(row)]
+    # The answer is the commonest of answers, so it says nothing more.
+    left_out = ("image", "second_image", "image_id", "id", *(("answer",) * ("answers" in row)))
+    texts = {key: value for key, value in row.items() if key not in left_out}
+    return sha256(json.dumps([images, texts], sort_keys=True))[:16]
+
+
+def contents_of(root: pathlib.Path, rows: Iterable[Raw]) -> Contents:
+    """The digest of every row and the fingerprint of every image."""
+    digests: Counter[str] = Counter()
+    images: dict[str, str] = {}
+    for row in rows:
+        digests[row_digest(root, row)] += 1
+        for image in images_of(row):
+            name = relative(image, root)
+            if name not in images:
+                images[name] = fingerprint(image)
+    return Contents(digests, images)
 
 
 def _bundles(rows: list[Raw]) -> dict[str, list[Raw]]:
@@ -148,8 +211,11 @@ def expand(task: str, split: str, rows: list[Raw], unit: str | None) -> list[Raw
 
 
 def relative(name: str, root: pathlib.Path) -> str:
-    """A path below ``root`` without it; another name as it is."""
-    return os.path.relpath(name, root) if os.path.isabs(name) else name
+    """The name of a path inside ``root``: composed Unicode, forward slashes; others as they are."""
+    before = os.path.join(root, "")
+    if not name.startswith(before):
+        return name
+    return unicodedata.normalize("NFC", name.removeprefix(before).replace(os.sep, "/"))
 
 
 def sha256(text: str) -> str:
