@@ -72,6 +72,7 @@ def keywords(section: str, config: Mapping[str, Any]) -> Keywords | None:
             "from": _parameter("source", str | None, None),
             "family": _parameter("family", str | None, None),
             "skip": _parameter("skip", tuple | None, None),
+            "accept_changes": _parameter("accept_changes", tuple[str, ...], ()),
             **parts,
         }
     if section.removeprefix("init.") in sections.PARTS:

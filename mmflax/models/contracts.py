@@ -35,6 +35,14 @@ class ImageEncoder(Protocol):
         """Rows and columns of that grid; raises without one."""
         ...
 
+    def position_grid(self) -> tuple[int, int]:
+        """Rows and columns of the table of learned positions `position_embedding`."""
+        ...
+
+    def resize_table(self, table: Any, old_grid: tuple[int, int]) -> Any:
+        """Such a table [n d] of another grid for this encoder's own."""
+        ...
+
     def num_tokens(self) -> int:
         """n, for an image of the size the encoder was built for."""
         ...

@@ -14,7 +14,7 @@ from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.pretrained import hub
-from mmflax.run import init_from
+from mmflax.run import init_sources
 from mmflax.run.build import Experiment, example_batch
 
 
@@ -49,8 +49,9 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     if "schedule" not in config["optim"]:
         raise MmflaxError("The config has no optim.schedule; add one, such as warmup_cosine.")
     init = config.get("init") or {}
-    init_from.skipped(init)
-    sources = init_from.sources(init).values()
+    init_sources.skipped(init)
+    init_sources.accepted(init)
+    sources = init_sources.sources(init).values()
     for source in sources if processor is None else ():  # a run that resumes has its weights
         hub.check_name(source.path)
     _check_best_metric(experiment)

@@ -25,7 +25,7 @@ from mmflax.errors import MmflaxError
 from mmflax.pretrained.checkpoint import Pretrained, from_pretrained
 from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, shapes_of
-from mmflax.run import init_from
+from mmflax.run import init_sources
 from mmflax.run.workdir import is_run
 
 # What `mmflax convert --check` accepts: float32, and sums in another order.
@@ -70,20 +70,20 @@ def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
     """A fine-tuned run as the public checkpoint it started from, and notes on what was kept."""
     root = pathlib.Path(workdir)
     config = json.loads((root / "config.json").read_text())
-    origin = init_from.sources(config.get("init") or {}).get("model")
+    origin = init_sources.sources(config.get("init") or {}).get("model")
     if origin is None:
         raise MmflaxError(
             f"The run in {root} did not start from a public checkpoint (config.init.from), so "
             "there is no original format to write; `mmflax.load` reads the workdir itself."
         )
     start = from_pretrained(origin.path, family=origin.family)
-    trained = init_from.parameters(workdir)
+    trained = init_sources.parameters(workdir)
     pretrained, notes = _as_trained(start, trained, root)
     flat = paths.leaves(start.params)
     values: dict[str, Any] = {}
     used: set[str] = set()
     for path, leaf in shapes_of(pretrained.model).items():
-        given, names = init_from.lookup(trained, path)
+        given, names = init_sources.lookup(trained, path)
         used |= names
         if given is not None and given.shape == leaf.shape:
             values[path] = jnp.asarray(given.read())
@@ -119,7 +119,7 @@ def _as_trained(
 ) -> tuple[Pretrained, list[str]]:
     """The same family with the run's answers and image size, where those changed its parameters."""
     shapes = shapes_of(start.model)
-    given = {path: init_from.lookup(trained, path)[0] for path in shapes}
+    given = {path: init_sources.lookup(trained, path)[0] for path in shapes}
     changed = [p for p, x in given.items() if x is not None and x.shape != shapes[p].shape]
     original, notes = dict(start.config["original"]), []
     path = root / "processor.json"

@@ -6,54 +6,44 @@ for what starts at random all the same; ``family`` beside a ``from`` is that of 
 Every parameter of the run is accounted for: loaded, resized, new because ``skip`` names it, or an
 error that names it. The heads of pretraining objectives are new where the checkpoint lacks them;
 an MLM head also starts from that of the checkpoint that the text encoder starts from.
+
+Equal shapes are not enough: the modules that the loaded weights belong to must compute the same
+function (`init_meaning`), and batches must be made as the weights expect (`init_inputs`). What
+differs is an error, unless ``accept_changes`` names its field.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-import itertools
-import json
 import math
-import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from mmflax import paths, registry
-from mmflax.checkpoints import checksums
-from mmflax.checkpoints.store import Store
-from mmflax.config.sections import PARTS, regexes
+from mmflax import paths
+from mmflax.config.sections import PARTS
 from mmflax.errors import MmflaxError
-from mmflax.models.encoders.positions import resize_positions
-from mmflax.pretrained.inspect import LazyArray, inspect, shapes_of
+from mmflax.pretrained.inspect import LazyArray
 from mmflax.pretrained.rules import some_of
-from mmflax.run.workdir import is_run
-
-KEYS = ("from", "family", "skip", *PARTS)
-SKIP = (r"(^|/)(head|grounding)/",)
-_BACKBONE = "backbone/"
-# The same number under two names: a retrieval run's, a published pair of encoders'.
-_NAMES = {"temperature/scale": "logit_scale", "temperature/bias": "logit_bias"}
-_NAMES |= {theirs: ours for ours, theirs in _NAMES.items()}
-# The MLM head of an objective and of a published model.
-_OBJECTIVE_HEAD = re.compile(r"objectives_\w+/words/")
-_PUBLISHED_HEAD = "word_head/"
-_OBJECTIVES_WITH_WORDS = ("mlm", "prefix_lm")
-
-
-class Source(NamedTuple):
-    """A workdir, or a published checkpoint and the family that reads it (None: by its config)."""
-
-    path: str
-    family: str | None = None
-
-    def __str__(self) -> str:
-        return self.path
+from mmflax.run import init_inputs
+from mmflax.run.init_meaning import Difference, module_differences, refuse, units
+from mmflax.run.init_sources import (
+    BACKBONE,
+    OBJECTIVE_HEAD,
+    Model,
+    Opened,
+    Source,
+    accepted,
+    aliases,
+    lookup,
+    opened,
+    skipped,
+    sources,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +55,14 @@ class Start:
       how: path -> "loaded", "resized", "rows added" or "new".
       unused: of the checkpoints' parameters, those that the run has no place for.
       sources: part (or "model") -> where it came from.
+      notes: lines on what differs from the source, by the user's leave or by choice.
     """
 
     values: Mapping[str, LazyArray]
     how: Mapping[str, str]
     unused: tuple[str, ...]
     sources: Mapping[str, Source]
+    notes: tuple[str, ...] = ()
 
     def params(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
         """The whole tree: what is new is drawn as a run without a start draws it."""
@@ -90,7 +82,7 @@ class Start:
         """Parts of the model, and how many of their parameters started how."""
         rows: dict[str, collections.Counter[str]] = {}
         for path, how in self.how.items():
-            name = path.removeprefix(_BACKBONE).split("/")[0]
+            name = path.removeprefix(BACKBONE).split("/")[0]
             rows.setdefault(name, collections.Counter())[how] += 1
         lines = ["started from"]
         lines += [f"  {part}: {source}" for part, source in self.sources.items()]
@@ -102,52 +94,59 @@ class Start:
             lines.append(f"  changed: {some_of(changed, 8)}")
         if self.unused:
             lines.append(f"  left in the checkpoint: {some_of(self.unused, 8)}")
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 def start(
-    fields: Mapping[str, Any], shapes: Mapping[str, Any], *, grid: tuple[int, int] | None = None
+    fields: Mapping[str, Any], shapes: Mapping[str, Any], model: Model | None = None
 ) -> Start | None:
     """The start that `config.init` configures, or None; weights are read later.
 
     Args:
       fields: the config's section `init`.
       shapes: path -> shape of every parameter of the run.
-      grid: patches down and across of the run's image encoder, for its position table.
+      model: what the run computes and reads; without it nothing but shapes is compared, and no
+        table of image positions is resized.
 
     Raises:
-      MmflaxError: an unknown key, a source that cannot be read, or parameters that are missing or
-        of another shape (all are listed).
+      MmflaxError: an unknown key, a source that cannot be read, parameters that are missing or of
+        another shape, or weights that mean something else in the run (all are listed).
     """
     wanted = sources(fields)
     if not wanted:
         return None
     skip = skipped(fields)
-    opened = {source: parameters(*source) for source in dict.fromkeys(wanted.values())}
+    given_by = {source: opened(source) for source in dict.fromkeys(wanted.values())}
     values: dict[str, LazyArray] = {}
     how: dict[str, str] = {}
+    origin: dict[str, Source] = {}
     problems: list[str] = []
-    used: dict[Source, set[str]] = {source: set() for source in opened}
+    used: dict[Source, set[str]] = {source: set() for source in given_by}
     for path, leaf in shapes.items():
-        name = path.removeprefix(_BACKBONE)
+        name = path.removeprefix(BACKBONE)
         source = wanted.get(name.split("/")[0], wanted.get("model"))
-        borrowed = source is None and _OBJECTIVE_HEAD.match(name) is not None
+        borrowed = source is None and OBJECTIVE_HEAD.match(name) is not None
         if borrowed:
             source = wanted.get("text_encoder")
         if source is None or any(re.search(pattern, path) for pattern in skip):
             how[path] = "new"
             continue
-        given, names = lookup(opened[source], name)
-        fitted = None if given is None else _fitted(name, given, tuple(leaf.shape), grid)
+        given, names = lookup(given_by[source].parameters, name)
+        shape = tuple(leaf.shape)
+        fitted = None
+        if given is not None:
+            fitted = _fitted(name, given, shape, given_by[source].model, model)
         if fitted is not None:
             used[source] |= names
             values[path], how[path] = fitted
+            origin[name] = source
         elif borrowed or (given is None and name.startswith("objectives_")):
             how[path] = "new"
         elif given is None:
             problems.append(f"{path} is not in {source}")
         else:
-            problems.append(f"{path} is {list(given.shape)} in {source}, not {list(leaf.shape)}")
+            problems.append(f"{path} is {list(given.shape)} in {source}, not {list(shape)}")
     if problems:
         hint = ""
         if any("word_embedding" in problem for problem in problems):
@@ -156,108 +155,86 @@ def start(
             f"The weights do not fit the model: {some_of(problems, 8)}.{hint} Change the model's "
             "fields, or let parameters start at random by naming them in init.skip."
         )
+    notes = [] if model is None else _compare(origin, given_by, model, accepted(fields))
     parts = {part for part in PARTS if part in wanted}
     unused = [
         name
-        for source, flat in opened.items()
-        for name in flat
+        for source, one in given_by.items()
+        for name in one.parameters
         if name not in used[source]
         and (wanted.get("model") == source or name.split("/")[0] in parts)
     ]
-    return Start(values, how, tuple(unused), wanted)
+    return Start(values, how, tuple(unused), wanted, tuple(notes))
 
 
-def skipped(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The regular expressions of ``init.skip``; None, the default, is `SKIP`."""
-    given = fields.get("skip")
-    return SKIP if given is None else regexes("init.skip", given)
+def _compare(
+    origin: Mapping[str, Source],
+    given_by: Mapping[Source, Opened],
+    ours: Model,
+    accepted: tuple[str, ...],
+) -> list[str]:
+    """Raises where weights mean something else in the run; returns notes for people.
+
+    Args:
+      origin: the run's path of every parameter that is loaded, and its source.
+      given_by: what each source is.
+      ours: the run.
+      accepted: fields that may differ.
+    """
+    found: dict[Source, list[Difference]] = {}
+    notes: list[str] = []
+    for source, (_, theirs) in given_by.items():
+        loaded = [name for name, one in origin.items() if one == source]
+        if not loaded:
+            continue
+        if theirs is None:
+            notes.append(f"nothing but shapes could be compared with {source}")
+            continue
+        differs: list[Difference] = []
+        for path, module in units(ours.modules).items():
+            if not any(name.startswith(f"{path}/") for name in loaded):
+                continue
+            names = [name.removesuffix("/") for name in aliases(f"{path}/")]
+            other = next((theirs.modules[name] for name in names if name in theirs.modules), None)
+            if other is None:
+                notes.append(f"{path} is no module of its own in {source}: only shapes compared")
+            else:
+                differs += module_differences(path, other, module)
+        differs += _of_inputs(loaded, theirs, ours, source, notes)
+        found[source] = differs
+    return notes + refuse(found, accepted)
 
 
-def sources(fields: Mapping[str, Any]) -> dict[str, Source]:
-    """part, or "model" -> the source that the config names for it."""
-    registry.check_fields("init", dict.fromkeys(fields), dict.fromkeys(KEYS))
-    named = {}
-    for part in (*PARTS, "model"):
-        inner = fields if part == "model" else fields.get(part) or {}
-        if part != "model":
-            known = {"from": None, "family": None}
-            registry.check_fields(f"init.{part}", dict.fromkeys(inner), known)
-        if inner.get("from"):
-            named[part] = Source(str(inner["from"]), inner.get("family") or None)
-    return named
-
-
-def parameters(source: str, family: str | None = None) -> dict[str, LazyArray]:
-    """Every parameter of a workdir or a published checkpoint, by its path without `backbone/`."""
-    root = pathlib.Path(source).expanduser()
-    if is_run(root):
-        return _of_workdir(root)
-    checkpoint = inspect(source, family=family)
-    lazy = checkpoint.parameters(shapes_of(checkpoint.model))
-    return {path.removeprefix(_BACKBONE): value for path, value in lazy.items()}
-
-
-def _of_workdir(root: pathlib.Path) -> dict[str, LazyArray]:
-    config = json.loads((root / "config.json").read_text())
-    store = Store(str(root / "checkpoints"), **config.get("checkpoint", {}))
-    step = store.best_or_newest()
-    saved = checksums.read(store.path(step))["arrays"]
-    prefix = "ema/" if any(name.startswith("ema/") for name in saved) else "params/"
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-        name: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype), sharding=device)
-        for name, (shape, dtype) in saved.items()
-        if name.startswith(prefix)
-    }
-
-    @functools.cache
-    def restored() -> dict[str, Any]:
-        state, _, _ = store.restore(paths.nested(dict(wanted)), step, partial=True)
-        return paths.leaves(state)
-
-    return {
-        name.removeprefix(prefix).removeprefix(_BACKBONE): LazyArray(
-            leaf.shape, functools.partial(lambda name: np.asarray(restored()[name]), name)
-        )
-        for name, leaf in wanted.items()
-    }
-
-
-def lookup(flat: Mapping[str, LazyArray], name: str) -> tuple[LazyArray | None, set[str]]:
-    """A parameter, and the names it came from: loops and scans are read as each other."""
-    for alias in _aliases(name):
-        if alias in flat:
-            return flat[alias], {alias}
-    before, middle, after = name.partition("/layers/")
-    if middle:
-        numbered = (f"{before}/layers_{i}/{after}" for i in itertools.count())
-        if names := list(itertools.takewhile(flat.__contains__, numbered)):
-            layers = [flat[one] for one in names]
-            shape = (len(layers), *layers[0].shape)
-            return LazyArray(shape, lambda: np.stack([x.read() for x in layers])), set(names)
-    if match := re.search(r"/layers_(\d+)/", name):
-        scanned, index = f"{name[: match.start()]}/layers/{name[match.end() :]}", int(match[1])
-        if scanned in flat and index < flat[scanned].shape[0]:
-            whole = flat[scanned]
-            return LazyArray(whole.shape[1:], lambda: whole[index]), {scanned}
-    return None, set()
-
-
-def _aliases(name: str) -> list[str]:
-    """The name, and others that the same parameter may have."""
-    aliases = [name]
-    if name in _NAMES:
-        aliases.append(_NAMES[name])
-    if head := _OBJECTIVE_HEAD.match(name):
-        aliases.append(_PUBLISHED_HEAD + name[head.end() :])
-    if name.startswith(_PUBLISHED_HEAD):
-        rest = name.removeprefix(_PUBLISHED_HEAD)
-        aliases += [f"objectives_{key}/words/{rest}" for key in _OBJECTIVES_WITH_WORDS]
-    return aliases
+def _of_inputs(
+    loaded: list[str], theirs: Model, ours: Model, source: Source, notes: list[str]
+) -> list[Difference]:
+    """What differs in pooling, pixels, words and answers, for the weights that read them."""
+    differs: list[Difference] = []
+    roots = (theirs.modules.get(""), ours.modules.get(""))
+    for side in ("image", "text"):
+        if any(name.startswith(f"{side}_projection/") for name in loaded):
+            a, b = (getattr(root, f"{side}_pool", None) for root in roots)
+            if None not in (a, b) and a != b:
+                key = f"task.{side}_pool={a}"
+                differs.append(Difference("task", f"{side}_pool", a, b, key))
+    if any(name.startswith("image_encoder/") for name in loaded):
+        differs += init_inputs.pixel_differences(theirs, ours, source)
+        notes += init_inputs.pixel_notes(theirs, ours, source)
+    if any("word_embedding" in name for name in loaded):
+        differs += init_inputs.word_differences(theirs, ours, source)
+        if getattr(theirs.processor, "tokenizer", None) is None:
+            notes.append(f"{source} has no tokenizer to compare with the run's")
+    if any(re.match(r"head/.*fc2/", name) for name in loaded):
+        differs += init_inputs.answer_differences(theirs, ours)
+    return differs
 
 
 def _fitted(
-    name: str, given: LazyArray, shape: tuple[int, ...], grid: tuple[int, int] | None
+    name: str,
+    given: LazyArray,
+    shape: tuple[int, ...],
+    theirs: Model | None,
+    ours: Model | None,
 ) -> tuple[LazyArray, str] | None:
     """The parameter in the run's shape and how it got there; None if nothing sensible does it."""
     if given.shape == shape:
@@ -265,16 +242,18 @@ def _fitted(
     if given.shape[1:] != shape[1:] or len(shape) != 2:
         return None
     old, new = given.shape[0], shape[0]
-    if name.startswith("image_encoder/") and name.endswith("position_embedding") and grid:
-        prefix = new - grid[0] * grid[1]
-        side = math.isqrt(max(old - prefix, 0))
-        if prefix < 0 or side * side != old - prefix:
+    encoder = None if ours is None else ours.image_encoder
+    if name == "image_encoder/position_embedding" and encoder is not None and encoder.has_grid:
+        grid = encoder.position_grid()
+        former = _former_grid(old, new - grid[0] * grid[1], theirs)
+        if former is None:
             return None
 
         def resized() -> np.ndarray:
-            return np.asarray(resize_positions(given.read(), (side, side), grid, prefix))
+            return np.asarray(encoder.resize_table(given.read().astype(np.float32), former))
 
-        return LazyArray(shape, resized), f"resized from {side}x{side} to {grid[0]}x{grid[1]}"
+        sizes = [f"{rows}x{columns}" for rows, columns in (former, grid)]
+        return LazyArray(shape, resized), f"resized from {sizes[0]} to {sizes[1]}"
     if name.endswith("position_embedding/embedding") and new < old:
         return LazyArray(shape, lambda: given[:new]), f"cut from {old} to {new} positions"
     if re.search(r"type_embedding/embedding$", name) and new > old:
@@ -285,3 +264,16 @@ def _fitted(
 
         return LazyArray(shape, widened), f"{new - old} rows added, copies of the last"
     return None
+
+
+def _former_grid(rows: int, prefix: int, theirs: Model | None) -> tuple[int, int] | None:
+    """Of a table with `rows` rows, `prefix` of them not on the grid: the source's, or a square."""
+    if prefix < 0:
+        return None
+    encoder = None if theirs is None else theirs.image_encoder
+    if encoder is not None and encoder.has_grid:
+        grid = encoder.position_grid()
+        if grid[0] * grid[1] == rows - prefix:
+            return grid
+    side = math.isqrt(max(rows - prefix, 0))
+    return (side, side) if side * side == rows - prefix else None

@@ -18,7 +18,7 @@ from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
-from mmflax.run import data_record, init_from
+from mmflax.run import data_record, init_from, init_sources
 from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
 from mmflax.run.check import check
 from mmflax.run.evaluate import evaluator, in_loop
@@ -143,12 +143,11 @@ def _check_evaluation(experiment: Experiment, built: Built, dataset: Dataset) ->
 
 def start_of(experiment: Experiment, built: Built) -> init_from.Start | None:
     """What `config.init` gives this run to begin with, or None."""
-    encoder = built.task.model.backbone.image_encoder
-    return init_from.start(
-        experiment.config.get("init") or {},
-        paths.leaves(built.abstract.params),
-        grid=encoder.grid() if encoder.has_grid else None,
-    )
+    fields = experiment.config.get("init") or {}
+    if not init_sources.sources(fields):
+        return None
+    model = init_sources.run_model(built.init, built.processor)
+    return init_from.start(fields, paths.leaves(built.abstract.params), model)
 
 
 def train_step(experiment: Experiment, built: Built) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import clip_text, clip_vision, efficientnet, siglip_text, vit
-from mmflax.models.encoders.positions import resample_as_torch
+from mmflax.models.encoders.positions import resize_positions
 from mmflax.models.vision_language import read_encoder
 
 SMALL = dict(width=16, depth=2, num_heads=4, mlp_dim=32)
@@ -87,9 +87,9 @@ def test_images_of_any_size(zoo):
 def test_positions_are_resampled_as_torch_does():
     expected = [-0.2528816, 0.2829862, 0.8188536, 0.8697919, 1.75, 2.6302083, 1.992465, 3.2170138]
     table = jnp.array([5.0, 0.0, 1.0, 2.0, 4.0])[:, None]
-    found = resample_as_torch(table, (2, 2), (3, 3))[:, 0]
+    found = resize_positions(table, (2, 2), (3, 3))[:, 0]
     np.testing.assert_allclose(found, [5.0, *expected, 4.4415627], rtol=1e-5)
-    assert resample_as_torch(table, (2, 2), (2, 2)) is table
+    assert resize_positions(table, (2, 2), (2, 2)) is table
 
 
 def test_cropped_pixels_are_not_seen(zoo):

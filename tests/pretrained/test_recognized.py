@@ -15,7 +15,7 @@ from mmflax.pretrained.families.meter import names as meter
 from mmflax.pretrained.families.uniter import names as uniter
 from mmflax.pretrained.inspect import inspect, shapes_of
 from mmflax.pretrained.tensors import open_tensors
-from mmflax.run import init_from
+from mmflax.run import init_sources
 from tests.parity import uniter as uniter_cases
 from tests.parity.lxmert import pretrained_name, tuned_name
 from tests.pretrained import cases, torch_files
@@ -102,7 +102,7 @@ def test_a_fine_tuned_lxmert_is_known_by_its_head(images, tmp_path):
     torch_files.save(renamed, tmp_path / "BEST.pth")
     found = inspect(tmp_path / "BEST.pth").fields
     assert (found["answers"], found["labels"]) == ((5, 0) if images == 1 else (0, 2))
-    assert "head/fc2/kernel" in init_from.parameters(str(tmp_path / "BEST.pth"))
+    assert "head/fc2/kernel" in init_sources.parameters(str(tmp_path / "BEST.pth"))
 
 
 @pytest.mark.parametrize("head", ["vqa", "itm", "paired", "paired-attn", "triplet", "pretraining"])

@@ -8,9 +8,10 @@ import pytest
 
 from mmflax import paths
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders import vit
 from mmflax.pretrained.checkpoint import from_pretrained
 from mmflax.pretrained.inspect import LazyArray
-from mmflax.run import init_from
+from mmflax.run import init_from, init_sources
 from mmflax.run.evaluate import evaluate
 from mmflax.run.load import load
 from mmflax.run.restore import restore
@@ -29,7 +30,7 @@ def lazy(*shape, fill=None):
 
 
 def start(monkeypatch, source, ours, fields=None, **more):
-    monkeypatch.setattr(init_from, "parameters", lambda *_: source)
+    monkeypatch.setattr(init_from, "opened", lambda _: init_sources.Opened(source))
     return init_from.start(fields or {"from": "somewhere"}, ours, **more)
 
 
@@ -68,9 +69,9 @@ def test_parts_heads_and_what_is_left(monkeypatch):
 
 
 def test_one_pattern_may_be_a_string_and_none_is_the_default():
-    assert init_from.skipped({"skip": "mlm"}) == ("mlm",)
-    assert init_from.skipped({"skip": ()}) == ()
-    assert init_from.skipped({}) == init_from.skipped({"skip": None}) == init_from.SKIP
+    assert init_sources.skipped({"skip": "mlm"}) == ("mlm",)
+    assert init_sources.skipped({"skip": ()}) == ()
+    assert init_sources.skipped({}) == init_sources.skipped({"skip": None}) == init_sources.SKIP
 
 
 def test_tables_are_fitted(monkeypatch):
@@ -84,7 +85,9 @@ def test_tables_are_fitted(monkeypatch):
         "text_encoder/position_embedding/embedding": np.zeros((40, 3)),
         "fusion/type_embedding/embedding": np.zeros((3, 3)),
     }
-    found = start(monkeypatch, source, ours, grid=(3, 3))
+    encoder = vit.build(image_size=(6, 6), patch_size=2, width=3, depth=1, num_heads=1, mlp_dim=1)
+    model = init_sources.Model({}, encoder, None, ())
+    found = start(monkeypatch, source, ours, model=model)
     values = {path: value.read() for path, value in found.values.items()}
     assert {path: value.shape for path, value in values.items()} == {
         path: value.shape for path, value in ours.items()
@@ -95,7 +98,7 @@ def test_tables_are_fitted(monkeypatch):
     assert np.array_equal(types[2], types[1]) and "1 rows added" in found.table()
     longer = ours | {"text_encoder/position_embedding/embedding": np.zeros((600, 3))}
     with pytest.raises(MmflaxError, match=r"is \[512, 3\] in somewhere, not \[600, 3\]"):
-        start(monkeypatch, source, longer, grid=(3, 3))
+        start(monkeypatch, source, longer, model=model)
 
 
 @pytest.mark.parametrize("scanned", [True, False])

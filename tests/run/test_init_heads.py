@@ -11,7 +11,7 @@ from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, LazyArray, read_config
 from mmflax.pretrained.tensors import open_tensors
-from mmflax.run import init_from
+from mmflax.run import init_from, init_sources
 from mmflax.tasks import pretraining
 from tests.pretrained import cases
 
@@ -43,7 +43,7 @@ def test_the_first_logits_are_those_of_the_checkpoint(case, monkeypatch):
         path: LazyArray(value.shape, lambda value=value: value)
         for path, value in paths.leaves(params).items()
     }
-    monkeypatch.setattr(init_from, "parameters", lambda *_: source)
+    monkeypatch.setattr(init_from, "opened", lambda _: init_sources.Opened(source))
 
     backbone = VisionLanguageModel(*(getattr(model, part) for part in PARTS))
     vocabulary = model.text_encoder.vocab_size
@@ -83,7 +83,7 @@ def test_the_first_logits_are_those_of_the_checkpoint(case, monkeypatch):
 def test_the_head_comes_with_the_text_encoder():
     """BERT's own, where the run takes its text encoder from it; another width is left out."""
     source = cases.load_golden("bert/words")[0]
-    published = init_from.parameters(str(source))
+    published = init_sources.parameters(str(source))
     shapes = {
         path.replace("word_head/", "objectives_mlm/words/"): jax.ShapeDtypeStruct(
             value.shape, np.float32

@@ -13,12 +13,14 @@ from mmflax import paths, registry
 from mmflax.config.reading import load_config
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
+from mmflax.models.called import traced
 from mmflax.pretrained.checkpoint import from_pretrained
 from mmflax.pretrained.families import fields_of
-from mmflax.pretrained.inspect import FAMILIES, LazyArray, inspect, shapes_of
-from mmflax.run import convert, init_from
+from mmflax.pretrained.inspect import FAMILIES, LazyArray, inspect
+from mmflax.run import convert, init_from, init_sources
 from mmflax.run.build import Experiment, assemble
 from mmflax.run.evaluate import evaluate
+from mmflax.run.init_sources import Model, Opened
 from mmflax.run.load import load
 from mmflax.run.train import start_of, train
 from tests.config.test_config_tasks import arguments, dataset
@@ -95,14 +97,16 @@ def scanned(parts, name):
 
 @functools.cache
 def published(name):
-    """The parameters of the family's published checkpoint: shapes alone."""
+    """The family's published checkpoint: its modules, and of its parameters the shapes alone."""
     config, names = PUBLISHED[name]
     fields = fields_of(name, {"model_type": name, **config}, names)
     model = registry.build(FAMILIES, "model", fields | scanned(fields, name))
-    return {
+    shapes, modules = traced(lambda key: model.init(key, model.zeros())["params"])
+    unread = {
         path: LazyArray(tuple(leaf.shape), lambda: pytest.fail("nothing is read"))
-        for path, leaf in shapes_of(model).items()
+        for path, leaf in shapes.items()
     }
+    return Opened(unread, Model(modules, model.image_encoder, None, ()))
 
 
 @pytest.mark.parametrize(("name", "arg"), RECIPES)
@@ -110,11 +114,10 @@ def test_every_parameter_of_a_recipe_is_in_the_published_checkpoint(name, arg, m
     config = load_config(f"configs/{name}.py:{arg}")
     config["model"] |= scanned(config["model"], name)
     run, parts = built(config, arg, monkeypatch, VOCABULARY[name])
-    monkeypatch.setattr(init_from, "parameters", lambda *_: published(name))
-    encoder = parts.task.model.backbone.image_encoder
-    found = init_from.start(
-        {"from": "there"}, paths.leaves(parts.abstract.params), grid=encoder.grid()
-    )
+    monkeypatch.setattr(init_from, "opened", lambda _: published(name))
+    model = init_sources.run_model(parts.init, parts.processor)
+    found = init_from.start({"from": "there"}, paths.leaves(parts.abstract.params), model)
+    assert not any("accept" in note for note in found.notes)
     new = {path for path, how in found.how.items() if how == "new"}
     assert all(path.startswith("head/") for path in new)
     assert bool(new) == (name not in PAIRS) and found.unused == ()

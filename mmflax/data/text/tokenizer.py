@@ -130,6 +130,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size()
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every piece, as the model spells it, and its id."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     @property
     def continuation(self) -> tuple[bool, ...]:
         """For every id, whether its piece continues a word ("##ing").

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
+from jaxtyping import Array, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.encoders.positions import resize_positions
 
 ImageSize = int | tuple[int, int]  # pixels: a side, or (h, w)
 
@@ -56,6 +59,16 @@ class ImageEncoderBase(nn.Module):
             f"the tokens of {type(self).__name__} lie on no grid of patches; use an image encoder "
             "of pixels, such as vit, here."
         )
+
+    def position_grid(self) -> tuple[int, int]:
+        """Rows and columns of its table of learned positions."""
+        return self.grid()
+
+    def resize_table(
+        self, table: Float[Array | np.ndarray, "n d"], old_grid: tuple[int, int]
+    ) -> Float[Array, "m d"]:
+        """Learned positions of another grid for this encoder's own, as it resizes them itself."""
+        return resize_positions(table, old_grid, self.position_grid(), self.num_prefix)
 
     def num_tokens(self, image_size: ImageSize | None = None) -> int:
         """Tokens returned for an image of that size, CLS included."""

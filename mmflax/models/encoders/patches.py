@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.models.encoders.base import ImageEncoderBase, ImageSize, sides
@@ -37,6 +38,15 @@ class Patches(ImageEncoderBase, Typed):
         """Patches down and across an image of `image_size` pixels (default: the table's own)."""
         height, width = sides(self.image_size if image_size is None else image_size)
         return height // self.patch_size, width // self.patch_size
+
+    def resize_table(
+        self, table: Float[Array | np.ndarray, "n d"], old_grid: tuple[int, int]
+    ) -> Float[Array, "m d"]:
+        grid = self.position_grid()
+        counts = jnp.full((1,), grid[0]), jnp.full((1,), grid[1])
+        table = jnp.asarray(table)
+        moved = spread(table[1:].reshape(*old_grid, -1), counts, grid)[0]
+        return jnp.concatenate([table[:1], moved.reshape(-1, table.shape[1]).astype(table.dtype)])
 
     def patch_mask(self, pixel_mask: Bool[Array, "b h w"]) -> Bool[Array, "b i j"]:
         """Which patches are of the image: those whose upper left pixel is."""

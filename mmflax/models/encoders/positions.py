@@ -25,13 +25,13 @@ def resize_positions(
     new_grid: tuple[int, int],
     num_prefix: int = 1,
 ) -> Float[Array, "m d"]:
-    """A learned table [prefix + h*w, d] resampled (bicubic) from one patch grid to another.
+    """A learned table [prefix + h*w, d] resampled from one patch grid to another, differentiable.
 
-    The first `num_prefix` rows (CLS) have no place on the grid and are kept. Equal grids return the
-    table unchanged. Shrinking smooths first. PyTorch's bicubic differs slightly: it uses another
-    cubic, and smooths only if asked.
+    The numbers are those of PyTorch's `interpolate(mode="bicubic")`, which the published models
+    use: Keys' cubic with a = -0.75, the border repeated, no smoothing when the grid shrinks. The
+    first `num_prefix` rows (CLS) have no place on the grid and are kept. Equal grids return the
+    table unchanged.
     """
-    table = jnp.asarray(table)
     expected = num_prefix + old_grid[0] * old_grid[1]
     if table.shape[0] != expected:
         raise MmflaxError(
@@ -39,31 +39,14 @@ def resize_positions(
             f"with {num_prefix} prefix rows has {expected}. Change old_grid or num_prefix."
         )
     if tuple(old_grid) == tuple(new_grid):
-        return table
-    width = table.shape[1]
-    patches = table[num_prefix:].reshape(*old_grid, width)
-    patches = jax.image.resize(patches, (*new_grid, width), method="bicubic")
-    return jnp.concatenate([table[:num_prefix], patches.reshape(-1, width)])
-
-
-def resample_as_torch(
-    table: Float[Array, "n d"],
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    num_prefix: int = 1,
-) -> Float[Array, "m d"]:
-    """`resize_positions` with the numbers of PyTorch's bicubic `interpolate`, differentiable.
-
-    It takes Keys' cubic with a = -0.75, repeats the border, and does not smooth when it shrinks.
-    """
-    if tuple(old_grid) == tuple(new_grid):
-        return table
+        return jnp.asarray(table)
     rows, columns = (
         jnp.asarray(_cubic_matrix(old, new), table.dtype)
         for old, new in zip(old_grid, new_grid, strict=True)
     )
-    patches = table[num_prefix:].reshape(*old_grid, table.shape[1])
-    patches = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, patches)
+    patches = jnp.asarray(table)[num_prefix:].reshape(*old_grid, table.shape[1])
+    exact = jax.lax.Precision.HIGHEST
+    patches = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, patches, precision=exact)
     return jnp.concatenate([table[:num_prefix], patches.reshape(-1, table.shape[1])])
 
 

@@ -17,7 +17,7 @@ from mmflax.models.encoders.base import (
     sides,
     variant_sizes,
 )
-from mmflax.models.encoders.positions import resample_as_torch
+from mmflax.models.encoders.positions import resize_positions
 from mmflax.models.layers.blocks import (
     TABLE_INIT,
     Block,
@@ -170,6 +170,9 @@ class Swin(ImageEncoderBase, Layered):
         height, width = sides(self.image_size if image_size is None else image_size)
         return -(-height // self.patch_size), -(-width // self.patch_size)
 
+    def position_grid(self) -> tuple[int, int]:
+        return self.patches()
+
     def grid(self, image_size: ImageSize | None = None) -> tuple[int, int]:
         """Tokens down and across that leave the last stage."""
         rows, columns = self.patches(image_size)
@@ -209,7 +212,7 @@ class Swin(ImageEncoderBase, Layered):
             own = self.patches()
             shape = (own[0] * own[1], self.width)
             table = self.param("position_embedding", TABLE_INIT, shape, self.layer.param_dtype)
-            x = x + resample_as_torch(table, own, grid, 0).astype(x.dtype)[None]
+            x = x + resize_positions(table, own, grid, 0).astype(x.dtype)[None]
         return x
 
     def _stage(self, stage: int, before: int, grid: tuple[int, int]) -> Stack:

@@ -14,7 +14,7 @@ from mmflax.models.encoders.base import (
     sides,
     variant_sizes,
 )
-from mmflax.models.encoders.positions import resample_as_torch, sincos2d
+from mmflax.models.encoders.positions import resize_positions, sincos2d
 from mmflax.models.layers.blocks import (
     TABLE_INIT,
     Block,
@@ -135,7 +135,7 @@ class ViT(ImageEncoderBase, Layered):
         if lookup("position", self.position, {"learned": True, "sincos2d": False}):
             shape = (self.num_tokens(), self.width)
             table = self.param("position_embedding", TABLE_INIT, shape, self.layer.param_dtype)
-            return resample_as_torch(table, self.grid(), grid, self.num_prefix)
+            return resize_positions(table, self.grid(), grid, self.num_prefix)
         table = jnp.asarray(sincos2d(grid, self.width))
         return jnp.pad(table, ((self.num_prefix, 0), (0, 0)))
 

@@ -25,12 +25,15 @@ class DualEncoder(nn.Module):
 
     Attributes:
       exclusive: whether the logits of an image compete (softmax) or stand alone (sigmoid).
+      image_pool, text_pool: how each side becomes one vector, as the task `retrieval` names it.
     """
 
     image_encoder: Any = None
     text_encoder: Any = None
 
     exclusive: ClassVar[bool] = True
+    image_pool: ClassVar[str] = "cls"
+    text_pool: ClassVar[str] = "encoder"
 
     def image_outputs(self, image: Float[Array, "b h w 3"], *, train: bool) -> dict[str, Any]:
         """`last_hidden_state`, `pooler_output` …; `image_embeds` where a pair needs it."""

@@ -4,7 +4,7 @@ The image's vector is the mean of its tokens, without a projection; the text's i
 projected. Cosines are divided by a learned temperature.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
@@ -23,6 +23,12 @@ class ALIGN(DualEncoder):
     projection: int = 0
     pooling: str = "mean"
     pooler: bool = True
+
+    text_pool: ClassVar[str] = "cls"
+
+    @property
+    def image_pool(self) -> str:  # type: ignore[override]
+        return {"mean": "gap"}.get(self.pooling, self.pooling)
 
     def setup(self) -> None:
         if self.projection and self.text_encoder is not None:

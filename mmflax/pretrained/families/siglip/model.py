@@ -23,6 +23,7 @@ class SigLIP(DualEncoder):
     labels: int = 0
 
     exclusive: ClassVar[bool] = False
+    image_pool: ClassVar[str] = "map"
 
     def setup(self) -> None:
         image, text = self.image_encoder, self.text_encoder
