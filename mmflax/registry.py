@@ -17,7 +17,7 @@ import os
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from mmflax.errors import MmflaxError
@@ -40,7 +40,7 @@ def _places(package: str, function: str) -> dict[str, str]:
         path = f"{package}.{info.name}"
         if hasattr(importlib.import_module(path), function):
             places[info.name] = path
-        elif info.ispkg:
+        elif info.ispkg and not hasattr(importlib.import_module(path), "IS_PART_OF_ANOTHER_KIND"):
             places |= _places(path, function)
     return places
 
@@ -70,13 +70,7 @@ def build(package: str, where: str, fields: Mapping[str, Any], **given: Any) -> 
             f"{where}.{clash[0]} is decided by the rest of the config; remove it from {where}."
         )
     check_fields(where, fields, {k: v for k, v in known.items() if k not in taken})
-    missing = [
-        key
-        for key, parameter in known.items()
-        if parameter.default is inspect.Parameter.empty and key not in fields and key not in taken
-    ]
-    if missing:
-        raise MmflaxError(f"{where} ({name}) needs {', '.join(missing)}; add it to the config.")
+    check_required(where, {"name": name, **fields, **taken}, known)
     return builder(**fields, **taken)
 
 
@@ -104,6 +98,25 @@ def check_fields(
             )
         if isinstance(fields, Mapping) and isinstance(known[key], inspect.Parameter):
             check_type(f"{where}.{key}", fields[key], known[key].annotation)
+
+
+def check_required(
+    where: str, fields: Mapping[str, Any], known: Mapping[str, inspect.Parameter]
+) -> None:
+    """Raises for a keyword that has no default and is not given."""
+    missing = [
+        key
+        for key, parameter in known.items()
+        if parameter.default is inspect.Parameter.empty and key not in fields
+    ]
+    if missing:
+        name, needed = fields.get("name"), known[missing[0]]
+        kind = typing.get_origin(needed.annotation) or needed.annotation
+        key = f"{needed.name}.KEY" if kind is Mapping else needed.name
+        raise MmflaxError(
+            f"{where}{f' ({name})' if name else ''} needs {', '.join(missing)}; add it to the "
+            f"config, or give --config.{where}.{key}=VALUE."
+        )
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
@@ -211,6 +224,13 @@ def _builder(package: str, where: str, name: str) -> Callable[..., Any]:
     return module.build
 
 
+def choices_of(package: str, where: str, name: str, field: str) -> Mapping[str, Any] | None:
+    """What a field may be in the module of a name, which has a table ``FIELDS`` of it, or None."""
+    builder = _builder(package, where, name)
+    builder = builder.func if isinstance(builder, functools.partial) else builder
+    return getattr(inspect.getmodule(builder), f"{field.upper()}S", None)
+
+
 def _path(package: str, name: str) -> str:
     """Of a plain name; a package that has no such module of its own looks into its folders."""
     direct = f"{package}.{name}"
@@ -235,7 +255,8 @@ def check_types(where: str, value: Any, allowed: set[type]) -> None:
     else:
         good = isinstance(value, tuple(allowed))
     if not good:
-        expected = " or ".join(sorted("None" if t is type(None) else t.__name__ for t in allowed))
+        words = {type(None): "None", bool: "True or False"}
+        expected = " or ".join(sorted(words.get(kind, kind.__name__) for kind in allowed))
         raise MmflaxError(f"{where} is {value!r} ({type(value).__name__}); expected {expected}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise MmflaxError(f"{where} is {value!r}; expected a finite number.")
@@ -259,3 +280,14 @@ def plain_types(annotation: Any) -> set[type] | None:
             allowed |= inner
         return allowed
     return None
+
+
+def is_sequence(annotation: Any) -> bool:
+    """Whether only sequences (or None) are allowed."""
+    sequences = (tuple, list, Sequence)
+    if (typing.get_origin(annotation) or annotation) in sequences:
+        return True
+    parts = typing.get_args(annotation)
+    return bool(parts) and all(
+        (typing.get_origin(part) or part) in (*sequences, type(None)) for part in parts
+    )

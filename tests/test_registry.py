@@ -50,7 +50,7 @@ def test_a_dotted_path_reaches_a_module_outside():
         ({**VIT, "num_head": 2}, "did you mean 'num_heads'"),
         ({**VIT, "dropout_rates": 0.1}, "did you mean 'dropout_rate'"),
         ({**VIT, "width": "wide"}, "model.image_encoder.width is 'wide'"),
-        ({**VIT, "scan_layers": 1}, "scan_layers is 1 (int); expected bool"),
+        ({**VIT, "scan_layers": 1}, "scan_layers is 1 (int); expected True or False"),
         ({**VIT, "image_size": 64}, "decided by the rest of the config"),
     ],
 )

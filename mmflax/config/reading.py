@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pathlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,19 +16,25 @@ from mmflax.errors import MmflaxError
 from mmflax.registry import nearest
 
 
-def load_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(
+    source: str,
+    overrides: Sequence[str] = (),
+    note: Callable[[str], object] | None = None,
+) -> dict[str, Any]:
     """The plain dict that ``file.py[:arg]`` returns, with ``--config.a.b=value`` applied.
 
     Args:
       source: a Python file with ``get_config(arg=None)``; text behind a colon is its argument. A
         path that is not there is also looked for among the configs that mmflax ships.
       overrides: ``--config.a.b=value`` words, as on the command line.
+      note: called with a line about fields of the file that the overrides leave without a meaning;
+        by default it is printed to stderr.
 
     Raises:
       MmflaxError: a missing file, an error in it, an unknown key (the nearest is named), or a
         value of another type.
     """
-    return override(read_file(source), overrides)
+    return override(read_file(source), overrides, note)
 
 
 def read_file(source: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ FUNCTIONS = {
         "mmflax.data.processor", "Processor.learn",
         ("dataset", "published", "say", "answers", "question_types", "tokenizer", "fields"),
     ),
-    "optim": ("mmflax.training.optim", "build", ("params",)),
+    "optim": ("mmflax.training.optim", "build", ("params",)),  # less those of other optimizers
     "augment": ("mmflax.data.augment", "build", ()),
 }  # fmt: skip
 
@@ -62,7 +62,8 @@ FUNCTIONS = {
 def keywords(section: str, config: Mapping[str, Any]) -> Keywords | None:
     """The keys of a section of this config; None where any key may stand (or nothing is known)."""
     if section == "":
-        return {key: _parameter(key, Any) for key in (*REQUIRED, *OPTIONAL)}
+        kinds = {"seed": int}
+        return {key: _parameter(key, kinds.get(key, Any)) for key in (*REQUIRED, *OPTIONAL)}
     if section == "model":
         rate = _parameter("modality_dropout", float, 0.0)
         return {part: _parameter(part, Mapping) for part in sections.PARTS} | {rate.name: rate}
@@ -92,10 +93,13 @@ def keywords(section: str, config: Mapping[str, Any]) -> Keywords | None:
         known["name"] = _parameter("name", str)
     elif section in FUNCTIONS:
         module, function, decided = FUNCTIONS[section]
-        builder: Any = importlib.import_module(module)
+        builder_module: Any = importlib.import_module(module)
+        builder = builder_module
         for attribute in function.split("."):
             builder = getattr(builder, attribute)
         known = {k: v for k, v in registry.keywords(builder).items() if k not in decided}
+        if section == "optim":
+            known = builder_module.optimizer_keywords(at(config, section).get("name", "adamw"))
         if section == "processor":
             known["from"] = _parameter("source", Any, None)
     elif section == "optim.schedule":

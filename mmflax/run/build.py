@@ -278,7 +278,8 @@ class Experiment:
     def optimizer(self, params: Any) -> tuple[Any, Any]:
         """The optax transformation and its schedule, for these abstract parameters."""
         fields = dict(self.config["optim"])
-        registry.check_fields("optim", fields, schema.keywords("optim", self.config) or {})
+        known = registry.keywords(optim.build)
+        registry.check_fields("optim", fields, {k: v for k, v in known.items() if k != "params"})
         for key in {"no_decay", "freeze"} & fields.keys():
             fields[key] = sections.regexes(f"optim.{key}", fields[key])
         sections.regexes("optim.lr_multipliers", [r[0] for r in fields.get("lr_multipliers", ())])

@@ -44,8 +44,11 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
                 raise MmflaxError(
                     f"{section}.{key} is decided by the rest of the config; remove it."
                 )
-        if known is not None:
+        resumes = processor is not None  # a run of another version may list an idle field
+        if known is not None and not (resumes and section == "optim"):
             registry.check_fields(section, given, known)
+            if section == "data":
+                registry.check_required(section, given, known)
     if "schedule" not in config["optim"]:
         raise MmflaxError("The config has no optim.schedule; add one, such as warmup_cosine.")
     init = config.get("init") or {}
@@ -86,6 +89,7 @@ def _build(experiment: Experiment, processor: Processor) -> None:
     """Shapes of the model, the optimizer for them, and the names that path rules match."""
     experiment.augment()
     task = experiment.task(processor)
+    _check_layers(task.model.backbone)
     batch = example_batch(processor, 1)
     params = jax.eval_shape(
         lambda key: task.model.init(key, batch, train=False)["params"], jax.random.key(0)
@@ -95,6 +99,22 @@ def _build(experiment: Experiment, processor: Processor) -> None:
     for pattern, _ in experiment.mesh_config.rules:
         if not any(re.search(pattern, name) for name in names):
             raise MmflaxError(f"mesh.rules has {pattern!r}, which matches no parameter; remove it.")
+
+
+def _check_layers(backbone: Any) -> None:
+    """A fusion that reads several layers of each encoder needs encoders that have as many."""
+    reads = backbone.fusion.num_layers_read
+    for part in ("image_encoder", "text_encoder"):
+        stack = vars(vars(backbone)[part]).get("stack")
+        depth = (
+            stack.depth if stack is not None and stack.depth else reads
+        )  # 0: not layers of one kind
+        if depth < reads:
+            raise MmflaxError(
+                f"The fusion reads the last {reads} layers of each encoder, and model.{part} has "
+                f"{depth}; give --config.model.fusion.depth={depth} or "
+                f"--config.model.{part}.depth={reads}."
+            )
 
 
 def _learn(experiment: Experiment, second_images: bool) -> Processor:

@@ -18,11 +18,22 @@ def _print(options: Any, value: Any, text: str) -> None:
         print(json.dumps(value, default=str) if options.json else text, flush=True)
 
 
-def _train(options: Any, overrides: list[str]) -> None:
+def _read(options: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config, with what the overrides leave without a meaning printed to stderr."""
     from mmflax.config.reading import load_config
+    from mmflax.distributed import processes
+
+    def note(line: str) -> None:
+        if processes.is_main():
+            print(f"note: {line}", file=sys.stderr, flush=True)
+
+    return load_config(options.config, overrides, note)
+
+
+def _train(options: Any, overrides: list[str]) -> None:
     from mmflax.run.train import train
 
-    config = load_config(options.config, overrides)
+    config = _read(options, overrides)
     result = train(config, options.workdir, quiet=options.json)
     value = {
         "workdir": options.workdir,
@@ -123,11 +134,10 @@ def _convert(options: Any, overrides: list[str]) -> None:
 
 def _config(options: Any, overrides: list[str]) -> None:
     from mmflax.config import resolved
-    from mmflax.config.reading import load_config
     from mmflax.run.build import Experiment
     from mmflax.run.check import check
 
-    config = load_config(options.config, overrides)
+    config = _read(options, overrides)
     check(Experiment(config))
     values = resolved.resolve(config, overrides)
     sources = {value.key: value.source for value in values}
@@ -135,10 +145,9 @@ def _config(options: Any, overrides: list[str]) -> None:
 
 
 def _plan(options: Any, overrides: list[str]) -> None:
-    from mmflax.config.reading import load_config
     from mmflax.run.plan import plan
 
-    planned = plan(load_config(options.config, overrides), options.topology)
+    planned = plan(_read(options, overrides), options.topology)
     sent = ", ".join(f"{count} {kind}" for kind, count in planned.collectives.items()) or "nothing"
     _print(
         options,
@@ -150,14 +159,13 @@ def _plan(options: Any, overrides: list[str]) -> None:
 
 
 def _ablate(options: Any, overrides: list[str]) -> None:
-    from mmflax.config.reading import load_config
     from mmflax.run import ablate
     from mmflax.run.ablation_report import markdown
 
     if options.steps is not None:
         overrides = [*overrides, f"--config.train.steps={options.steps}"]
     summary = ablate.ablate(
-        load_config(options.config, overrides),
+        _read(options, overrides),
         options.workdir,
         [kind for kind in options.fusion.split(",") if kind],
         seeds=options.seeds,
@@ -172,14 +180,13 @@ def _ablate(options: Any, overrides: list[str]) -> None:
 
 
 def _data(options: Any, overrides: list[str]) -> None:
-    from mmflax.config.reading import load_config
     from mmflax.evaluation.tables import left_out
     from mmflax.inference.batch_figure import draw
     from mmflax.run.examples import first_batch
 
     if options.rows < 1:
         raise MmflaxError(f"--rows is {options.rows}; draw at least 1.")
-    shown = first_batch(load_config(options.config, overrides), options.split, 6 * options.rows)
+    shown = first_batch(_read(options, overrides), options.split, 6 * options.rows)
     draw(shown.batch, shown.processor, options.out)
     notes = "".join(f"note: {note}\n" for note in shown.notes)
     value = {

@@ -6,7 +6,6 @@ that is not enough, the depth) at which the whole model has as many as the confi
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 
 from mmflax import registry
+from mmflax.config import kinds
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.run.build import Experiment, example_batch
@@ -69,12 +69,8 @@ def variants(
 
 def switch(config: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The config with another kind of fusion, and the names of the fields that kind lacks."""
-    known = registry.keywords_of(PACKAGE, WHERE, kind)
-    changed: dict[str, Any] = copy.deepcopy(dict(config))
-    fields = {k: v for k, v in changed["model"]["fusion"].items() if k != "name"}
-    kept = {key: value for key, value in fields.items() if key in known}
-    changed["model"]["fusion"] = {"name": kind, **kept}
-    return changed, tuple(sorted(fields.keys() - kept.keys()))
+    registry.check_name(PACKAGE, WHERE, kind)
+    return kinds.switch(config, WHERE, kind)
 
 
 def count_parameters(config: Mapping[str, Any], processor: Processor) -> int:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 from mmflax.losses import word_region_loss
 from mmflax.models.heads import WordGrounding
 from mmflax.models.layers.blocks import lookup
@@ -76,19 +76,30 @@ def build(
     if backbone.modality_dropout:
         raise MmflaxError(
             f"model.modality_dropout is {backbone.modality_dropout}, but retrieval compares an "
-            "image with a text and learns nothing from one alone; remove it."
+            "image with a text and learns nothing from one alone; give "
+            f"{option('model.modality_dropout', 0.0)}."
         )
     temperature, bias = lookup("loss", loss, INIT)
     temperature = temperature if temperature_init is None else temperature_init
     if temperature <= 0:
         raise MmflaxError(f"temperature_init is {temperature}; it must be above 0, such as 0.07.")
     if loss != "sigmoid" and bias_init is not None:
-        raise MmflaxError(f'bias_init is set, but loss "{loss}" has no bias; remove it.')
+        raise MmflaxError(
+            f"task.bias_init is set, but loss {loss!r} has no bias; give "
+            f"{option('task.bias_init', None)}."
+        )
+    pool = image_pool or _image_pool(backbone.image_encoder)
+    if pool == "map" and "layer" not in vars(backbone.image_encoder):
+        raise MmflaxError(
+            f"task.image_pool is 'map', a layer like the image encoder's own, and "
+            f"{type(backbone.image_encoder).__name__} has none; give "
+            f"{option('task.image_pool', 'gap')}."
+        )
     model = RetrievalModel(
         backbone,
         embed_dim,
         Temperature(temperature, bias if bias_init is None else bias_init, max_scale),
-        image_pool or _image_pool(backbone.image_encoder),
+        pool,
         text_pool or _text_pool(backbone.text_encoder),
         fused,
         negative_group,

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 from mmflax.models.heads import MAPHead, pool_tokens
 from mmflax.models.layers.blocks import KERNEL_INIT, lookup
 from mmflax.models.vision_language import read_encoder, read_image
@@ -117,7 +117,7 @@ class RetrievalModel(nn.Module):
         if x.shape[-1] != self.embed_dim:
             raise MmflaxError(
                 f"the {side} encoder is {x.shape[-1]} wide and task.embed_dim is {self.embed_dim}; "
-                f'make them equal, or set task.{side}_projection to "linear".'
+                f"make them equal, or give {option(f'task.{side}_projection', 'linear')}."
             )
         return unit(x)
 

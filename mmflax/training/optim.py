@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from mmflax import paths, registry
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 
 Schedule = Callable[[Any], Any]
 NO_DECAY = (r"(^|/)(bias|scale|mean|var)$",)
@@ -62,7 +62,10 @@ def build(
     if names and len(frozen) == len(names):
         raise MmflaxError(f"freeze={tuple(freeze)} freezes every parameter: nothing would train")
     if name not in _OPTIMIZERS:
-        raise MmflaxError(f"unknown optimizer {name!r}: known are {', '.join(_OPTIMIZERS)}")
+        raise MmflaxError(
+            f"optim.name is the unknown optimizer {name!r}: known are {', '.join(_OPTIMIZERS)}"
+            f"{registry.nearest(name, _OPTIMIZERS)}"
+        )
 
     parts: list[Any] = []
     if clip_norm is not None:
@@ -121,6 +124,14 @@ def schedule_keywords(name: str) -> dict[str, inspect.Parameter]:
     own = inspect.signature(build_schedule).parameters["name"].replace(annotation=str)
     fraction = own.replace(name="warmup_fraction", annotation=float | None, default=None)
     return {"name": own, **registry.keywords(_SCHEDULES[name]), fraction.name: fraction}
+
+
+def optimizer_keywords(name: str) -> dict[str, inspect.Parameter]:
+    """Every key of an optimizer's fields; those of all for a name that is not known."""
+    known = {k: v for k, v in registry.keywords(build).items() if k != "params"}
+    others = {field for fields in _OPTIMIZERS.values() for field in fields}
+    own = _OPTIMIZERS.get(name, tuple(others))
+    return {k: v for k, v in known.items() if k not in others or k in own}
 
 
 def check_schedule(fields: Mapping[str, Any]) -> None:
@@ -196,7 +207,13 @@ _SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "warmup_linear": _warmup_linear,
     "rsqrt_cooldown": _rsqrt_cooldown,
 }
-_OPTIMIZERS = ("adamw", "lamb", "adafactor", "sgd")
+# optimizer: the fields that are its own
+_OPTIMIZERS = {
+    "adamw": ("b1", "b2", "eps"),
+    "lamb": ("b1", "b2", "eps"),
+    "adafactor": (),
+    "sgd": ("momentum",),
+}
 
 
 def _transforms(
@@ -261,8 +278,10 @@ def _first_match(
                 break
     if idle:
         example = f" (paths look like {names[0]!r})" if names else ""
+        left = tuple(rule for rule in rules if rule[0] not in idle)
+        value = left if field == "lr_multipliers" else tuple(pattern for pattern, _ in left)
         raise MmflaxError(
-            f"{field}: {', '.join(map(repr, sorted(idle)))} decides no parameter{example}; "
-            "correct the regex or remove it"
+            f"optim.{field}: {', '.join(map(repr, sorted(idle)))} decides no parameter{example}; "
+            f"correct the regex or remove it, as in {option(f'optim.{field}', value)}"
         )
     return values

@@ -321,7 +321,7 @@ def test_words_of_the_text_are_grounded_where_there_is_no_caption(batch):
     [
         (dict(loss="clap"), "loss is 'clap'; expected one of clip, nt_xent, sigmoid"),
         (dict(temperature_init=0.0), "temperature_init is 0.0"),
-        (dict(bias_init=1.0), 'loss "clip" has no bias'),
+        (dict(bias_init=1.0), "loss 'clip' has no bias"),
     ],
 )
 def test_bad_fields_are_one_sentence(fields, message):

@@ -19,7 +19,12 @@ def sides(size: ImageSize) -> tuple[int, int]:
 
 
 def variant_sizes(
-    what: str, variant: Mapping[str, Any], given: Mapping[str, Any], example: str
+    what: str,
+    variant: Mapping[str, Any],
+    given: Mapping[str, Any],
+    example: str,
+    *,
+    part: str = "image_encoder",
 ) -> dict[str, Any]:
     """The sizes of a named variant (empty: none), overridden by those given one by one.
 
@@ -31,7 +36,8 @@ def variant_sizes(
     missing = [name for name in given if name not in sizes]
     if missing:
         raise MmflaxError(
-            f"{what} needs a variant such as {example!r}, or also {', '.join(missing)}."
+            f"{what} needs a variant such as {example!r} (--config.model.{part}.variant={example}),"
+            f" or also {', '.join(missing)}."
         )
     return sizes
 

@@ -147,5 +147,5 @@ def build(
     """A `BERT` of a named variant; sizes given one by one override it; `fields` are `BERT`'s."""
     named = lookup("BERT variant", variant, SIZES) if variant else {}
     given = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
-    sizes = variant_sizes("BERT", named, given, "base")
+    sizes = variant_sizes("BERT", named, given, "base", part="text_encoder")
     return make(BERT, fields | sizes | {"vocab_size": vocab_size})

@@ -115,5 +115,5 @@ def build(
     """A `CLIPText` of a named variant; sizes given one by one override it."""
     named = lookup("CLIP text variant", variant, SIZES) if variant else {}
     given = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
-    sizes = variant_sizes("CLIP's text encoder", named, given, "B")
+    sizes = variant_sizes("CLIP's text encoder", named, given, "B", part="text_encoder")
     return make(CLIPText, fields | sizes | {"vocab_size": vocab_size})

@@ -40,6 +40,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "L": dict(width=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
 NORM_EPSILON = 1e-5  # of the norms outside the blocks, whatever `epsilon` is
+# position: whether patches are embedded with positions of the whole image besides those in windows
+POSITIONS = {"none": False, "learned": True}
 
 
 class WindowAttention(nn.Module):
@@ -208,7 +210,7 @@ class Swin(ImageEncoderBase, Layered):
         x = patch_embedding(self.width, side, dtypes)(jnp.pad(image, fill))
         x = x.reshape(len(x), -1, self.width)
         x = LayerNorm(NORM_EPSILON, name="embedding_norm", **dtypes)(x)
-        if lookup("position", self.position, {"none": False, "learned": True}):
+        if lookup("position", self.position, POSITIONS):
             own = self.patches()
             shape = (own[0] * own[1], self.width)
             table = self.param("position_embedding", TABLE_INIT, shape, self.layer.param_dtype)

@@ -82,6 +82,8 @@ def build(
 ) -> VGG:
     """A `VGG` of a named variant, "11" to "19", or of the widths of each stack."""
     if variant is None and widths is None:
-        raise MmflaxError("VGG needs a variant such as '16', or widths.")
+        raise MmflaxError(
+            "VGG needs a variant such as '16' (--config.model.image_encoder.variant=16), or widths."
+        )
     chosen = lookup("VGG variant", str(variant), SIZES) if widths is None else widths
     return make(VGG, {**fields, "widths": chosen, "image_size": image_size})

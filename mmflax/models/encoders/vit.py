@@ -37,6 +37,9 @@ SIZES: dict[str, dict[str, int]] = {
     "H": dict(width=1280, depth=32, num_heads=16, mlp_dim=5120),
 }
 
+# position: whether it is a parameter
+POSITIONS = {"learned": True, "sincos2d": False}
+
 
 class ViT(ImageEncoderBase, Layered):
     """Pre-norm Vision Transformer; returns every token, CLS first where there is one.
@@ -132,7 +135,7 @@ class ViT(ImageEncoderBase, Layered):
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
         """Of the patches of an image with this grid, CLS's first."""
-        if lookup("position", self.position, {"learned": True, "sincos2d": False}):
+        if lookup("position", self.position, POSITIONS):
             shape = (self.num_tokens(), self.width)
             table = self.param("position_embedding", TABLE_INIT, shape, self.layer.param_dtype)
             return resize_positions(table, self.grid(), grid, self.num_prefix)
