@@ -77,7 +77,7 @@ def test_nlvr2_without_one_of_two_images(tmp_path):
     ("values", "message"),
     [
         ({"label": "maybe"}, "line 1: the label is 'maybe'; expected True or False"),
-        ({"label": True}, "line 1: label is True; expected str"),
+        ({"label": 1}, "line 1: label is 1; expected str"),
         ({"identifier": "dev"}, "line 1: the identifier is 'dev'; expected "),
         ({"sentence": ""}, "line 1: sentence is ''"),
     ],

@@ -45,7 +45,7 @@ def test_the_first_release_spelled_a_key_differently(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"gold_label": "-"}, "gold_label is '-'; expected one of entailment, neutral, contra"),
+        ({"gold_label": "none"}, "gold_label is 'none'; expected one of entailment, neutral, c"),
         ({"sentence2": None}, "sentence2 is None"),
         ({"pairID": "4.jpg#1r1n"}, "the id '4.jpg#1r1n' occurs twice"),
         ({"Flickr30K_ID": "1"}, "the image 1.jpg is in train and in test"),

@@ -8,7 +8,7 @@ Captions: 414,113, 152,634, 25,010 and 25,010, which are all of COCO's 616,767.
 
 from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.cache import Folder
-from mmflax.data.datasets.public import karpathy
+from mmflax.data.datasets.public import karpathy, lists
 from mmflax.data.datasets.public.published import File
 
 _TRAIN, _VAL = (
@@ -34,11 +34,20 @@ def build(
 ) -> Dataset:
     """Splits train, validation and test; also restval, where it is not joined to train.
 
-    ``restval`` says whether train has the remaining validation images too; other arguments and
-    errors are those of ``karpathy.open_captions``. Downloads are in ``coco``.
+    ``restval`` says whether train has the remaining validation images too; LAVIS' list of captions,
+    which serves as well as Karpathy's file, always has them. Other arguments and errors are those
+    of ``karpathy.open_captions``. Downloads are in ``coco``.
     """
     joined = {"train": ("train", "restval")} if restval else {}
+    listed = lists.splits(
+        [
+            ("train", "coco_karpathy_train.json", (_TRAIN, _VAL), 414_113 + 152_634),
+            ("validation", "coco_karpathy_val.json", (_VAL,), 25_010),
+            ("test", "coco_karpathy_test.json", (_VAL,), 25_010),
+        ],
+        lists.captions,
+    )
     return karpathy.open_captions(
         "coco_captions", "coco", "dataset_coco.json", _TABLE, data_dir, source_dir, partial,
-        task=task, unit=unit, joined=joined,
+        task=task, unit=unit, joined=joined, others=[listed],
     )  # fmt: skip

@@ -7,7 +7,7 @@ Fei-Fei 2015 as ``dataset_flickr30k.json`` has them: 29,000 images to train, 1,0
 
 from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.cache import Folder
-from mmflax.data.datasets.public import karpathy
+from mmflax.data.datasets.public import flickr_tables, karpathy, lists
 from mmflax.data.datasets.public.published import File
 
 IMAGES = File(
@@ -32,9 +32,21 @@ def build(
 ) -> Dataset:
     """Splits train, validation and test.
 
-    Arguments and errors are those of ``karpathy.open_captions``; downloads are in ``flickr30k``.
+    LAVIS' lists of captions serve as well as Karpathy's file. From Kaggle's ``results.csv``, which
+    has no splits, they are drawn, and ``info`` says so. Arguments and errors are those of
+    ``karpathy.open_captions``; downloads are in ``flickr30k``.
     """
+    listed = lists.splits(
+        [
+            ("train", "flickr30k_train.json", (IMAGES,), 145_000),
+            ("validation", "flickr30k_val.json", (IMAGES,), 5_070),
+            ("test", "flickr30k_test.json", (IMAGES,), 5_000),
+        ],
+        lists.captions,
+    )
+    drawn = flickr_tables.splits(IMAGES)
+    notes = {flickr_tables.TABLE.names[0]: flickr_tables.NOTE}
     return karpathy.open_captions(
         "flickr30k", "flickr30k", "dataset_flickr30k.json", _TABLE, data_dir, source_dir, partial,
-        task=task, unit=unit,
+        task=task, unit=unit, others=[listed, drawn], notes=notes,
     )  # fmt: skip

@@ -35,6 +35,8 @@ def open_captions(
     task: str,
     unit: str | None,
     joined: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    others: Sequence[Sequence[Split]] = (),
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Dataset:
     """A data set of captions; other arguments and errors are those of ``prepare.open_dataset``.
 
@@ -46,6 +48,8 @@ def open_captions(
       unit: an example for each ``caption``, or one for each ``image``; None is the first in train
         and for retrieval, else the second.
       joined: splits that consist of several, which then have no split of their own.
+      others: the splits from other files, taken where ``file`` is not there.
+      notes: what ``info`` says of splits that come from such a file.
     """
     if task not in TASKS:
         raise MmflaxError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
@@ -64,12 +68,12 @@ def open_captions(
         )
         for split, published, images, captions in table
     ]
-    manifest = prepare(name, downloads, splits, data_dir, source_dir, partial)
+    manifest = prepare(name, downloads, splits, data_dir, source_dir, partial, others=others)
     taken = {part for parts in joined.values() for part in parts}
     sources = {}
     for split in manifest["splits"]:
         if split in joined or split not in taken:
-            parts = joined.get(split, (split,))
+            parts = [p for p in joined.get(split, (split,)) if p in manifest["splits"]]
             each = unit or ("caption" if task == "retrieval" or "train" in parts else "image")
             sources[split] = PreparedSource(
                 manifest["folder"],
@@ -77,7 +81,9 @@ def open_captions(
                 view=functools.partial(_view, task=task, unit=each),
                 one_each=each == "image",
             )
-    return Dataset(name, sources, info(manifest))
+    noted = [notes[one] for one in manifest["sources"] if one in notes]
+    facts = {"splits": noted[0]} if noted else {}
+    return Dataset(name, sources, info(manifest) | facts)
 
 
 def _view(stored: list[Raw], task: str, unit: str) -> list[Raw]:

@@ -9,10 +9,12 @@ and ``…-img1.png``, whatever format they have inside. ``group`` is the identif
 the official ``eval/metrics.py`` counts a statement as consistent when all its pairs are right.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
+from mmflax.data.datasets.public import lists
 from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
 from mmflax.data.datasets.public.published import Example, File, LocalFile, field
 from mmflax.errors import MmflaxError
@@ -38,9 +40,18 @@ def build(
     are no published regions of test_unseen, which is left out with ``regions``.
     """
     splits = _splits()
+    names = ("nlvr_train.json", "nlvr_dev.json", "nlvr_test.json")
+    table = [(s.name, n, s.images, s.published) for s, n in zip(splits[:3], names, strict=True)]
+    read = functools.partial(lists.pairs, truth=true_or_false)
+    listed = [split._replace(pictures=2) for split in lists.splits(table, read)]
     if regions:
-        splits = of_regions(splits[:3], regions, "nlvr2_imgfeat", _REGION_STEMS)
-    return open_dataset("nlvr2", "nlvr2", splits, data_dir, source_dir, partial, regions)
+        splits, listed = (
+            of_regions(some[:3], regions, "nlvr2_imgfeat", _REGION_STEMS)
+            for some in (splits, listed)
+        )
+    return open_dataset(
+        "nlvr2", "nlvr2", splits, data_dir, source_dir, partial, regions, others=[listed]
+    )
 
 
 def _splits() -> list[Split]:
@@ -60,7 +71,7 @@ def _split(name: str, published: str, count: int, optional: bool = False) -> Spl
 
 def _read(files: Sequence[LocalFile]) -> Iterator[Example]:
     (file,) = files
-    for where, entry in file.lines():
+    for where, entry in file.entries():
         identifier = field(where, entry, "identifier", str)
         words = identifier.split("-")
         if len(words) != 4:
@@ -80,8 +91,10 @@ def _read(files: Sequence[LocalFile]) -> Iterator[Example]:
 
 
 def true_or_false(where: str, entry: Raw) -> str:
-    """The label in small letters; anything else raises."""
-    label = field(where, entry, "label", str).lower()
+    """The label, a word or a boolean, in small letters; anything else raises."""
+    given = entry.get("label")
+    label = str(given).lower() if isinstance(given, bool) else field(where, entry, "label", str)
+    label = label.strip().lower()
     if label not in ("true", "false"):
         raise MmflaxError(f"{where}: the label is {entry['label']!r}; expected True or False.")
     return label

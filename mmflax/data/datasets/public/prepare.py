@@ -7,13 +7,22 @@ then on the published files are not needed.
 
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmflax.data.dataset import Dataset, Source, Subset
 from mmflax.data.datasets.cache import Folder, data_root, locked, progress, quiet
 from mmflax.data.datasets.public.prepared import PreparedSource, View
-from mmflax.data.datasets.public.published import Example, File, Images, LocalFile, Record, locate
+from mmflax.data.datasets.public.published import (
+    Example,
+    File,
+    Images,
+    Left,
+    LocalFile,
+    Record,
+    locate,
+)
 from mmflax.data.datasets.public.published_regions import Pictures, RegionFiles, region_file
 from mmflax.errors import MmflaxError
 from mmflax.files import write_file
@@ -21,6 +30,7 @@ from mmflax.files import write_file
 RECORDS_PER_PART = 1000
 MANIFEST = "prepared.json"
 _FORMAT = 1
+_NAMED = 10  # of the images that are not there
 
 
 class Split(NamedTuple):
@@ -30,7 +40,7 @@ class Split(NamedTuple):
       name: the split's name here.
       annotations: the files that ``read`` gets, in this order.
       images: folders that hold its images, or files of their regions.
-      read: ``(files) -> examples``.
+      read: ``(files) -> examples``, and what is left out of them.
       published: how many examples its authors count; 0 where they do not say.
       optional: left out when its first annotation file is not there.
       pictures: images of each record.
@@ -39,7 +49,7 @@ class Split(NamedTuple):
     name: str
     annotations: tuple[File, ...]
     images: tuple[File, ...]
-    read: Callable[[Sequence[LocalFile]], Iterable[Example]]
+    read: Callable[[Sequence[LocalFile]], Iterable[Example | Left]]
     published: int = 0
     optional: bool = False
     pictures: int = 1
@@ -77,6 +87,7 @@ def open_dataset(
     regions: int = 0,
     *,
     view: View | None = None,
+    others: Sequence[Sequence[Split]] = (),
 ) -> Dataset:
     """The data set of these published splits, which are prepared on the first use.
 
@@ -91,13 +102,14 @@ def open_dataset(
       regions: boxes a detector found in each image (36 as LXMERT's authors publish them), which
         stand in place of the image (``of_regions``); 0 = the images.
       view: from the stored examples of an image to raw ones; by default they are the same.
+      others: the same splits from other files, taken where those of ``splits`` are not there.
 
     Raises:
       MmflaxError: a file that is missing, damaged or not the published one, an image that is
         missing, an id that occurs twice, an image in two splits, or a folder that cannot be
         written.
     """
-    manifest = prepare(name, downloads, splits, data_dir, source_dir, partial, regions)
+    manifest = prepare(name, downloads, splits, data_dir, source_dir, partial, regions, others)
     sources: dict[str, Source] = {}
     for split, entry in manifest["splits"].items():
         sources[split] = PreparedSource(manifest["folder"], [entry], view=view)
@@ -108,7 +120,13 @@ def open_dataset(
 
 def info(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The facts about prepared data for ``run.json``."""
-    return {"files": manifest["folder"], "left_out": manifest["left_out"]}
+    facts = {"files": manifest["folder"], "left_out": manifest["left_out"]}
+    # What the annotations have and the task has not: {"train": {"an empty caption": 2}}.
+    skipped = {split: reasons for split, reasons in manifest.get("skipped", {}).items() if reasons}
+    for key, value in (("no_examples", skipped), ("absent", manifest.get("absent"))):
+        if value:
+            facts[key] = value
+    return facts
 
 
 def prepare(
@@ -119,10 +137,15 @@ def prepare(
     source_dir: Folder,
     partial: bool,
     regions: int = 0,
+    others: Sequence[Sequence[Split]] = (),
 ) -> dict[str, Any]:
     """The manifest, prepared by this process or another one before; see ``open_dataset``."""
     root = data_root(data_dir)
     source = pathlib.Path(source_dir or root / "downloads" / downloads).expanduser()
+    for layout in (splits, *others):
+        if layout[0].annotations[0].find(source) is not None:
+            splits = layout
+            break
     folder = root / (f"{name}_obj{regions}" if regions else name)
     with locked(folder.name, folder):
         manifest = _load(folder)
@@ -174,10 +197,10 @@ def _prepare(
     images: Pictures = RegionFiles(places, regions, name) if regions else Images(places)
     try:
         read = [(split, _read(name, split, files, images, partial)) for split in taken]
-        _check_disjoint(name, [(split.name, records) for split, (records, _) in read])
+        _check_disjoint(name, [(split.name, taken.records) for split, taken in read])
         parts = [
             Part(split.name, index, records[start : start + RECORDS_PER_PART], images)
-            for split, (records, _) in read
+            for split, (records, *_) in read
             for index, start in enumerate(range(0, len(records), RECORDS_PER_PART))
         ]
         total = sum(len(part.names) for part in parts if not part.written(folder))
@@ -190,7 +213,9 @@ def _prepare(
         "format": _FORMAT,
         "sources": _sizes(taken, source),
         "partial": partial,
-        "left_out": sum(left for _, (_, left) in read),
+        "left_out": sum(taken.left for _, taken in read),
+        "absent": [image for _, taken in read for image in taken.absent][:_NAMED],
+        "skipped": {split.name: taken.skipped for split, taken in read},
         "splits": {
             split.name: {
                 "pictures": split.pictures,
@@ -198,48 +223,63 @@ def _prepare(
                 "parts": [part.entry() for part in parts if part.split == split.name],
                 "marked": _marked(records),
             }
-            for split, (records, _) in read
+            for split, (records, *_) in read
         },
     }
     write_file(folder / MANIFEST, json.dumps(manifest))
     return manifest
 
 
+class _Taken(NamedTuple):
+    """A split's records, how many examples lack an image, which images, and what was skipped."""
+
+    records: list[Record]
+    left: int
+    absent: list[str]
+    skipped: dict[str, int]
+
+
 def _read(
     name: str, split: Split, files: Mapping[File, LocalFile], images: Pictures, partial: bool
-) -> tuple[list[Record], int]:
-    """The records whose images are there, and how many examples were left out."""
+) -> _Taken:
+    """The examples whose images are there."""
     where = f"{name}, split {split.name}"
     groups: dict[tuple[str, ...], list[Example]] = {}  # by image, in the order of the files
     ids: set[str] = set()
-    for example in split.read([files[file] for file in split.annotations]):
+    skipped: Counter[str] = Counter()
+    for example in split.read([files[file] for file in split.annotations if file in files]):
+        if isinstance(example, Left):
+            skipped[example.reason] += 1
+            continue
         id = example.fields["id"]
         if id in ids:
             raise MmflaxError(f"{where}: the id {id!r} occurs twice; download the files again.")
         ids.add(id)
         groups.setdefault(example.images, []).append(example)
-    if not partial and split.published and len(ids) != split.published:
+    counts = (len(ids), len(ids) + skipped.total())
+    if not partial and split.published and split.published not in counts:
         raise MmflaxError(
             f"{where}: found {len(ids):,} examples where {split.published:,} are published; "
             f"download {split.annotations[0].describe()} again, or set partial=True to take these."
         )
+    absent = dict.fromkeys(n for names in groups for n in names if n not in images)
     kept = [
         Record.of(names, examples)
         for names, examples in groups.items()
-        if all(name in images for name in names)
+        if not any(name in absent for name in names)
     ]
     left = len(ids) - sum(len(record.marks) for record in kept)
     if left and not partial:
-        absent = [name for names in groups for name in names if name not in images]
+        origins = "; ".join(file.describe() for file in split.images)
         places = " or ".join(str(files[file].path) for file in split.images)
         raise MmflaxError(
-            f"{where}: {len(set(absent)):,} images are named but not in {places}, such as "
-            f"{absent[0]}; download {'; '.join(f.describe() for f in split.images)} again, or set "
+            f"{where}: {len(absent):,} images are named but not in {places}, such as "
+            f"{next(iter(absent))}; download {origins} again, or set "
             "partial=True to leave their examples out."
         )
     if not kept:
         raise MmflaxError(f"{where}: there is no example with an image; see docs/data.md.")
-    return kept, left
+    return _Taken(kept, left, list(absent), dict(skipped))
 
 
 def _check_disjoint(name: str, splits: Iterable[tuple[str, list[Record]]]) -> None:

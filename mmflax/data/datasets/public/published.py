@@ -1,14 +1,16 @@
 """The files of a public data set as their authors publish them.
 
-Annotations are JSON or JSON lines, plain or still inside the zip that is downloaded. Images lie in
-a folder or in the downloaded zip, which is read in place and never unpacked.
+Annotations are JSON or JSON lines, plain, gzipped or still inside the zip that is downloaded.
+Images lie in a folder or in the downloaded zip, which is read in place and never unpacked.
 """
 
 import contextlib
+import gzip
 import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, Self
 
@@ -32,7 +34,8 @@ class LocalFile(NamedTuple):
     def open(self) -> Iterator[IO[bytes]]:
         """Its bytes."""
         if self.path.suffix != ".zip":
-            with open(self.path, "rb") as file:
+            opened: Any = gzip.open if self.path.suffix == ".gz" else open
+            with opened(self.path, "rb") as file:
                 yield file
             return
         with _open_zip(self.path) as archive:
@@ -48,11 +51,32 @@ class LocalFile(NamedTuple):
         with self.open() as file:
             try:
                 content = json.load(file, object_hook=hook)
-            except (ValueError, zipfile.BadZipFile) as error:
+            except _BROKEN as error:
                 raise MmflaxError(_malformed(self, error)) from error
         if not isinstance(content, dict):
-            raise MmflaxError(f"{self} holds a {type(content).__name__}; expected a JSON object.")
+            raise MmflaxError(
+                f"{self} holds a {type(content).__name__}; expected a JSON object, as its "
+                "authors publish it; docs/data.md names the files."
+            )
         return content
+
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """As ``lines``, of a JSON list, or of JSON lines."""
+        with self.open() as file:
+            start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not start.startswith(b"["):
+            yield from self.lines()
+            return
+        with self.open() as file:
+            try:
+                content = json.load(file)
+            except _BROKEN as error:
+                raise MmflaxError(_malformed(self, error)) from error
+        for number, entry in enumerate(content):
+            where = f"{self}, entry {number}"
+            if not isinstance(entry, dict):
+                raise MmflaxError(f"{where}: found {str(entry)[:40]!r}; expected a JSON object.")
+            yield where, entry
 
     def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Where each line is (for messages), and its JSON object; empty lines are left out."""
@@ -70,6 +94,10 @@ class LocalFile(NamedTuple):
                 yield where, entry
 
 
+# What reading a file of annotations raises when it is damaged.
+_BROKEN = (ValueError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+
+
 class File(NamedTuple):
     """An annotation file, or a folder of images.
 
@@ -77,15 +105,18 @@ class File(NamedTuple):
       names: what it may be called below the source folder, the usual name first.
       origin: where it is downloaded from, for the message that says it is missing.
       archive: the zip it is published in, which serves as well as the unpacked file.
+      optional: nothing is missing where it is not there.
     """
 
     names: tuple[str, ...]
     origin: str
     archive: str = ""
+    optional: bool = False
 
     def find(self, root: pathlib.Path) -> LocalFile | None:
         """The first of ``names`` that exists below ``root``, else the archive, else None."""
-        for name in (*self.names, self.archive):
+        zipped = (f"{name}.gz" for name in self.names)
+        for name in (*self.names, *zipped, self.archive):
             if name and (root / name).exists():
                 return LocalFile(root / name, self.names[0])
         return None
@@ -110,6 +141,12 @@ class Example(NamedTuple):
     marks: tuple[str, ...] = ()
 
 
+class Left(NamedTuple):
+    """An example as published that is no example of the task, and why: "an empty hypothesis"."""
+
+    reason: str
+
+
 class Record(NamedTuple):
     """One stored record: an image (or a pair) with the JSON of its examples."""
 
@@ -128,7 +165,9 @@ class Record(NamedTuple):
 def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, LocalFile]:
     """Where each file is; raises one sentence that lists all that is missing, and its origin."""
     located = {file: file.find(root) for file in files}
-    absent = dict.fromkeys(file.describe() for file, path in located.items() if path is None)
+    absent = dict.fromkeys(
+        file.describe() for file, path in located.items() if path is None and not file.optional
+    )
     if absent:
         raise MmflaxError(
             f"{name} lacks {len(absent)} of its files in {root}: download {'; '.join(absent)}; "
@@ -187,9 +226,10 @@ class Images:
             check_header(content)
             return content
         except (zipfile.BadZipFile, MmflaxError) as error:
+            reason = str(error).rstrip(".")
             raise MmflaxError(
-                f"{place / member} is not an image, or damaged; download it again "
-                f"({str(error).rstrip('.')})."
+                f"{place / member} is not an image, or damaged ({reason}); download it again, or "
+                "delete it and set partial=True."
             ) from error
 
     def close(self) -> None:

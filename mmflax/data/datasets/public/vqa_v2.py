@@ -7,13 +7,15 @@ of the test splits are not public. ``answer`` is the published ``multiple_choice
 
 import functools
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.cache import Folder
+from mmflax.data.datasets.public import lists
 from mmflax.data.datasets.public.prepare import Split, of_regions, open_dataset
-from mmflax.data.datasets.public.published import Example, File, LocalFile, field
+from mmflax.data.datasets.public.published import Example, File, Left, LocalFile, field
 from mmflax.errors import MmflaxError
 
 _SITE = "https://visualqa.org/download.html"
@@ -44,8 +46,12 @@ def build(
     def view(examples: list[Raw]) -> list[Raw]:
         return [_view(example, question_type) for example in examples]
 
-    splits = of_regions(_splits(), regions, "mscoco_imgfeat") if regions else _splits()
-    return open_dataset("vqa_v2", "coco", splits, data_dir, source_dir, partial, regions, view=view)
+    splits, listed = _splits(), _listed()
+    if regions:
+        splits, listed = (of_regions(some, regions, "mscoco_imgfeat") for some in (splits, listed))
+    return open_dataset(
+        "vqa_v2", "coco", splits, data_dir, source_dir, partial, regions, view=view, others=[listed]
+    )
 
 
 def _view(example: Raw, question_type: str) -> Raw:
@@ -61,11 +67,26 @@ def _splits() -> list[Split]:
         files = (_questions(images, archive), annotations)
         return Split(name, files, (_images(images),), read, published)
 
-    tests = (_questions("test2015", "Test"), _questions("test-dev2015", "Test"))
+    development = _questions("test-dev2015", "Test")._replace(optional=True)
+    tests = (_questions("test2015", "Test"), development)
     return [
         split("train", "train2014", "Train", 443_757),
         split("validation", "val2014", "Val", 214_354),
         Split("test", tests, (_images("test2015"),), _read_test, 447_793, optional=True),
+    ]
+
+
+def _listed() -> list[Split]:
+    train, validation, test = (split.published for split in _splits())
+    coco = (_images("train2014"), _images("val2014"))
+    table = [
+        ("train", "vqa_train.json", coco, train),
+        ("validation", "vqa_val.json", coco, validation),
+    ]
+    tests = [("test", "vqa_test.json", (_images("test2015"),), test)]
+    return [
+        *lists.splits(table, lists.questions),
+        *lists.splits(tests, functools.partial(lists.questions, labeled=False)),
     ]
 
 
@@ -78,7 +99,7 @@ def _images(folder: str) -> File:
     return File((folder,), "https://cocodataset.org/#download", f"{folder}.zip")
 
 
-def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Example]:
+def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Example | Left]:
     questions, annotations = files
     answers: dict[int, dict[str, Any]] = {}
     content = annotations.json(hook=_answer)
@@ -95,12 +116,20 @@ def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Example]:
                 f"{where} is {'about another image' if entry else 'missing'}, though it is asked "
                 f"in {questions}; download both files again."
             )
+        answers_given = field(where, entry, "answers", list)
+        if entry.get("multiple_choice_answer") == "":
+            # The commonest that is not empty either.
+            common = Counter(one for one in answers_given if one and one.strip()).most_common(1)
+            if not common:
+                yield Left("no answer")
+                continue
+            entry = {**entry, "multiple_choice_answer": common[0][0]}
         fields = {
             "id": str(question_id),
             "image_id": str(image),
             "question": text,
             "answer": field(where, entry, "multiple_choice_answer", str),
-            "answers": field(where, entry, "answers", list),
+            "answers": answers_given,
             "answer_type": field(where, entry, "answer_type", str),
             "question_type": field(where, entry, "question_type", str),
         }
@@ -114,8 +143,8 @@ def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Example]:
 
 def _read_test(files: Sequence[LocalFile]) -> Iterator[Example]:
     """All test questions; those of test-dev, a part of them, are marked."""
-    everything, development = files
-    marked = {question_id for question_id, _, _ in _asked(development)}
+    everything, *rest = files
+    marked = {question_id for development in rest for question_id, _, _ in _asked(development)}
     unknown = set(marked)
     for question_id, image, text in _asked(everything):
         fields = {"id": str(question_id), "image_id": str(image), "question": text}
@@ -124,7 +153,7 @@ def _read_test(files: Sequence[LocalFile]) -> Iterator[Example]:
         yield Example((f"COCO_test2015_{image:012d}.jpg",), fields, marks)
     if unknown:
         raise MmflaxError(
-            f"{development}: question_id {min(unknown)} is not in {everything}, of which it should "
+            f"{rest[0]}: question_id {min(unknown)} is not in {everything}, of which it should "
             "be a part; download both files again."
         )
 
