@@ -79,6 +79,11 @@ def _sentence(error: Exception) -> str:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"Writing or reading is not permitted{where}; choose another folder."
         return f"{error.strerror or error}{where}."
+    if isinstance(error, MemoryError):
+        return (
+            "This machine's memory is used up; choose a smaller data.batch_size, data.num_threads "
+            "or data.prefetch, or a smaller model."
+        )
     text = " ".join(str(error).split())
     return f"internal error: {type(error).__name__}: {text[:400]} (--debug shows where)"
 
