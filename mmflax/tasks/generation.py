@@ -25,7 +25,7 @@ from mmflax.models.decoder.decoder import build as build_decoder
 from mmflax.models.decoder.memory import Memory, check_sources
 from mmflax.models.heads import WordGrounding
 from mmflax.registry import keywords
-from mmflax.tasks.generation_model import GenerationModel, check_options, generate
+from mmflax.tasks.generation_model import GenerationModel, check_options, generate, limits_of
 from mmflax.tasks.inputs import caption_word_loss
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
@@ -61,8 +61,8 @@ def build(
       table: "own", or "text_encoder" to share its word table (the widths must agree), which a
         small model trained from scratch gains by.
       label_smoothing: share of the target spread over the vocabulary (Szegedy et al. 2016).
-      decode: `method` and its options in `predict`, as in `generate`; greedy by default. "sample"
-        has a `seed` besides (0).
+      decode: `method` and its options in `predict`, as in `generate` (`repetition_penalty` and
+        `no_repeat_ngram_size` among them); greedy by default. "sample" has a `seed` besides (0).
       scores: what `score` computes: any of exact_match, bleu, rouge_l, cider_d, and
         vqa_accuracy for records with `answers`.
       caption_words: above 0 adds that share of `word_region_loss`, as in the VQA task.
@@ -93,7 +93,7 @@ def build(
     ways = dict(decode or {})
     method = ways.pop("method", "greedy")
     seed = ways.pop("seed", 0) if method == "sample" else None
-    check_options(method, ways)
+    options = check_options(method, ways)
     model = GenerationModel(
         backbone=backbone,
         memory=Memory(
@@ -113,6 +113,8 @@ def build(
         table=table,
         grounding=WordGrounding() if caption_words else None,
     )
+
+    limits_of(model.limits, options)
 
     def loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
         text = next_word_loss(outputs["logits"], *_wanted(batch), label_smoothing=label_smoothing)

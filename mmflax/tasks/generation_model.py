@@ -17,7 +17,9 @@ from mmflax.tasks.inputs import encode, grounded
 from mmflax.tasks.task import Batch, Outputs
 
 # Options of each way to decode, with their defaults; `generate` says what they mean.
-_COMMON: dict[str, Any] = dict(min_length=0, max_length=None)
+_COMMON: dict[str, Any] = dict(
+    min_length=0, max_length=None, repetition_penalty=1.0, no_repeat_ngram_size=0
+)
 METHODS: dict[str, dict[str, Any]] = {
     "greedy": _COMMON,
     "beam": _COMMON | dict(beams=4, length_penalty=0.6),
@@ -91,7 +93,10 @@ def generate(
         2016, eq. 14); or "sample", with `temperature` (1), `top_k` (0 = all) and `top_p` (1).
       key: for "sample", a `jax.random.key`; row i draws from it folded with i.
       options: those of the method, and for all: `min_length` (0), the fewest tokens between begin
-        and end, and `max_length`, the columns of the result (the task's target length).
+        and end; `max_length`, the columns of the result (the task's target length);
+        `repetition_penalty` (1.0; 1.2 is the custom), which makes tokens that the text has already
+        less probable; and `no_repeat_ngram_size` (0), so many tokens never occur twice in a row of
+        the same order. The last two mean what they mean in transformers; see `decoding.Limits`.
 
     Raises:
       MmflaxError: an unknown method or option, or one out of its range.
@@ -117,9 +122,8 @@ def _generate(
     options: tuple[tuple[str, Any], ...],
 ) -> dict[str, Array]:
     chosen = dict(options)
-    length = chosen.pop("max_length") or model.limits.length
-    limits = model.limits._replace(length=length, min_length=chosen.pop("min_length"))
-    limits.check()
+    length = chosen["max_length"] or model.limits.length
+    limits = limits_of(model.limits, {name: chosen.pop(name) for name in _COMMON})
     rows, variables = batch["tokens"].shape[0], {"params": params}
     context = model.apply(variables, batch, method="prepare")
     cache = model.apply(variables, rows, length - 1, method="empty")
@@ -146,4 +150,24 @@ def check_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise MmflaxError(
             f"method {method!r} has no option {unknown[0]!r}; it has {', '.join(METHODS[method])}."
         )
-    return {**METHODS[method], **given}
+    options = {**METHODS[method], **given}
+    try:
+        if method == "sample":
+            decoding.check_sampling(**{n: options[n] for n in ("temperature", "top_k", "top_p")})
+        if method == "beam":
+            decoding.check_beams(options["beams"], options["length_penalty"])
+    except TypeError as error:
+        raise MmflaxError(f"method {method!r} has {dict(given)}; expected numbers.") from error
+    return options
+
+
+def limits_of(limits: decoding.Limits, options: Mapping[str, Any]) -> decoding.Limits:
+    """The limits with those of the options that every method has, checked."""
+    changed = {name: options[name] for name in _COMMON if name != "max_length"}
+    length = options["max_length"] or limits.length
+    limits = limits._replace(length=length, **changed)
+    try:
+        limits.check()
+    except TypeError as error:
+        raise MmflaxError(f"decoding has {dict(options)}; expected numbers.") from error
+    return limits

@@ -6,10 +6,12 @@ rows in front. Everything is of static shape, so a whole search is one compiled 
 soon as every row has its text, and a finished row changes no more, so rows decoded together come
 out as they would alone.
 
-Scores are sums of the model's own log-probabilities, the end token's included, whatever a filter or
-a temperature did to the choice; beam search divides by its length penalty.
+Scores are sums of the model's own log-probabilities, the end token's included, whatever a filter, a
+temperature or a penalty did to the choice. Beam search compares texts by their scores, so there a
+repetition penalty is part of them, and it divides by its length penalty.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmflax.errors import MmflaxError
+from mmflax.models.decoder.repetition import penalized, repeating
 
 Step = Callable[[Any, Array, Array], tuple[Array, Any]]
 
@@ -28,6 +31,11 @@ class Limits(NamedTuple):
     Between begin and end stand at least `min_length` and at most `length - 2` tokens: a row that
     reaches the last column ends there, at the end token's log-probability. `forbidden`
     tokens are never chosen.
+
+    `repetition_penalty` above 1 makes tokens that the text has already less probable: their logits
+    (in beam search their log-probabilities) are divided by it where they are positive and
+    multiplied where they are negative. No group of `no_repeat_ngram_size` tokens occurs twice; 0
+    forbids none. Both count the token that begins the text; see `mmflax.models.decoder.repetition`.
     """
 
     begin: int
@@ -36,6 +44,8 @@ class Limits(NamedTuple):
     length: int
     min_length: int = 0
     forbidden: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
     def check(self) -> None:
         if not 0 <= self.min_length <= self.length - 2:
@@ -45,6 +55,12 @@ class Limits(NamedTuple):
             )
         if self.end in self.forbidden:
             raise MmflaxError(f"token {self.end} is both the end and forbidden; allow it.")
+        penalty, size = self.repetition_penalty, self.no_repeat_ngram_size
+        if not 0 < penalty < math.inf or type(size) is not int or size < 0:
+            raise MmflaxError(
+                f"repetition_penalty is {penalty} and no_repeat_ngram_size {size}; expected a "
+                "number above 0 (1 changes nothing) and a whole number of tokens (0 = none)."
+            )
 
 
 class Decoded(NamedTuple):
@@ -74,11 +90,7 @@ def sample(
     Every row has its own key (`row_keys`), so that it draws the same tokens in any batch.
     `top_k=0` and `top_p=1` filter nothing.
     """
-    if temperature <= 0.0 or top_k < 0 or not 0.0 < top_p <= 1.0:
-        raise MmflaxError(
-            f"temperature is {temperature}, top_k {top_k}, top_p {top_p}; expected a temperature "
-            'above 0 (method "greedy" is its limit), top_k >= 0 and 0 < top_p <= 1.'
-        )
+    check_sampling(temperature, top_k, top_p)
 
     def choose(allowed: Array, position: Array) -> Array:
         scaled = allowed / temperature
@@ -90,6 +102,15 @@ def sample(
         return jax.vmap(jax.random.categorical)(now, scaled)
 
     return _follow(step, cache, limits, keys.shape[0], choose)
+
+
+def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
+    """Raises for options of `sample` that are out of range."""
+    if not 0.0 < temperature < math.inf or top_k < 0 or not 0.0 < top_p <= 1.0:
+        raise MmflaxError(
+            f"temperature is {temperature}, top_k {top_k}, top_p {top_p}; expected a temperature "
+            'above 0 (method "greedy" is its limit), top_k >= 0 and 0 < top_p <= 1.'
+        )
 
 
 def row_keys(key: Key[Array, ""], rows: int) -> Key[Array, "b"]:
@@ -117,6 +138,14 @@ def keep_top_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
     return jnp.where(jnp.take_along_axis(kept, rank, axis=-1), logits, -jnp.inf)
 
 
+def check_beams(beams: int, alpha: float) -> None:
+    """Raises for options of `beam_search` that are out of range."""
+    if beams < 1 or not 0.0 <= alpha < math.inf:
+        raise MmflaxError(
+            f"beams is {beams} and alpha {alpha}; expected at least 1 beam and alpha >= 0."
+        )
+
+
 def length_penalty(length: Int[Array, ""] | int, alpha: float) -> Float[Array, ""]:
     """((5 + length) / 6)^alpha (Wu et al. 2016, eq. 14), `length` counting the end token."""
     return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
@@ -133,16 +162,14 @@ def beam_search(
     best extensions; unfinished ones move up into its place. A row is done when no unfinished text
     can win: log-probabilities only fall, so its bound is today's over the penalty of the longest
     text. It is also done when it has `beams` finished texts and the best of them is ahead of what
-    is unfinished, each at its own length. One beam is therefore greedy search.
+    is unfinished, each at its own length. One beam is therefore greedy search, unless a repetition
+    penalty weighs log-probabilities here and logits there (as in transformers).
 
     `cache` has one row an example; `step` is called with `rows * beams` rows, those of one example
     side by side. Cost: `beams` times greedy's.
     """
     limits.check()
-    if beams < 1 or alpha < 0.0:
-        raise MmflaxError(
-            f"beams is {beams} and alpha {alpha}; expected at least 1 beam and alpha >= 0."
-        )
+    check_beams(beams, alpha)
     wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), cache)
     longest = length_penalty(limits.length - 1, alpha)
     tokens = jnp.full((rows, beams, limits.length), limits.pad, jnp.int32)
@@ -163,7 +190,8 @@ def beam_search(
         logits, cache = step(state.cache, state.tokens[:, :, position].reshape(-1), position)
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         vocabulary = log_p.shape[-1]
-        allowed = jnp.where(_allowed(limits, position, vocabulary)[None], log_p, -jnp.inf)
+        written = state.tokens.reshape(rows * beams, -1)
+        allowed = _masked(limits, _weighed(limits, log_p, written, position), written, position)
         total = state.log_p[:, :, None] + allowed.reshape(rows, beams, vocabulary)
         # Each beam ends once, so of twice as many extensions at least `beams` go on.
         score, index = _largest(total.reshape(rows, -1), min(2, vocabulary) * beams)
@@ -248,8 +276,10 @@ def _follow(
         position = path.position
         logits, cache = step(path.cache, path.tokens[:, position], position)
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-        allowed = jnp.where(_allowed(limits, position, log_p.shape[-1])[None], log_p, -jnp.inf)
-        chosen = choose(allowed, position).astype(jnp.int32)
+        # Without a penalty the logits, from which a constant may be taken, would do as well.
+        scores = log_p if limits.repetition_penalty == 1.0 else logits.astype(jnp.float32)
+        scores = _weighed(limits, scores, path.tokens, position)
+        chosen = choose(_masked(limits, scores, path.tokens, position), position).astype(jnp.int32)
         gained = jnp.take_along_axis(log_p, chosen[:, None], axis=-1)[:, 0]
         scores = jnp.where(path.done, path.scores, path.scores + gained)
         written = jnp.where(path.done, limits.pad, chosen)
@@ -261,6 +291,25 @@ def _follow(
 
     path = jax.lax.while_loop(unfinished, extend, start)
     return Decoded(path.tokens, path.scores)
+
+
+def _weighed(limits: Limits, scores: Array, tokens: Array, position: Array) -> Array:
+    """Scores [r v] of the next token after the repetition penalty."""
+    if limits.repetition_penalty == 1.0:
+        return scores
+    return penalized(scores, tokens, position, limits.repetition_penalty)
+
+
+def _masked(limits: Limits, scores: Array, tokens: Array, position: Array) -> Array:
+    """Scores [r v] with -inf at what may not follow the token at `position`."""
+    allowed = _allowed(limits, position, scores.shape[-1])[None]
+    if limits.no_repeat_ngram_size:
+        size, vocabulary = limits.no_repeat_ngram_size, scores.shape[-1]
+        end = jnp.arange(vocabulary)[None] == limits.end
+        kept = allowed & ~repeating(tokens, position, size, vocabulary)
+        # Where nothing is left, as in the last column or a tiny vocabulary, the text ends.
+        allowed = jnp.where(kept.any(axis=-1, keepdims=True), kept, end)
+    return jnp.where(allowed, scores, -jnp.inf)
 
 
 def _allowed(limits: Limits, position: Array, vocabulary: int) -> Bool[Array, "v"]:
