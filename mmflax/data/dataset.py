@@ -85,9 +85,13 @@ class Dataset:
         if split not in self.splits:
             raise MmflaxError(
                 f"The dataset {self.name!r} has no split {split!r}; it has "
-                f"{', '.join(self.splits) or 'none'}."
+                f"{', '.join(self.splits) or 'none'}{self._why_not(split)}."
             )
         return self.splits[split]
+
+    def _why_not(self, split: str) -> str:
+        """What ``info`` says about the absence of a split."""
+        return f" ({self.info[f'no_{split}']})" if f"no_{split}" in self.info else ""
 
     def describe(self) -> str:
         """One line a split: its size and its first question with the answer."""

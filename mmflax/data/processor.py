@@ -102,7 +102,11 @@ class Processor(ProcessorFields):
             given[0]
             if given
             else Tokenizer.learn(
-                seen.texts, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents
+                # Of images alone the classes' names are all there is.
+                seen.texts or answers,
+                vocab_size=vocab_size,
+                lowercase=lowercase,
+                strip_accents=strip_accents,
             )
         )
         if max_length is None and tokenizer.reads_padding:

@@ -136,7 +136,7 @@ def without(key):
         (without("answer"), r"'answer' is missing \(found: file_name, question\)"),
         ({**ROW, "question": " "}, "question is empty"),
         ({**ROW, "answer": ""}, "answer is empty"),
-        ({**ROW, "answer": None}, "answer is None; expected text"),
+        ({**ROW, "answer": None}, "answer is empty"),
         ({**ROW, "answer": ["red"]}, r"answer is \['red'\]; expected text"),
         ({**ROW, "question_type": ""}, "question_type is empty"),
         ({**ROW, "file_name": "no.png"}, "no.png does not exist"),
@@ -193,7 +193,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(MmflaxError, match=r"has no train/ \(its folders: trian\)"):
         dataset.build(path=tmp_path)
     (tmp_path / "train").mkdir()
-    with pytest.raises(MmflaxError, match="train has neither metadata.jsonl nor metadata.csv"):
+    with pytest.raises(MmflaxError, match="train has neither metadata.jsonl, metadata.csv nor"):
         dataset.build(path=tmp_path)
     metadata = tmp_path / "train" / "metadata.jsonl"
     metadata.write_text("\n")

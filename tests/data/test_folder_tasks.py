@@ -168,16 +168,16 @@ def test_what_shares_an_image_or_a_statement_is_held_out_together(tmp_path):
     ("row", "message"),
     [
         (caption(0, ""), "caption is empty"),
-        (caption(0, None), "caption is None; expected text"),
+        (caption(0, None), "caption is empty"),
         ({"file_name": "0.png", "captions": []}, r"captions is \[\]; expected a list of texts"),
         ({"file_name": "0.png", "captions": "a"}, "captions is 'a'; expected a list of texts"),
-        ({"file_name": "0.png", "captions": "[a"}, "captions is not a JSON list"),
-        ({"file_name": "0.png", "captions": ["a", 2.5]}, "captions is 2.5; expected text"),
+        ({"file_name": "0.png", "captions": "[a"}, r"captions is '\[a'; it is not a JSON list"),
+        ({"file_name": "0.png", "captions": ["a", ["b"]]}, r"captions is \['b'\]; expected text"),
         ({"file_name": "0.png", "captoin": "a"}, "'captoin'; rename it to 'caption'"),
         ({"filename": "0.png", "caption": "a"}, "'filename'; rename it to 'file_name'"),
         ({"file_name": "0.png", "hypotesis": "a"}, "'hypotesis'; rename it to 'hypothesis'"),
         ({"file_name": "0.png", "quesiton": "a"}, "'quesiton'; rename it to 'question'"),
-        ({"file_name": None, "caption": "a"}, "file_name is None; expected text"),
+        ({"file_name": None, "caption": "a"}, "file_name is empty"),
         ({"file_name": "9.png", "caption": "a"}, "9.png does not exist"),
         (
             {"file_name": "0.png", "file_name_2": "9.png", "statement": "a", "label": "true"},
@@ -219,7 +219,7 @@ def test_the_first_row_decides_unless_the_task_is_named(tmp_path):
     rows = [caption(0, "a"), {"file_name": "1.png", "text": "a", "label": "b"}]
     with pytest.raises(MmflaxError, match="line 2: the column 'caption' is missing"):
         read(tmp_path, rows)
-    with pytest.raises(MmflaxError, match="line 1: the column 'text' is missing"):
+    with pytest.raises(MmflaxError, match="line 1: the column 'label' is missing"):
         read(tmp_path, rows, task="classification")
 
 

@@ -1,7 +1,9 @@
 """The metadata columns of each task, and the conversion of a row to a raw example."""
 
+import ast
 import difflib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -50,6 +52,14 @@ _IMAGE = Column("file_name", kind="image")
 _SECOND = Column("file_name_2", kind="image")
 _MAYBE_IMAGE = Column("file_name", kind="image", absent=True)
 _CAPTION = Column("caption", "captions")
+# What others call the column of the image.
+_IMAGE_NAMES = ("image", "img", "path", "file", "image_path", "img_path", "image_id")
+_TRUTHS = {
+    "true": "true",
+    "1": "true",
+    "false": "false",
+    "0": "false",
+}
 _TRUTH = Column("label", kind="truth")
 
 # In the order in which a row's columns are held against them.
@@ -67,8 +77,29 @@ LAYOUTS = {
 }
 
 
+def renamed(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with ``file_name`` and ``file_name_2`` for the other names that ``imagefolder`` has:
+    a list ``file_names``, or ``left_file_name`` and the like, in the order of the columns."""
+    if "file_name" in entry:
+        return dict(entry)
+    own = dict(entry)
+    named = [key for key in own if key.endswith("_file_name")]
+    if own.get("file_names") is not None:
+        names = _texts(where, "file_names", own.pop("file_names"))
+    else:
+        names = [own.pop(key) for key in named]
+    if len(names) > 2:
+        raise MmflaxError(
+            f"{where}: the row names {len(names)} images ({', '.join(map(str, names))}); expected "
+            "file_name, or file_name and file_name_2."
+        )
+    return {**dict(zip(("file_name", "file_name_2"), names, strict=False)), **own}
+
+
 def infer(where: str, entry: Mapping[str, Any]) -> str:
     """The task of a row by its columns, or by the nearest name of a column."""
+    if "text" in entry and not difflib.get_close_matches("label", map(str, entry), n=1):
+        return "captioning"
     for task, layout in LAYOUTS.items():
         key = next(c for c in layout.columns if c.name == layout.key)
         if any(name in entry for name in key.names):
@@ -77,13 +108,15 @@ def infer(where: str, entry: Mapping[str, Any]) -> str:
         (difflib.SequenceMatcher(None, column, layout.key).ratio(), task)
         for task, layout in LAYOUTS.items()
         for column in map(str, entry)
-        if column not in ("file_name", "answer", "answers")
+        if column not in ("file_name", "answer", "answers", "label")
     ]
     score, task = max(nearest, key=lambda pair: pair[0], default=(0.0, ""))
     if score >= 0.6:
         return task
     if "answer" in entry or "answers" in entry:
         return "vqa"
+    if "label" in entry:
+        return "classification"  # of the image alone
     keys = ", ".join(f"{layout.key} ({task})" for task, layout in LAYOUTS.items())
     raise MmflaxError(
         f"{where}: no column says what the task is (found: {_list(entry)}); expected one of "
@@ -109,14 +142,18 @@ def parse(
     Captions and the like stay a list under ``references``; ``folder`` turns them into examples.
     """
     layout = LAYOUTS[task]
+    if _CAPTION in layout.columns and not {*_CAPTION.names, "label"} & entry.keys():
+        # As imagefolder's documentation calls it.
+        entry = {"caption" if key == "text" else key: value for key, value in entry.items()}
     _check_columns(where, layout, entry)
     values: dict[str, Any] = {}
     for column in layout.columns:
         optional = column not in layout.required
-        if column.plural in entry:
-            values[column.plural] = _texts(where, column.plural, entry[column.plural])
+        several = entry.get(column.plural) if column.plural else None
+        if several is not None:
+            values[column.plural] = _texts(where, column.plural, several)
         value = entry.get(column.name)
-        if column.name not in entry or (optional and value is None):
+        if value is None and (optional or several is not None):
             continue
         if column.absent and (value is None or (isinstance(value, str) and not value.strip())):
             value = None
@@ -189,9 +226,13 @@ def _check_columns(where: str, layout: Layout, entry: Mapping[str, Any]) -> None
         if any(name in entry for name in column.names):
             continue
         required = column in layout.required
+        # A text that is left out is as good as null; an image may have another name.
+        required &= not column.absent or column.kind == "image"
         for name in column.names:
             # A column that only resembles an optional one may be the user's own: be surer of it.
             near = difflib.get_close_matches(name, others, n=1, cutoff=0.6 if required else 0.85)
+            if required and column.kind == "image" and not near:
+                near = [other for other in others if other.lower() in _IMAGE_NAMES]
             if near:
                 raise MmflaxError(f"{where}: found the column {near[0]!r}; rename it to {name!r}.")
         if required:
@@ -207,22 +248,43 @@ def _list(names: Iterable[Any]) -> str:
 
 
 def _text(where: str, column: str, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise MmflaxError(f"{where}: {column} is {value!r}; expected text in quotes.")
-    if not value.strip():
+    """The value as text; numbers and truths as JSON writes them, a whole number without a point."""
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, (int, float)) and math.isfinite(value):
+        value = str(int(value) if value == int(value) else value)
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise MmflaxError(f"{where}: {column} is empty; fill it in or remove the row.")
+    several = isinstance(value, str) and value.lstrip()[0] == "[" and _listed(value) is not None
+    if not isinstance(value, str) or several:
+        hint = f"; a list goes into {column}s" if several or isinstance(value, list) else ""
+        raise MmflaxError(f"{where}: {column} is {value!r}; expected text in quotes{hint}.")
     return value.strip()
 
 
-def _texts(where: str, column: str, value: Any) -> list[str]:
-    """A list of texts; in a CSV file it is written as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+def _listed(value: str) -> list[Any] | None:
+    """The list that a text writes, as JSON or as Python does; None for another text."""
+    for read in (json.loads, ast.literal_eval):
         try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise MmflaxError(f"{where}: {column} is not a JSON list ({error}).") from error
+            found = read(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return found if isinstance(found, list) else None
+    return None
+
+
+def _texts(where: str, column: str, value: Any) -> list[str]:
+    """A list of texts; in a CSV file it is written as JSON, or as Python writes it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        written, value = value, _listed(value)
+        if value is None:
+            raise MmflaxError(
+                f'{where}: {column} is {written!r}; it is not a JSON list such as ["a", "b"].'
+            )
+    if isinstance(value, list):  # VQA's annotators are objects
+        value = [
+            one["answer"] if isinstance(one, dict) and "answer" in one else one for one in value
+        ]
     if not isinstance(value, list) or not value:
         raise MmflaxError(
             f'{where}: {column} is {value!r}; expected a list of texts such as ["a", "b"].'
@@ -231,7 +293,7 @@ def _texts(where: str, column: str, value: Any) -> list[str]:
 
 
 def _truth(where: str, column: str, value: Any) -> str:
-    word = str(value).strip().lower()
-    if word not in ("true", "false"):
-        raise MmflaxError(f"{where}: {column} is {value!r}; expected true or false.")
+    word = _TRUTHS.get(_text(where, column, value).lower())
+    if word is None:
+        raise MmflaxError(f"{where}: {column} is {value!r}; expected true or false (or 1 or 0).")
     return word

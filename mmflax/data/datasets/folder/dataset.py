@@ -7,23 +7,25 @@
     my_data/validation/metadata.jsonl  optional: held out of train, by image, when absent
     my_data/test/metadata.jsonl        optional
 
-``metadata.csv`` with the same columns works too. Other tasks have other columns (``LAYOUTS`` in
-``folder.columns``; docs/data.md has them in a table). A column ``question_type`` is optional and
-splits the metrics by its values; further columns are ignored. An image may have many rows.
+``metadata.csv`` and ``metadata.parquet`` with the same columns work too, one such file may stand in
+``my_data`` for all splits, and images alone may lie in folders named like their classes. Other
+tasks have other columns (``LAYOUTS`` in ``folder.columns``; docs/data.md has them in a table). A
+column ``question_type`` is optional and splits the metrics by its values; further columns are
+ignored. An image may have many rows.
 """
 
 import difflib
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mmflax.data.answers import Form
 from mmflax.data.contents import Contents, Origin
 from mmflax.data.dataset import Dataset, Raw
 from mmflax.data.datasets.folder.columns import LAYOUTS, answer_form
-from mmflax.data.datasets.folder.files import METADATA, read_split
+from mmflax.data.datasets.folder.files import read_splits
 from mmflax.data.datasets.folder.splits import (
     before_names,
     check_leaks,
@@ -36,14 +38,8 @@ from mmflax.data.datasets.folder.splits import (
     relative,
     sha256,
 )  # fmt: skip
+from mmflax.data.datasets.folder.tables import METADATA
 from mmflax.errors import MmflaxError
-
-# The folder names that the imagefolder loader itself takes for each split.
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 
 
 def build(
@@ -103,27 +99,16 @@ def build(
             "data.path is empty; name your folder, as in --config configs/folder_vqa.py:DIR."
         )
     root = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+    if root.is_file():
+        raise MmflaxError(f"data.path is the file {root}; unpack it, and give the folder.")
     if not root.is_dir():
         raise MmflaxError(
             f"There is no folder {root}; expected one that holds train/{METADATA[0]}. If it was "
             "moved, give --config.data.path=DIR."
         )
-    splits: dict[str, list[Raw]] = {}
-    for split, names in SPLIT_FOLDERS.items():
-        folder = _split_folder(root, names)
-        if folder is not None:
-            # Train comes first, so its first row decides for all.
-            damaged = max_bad_fraction > 0
-            task, splits[split] = read_split(
-                root, folder, task, damaged=damaged, normalize_answers=normalize_answers
-            )
-    if "train" not in splits:
-        others = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
-        raise MmflaxError(
-            f"The folder {root} has no train/ (its folders: {others}); put the training images and "
-            f"{METADATA[0]} into {root / 'train'}."
-        )
-    assert task is not None  # a split was read
+    task, splits = read_splits(
+        root, task, damaged=max_bad_fraction > 0, normalize_answers=normalize_answers
+    )
     form = answer_form(task, normalize_answers)
     _check_answers(splits, unseen_answers, form)
     if task != "vqa" and not allow_repeats:
@@ -143,6 +128,11 @@ def build(
     shared = check_leaks(splits, allowed=task == "vqa" if allow_leak is None else allow_leak)
     splits = {name: expand(task, name, rows, unit) for name, rows in splits.items()}
     info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits), "task": task}
+    if validation_fraction and "validation" not in splits:
+        info["no_validation"] = (
+            "nothing can be held out of train, since every image is the only one, shares a group "
+            "with all others, or is the last with some answer; add validation/, or examples"
+        )
     if shared:
         info["images_in_two_splits"] = shared
 
@@ -150,15 +140,6 @@ def build(
         return {split: contents_of(root, rows) for split, rows in stored.items()}
 
     return Dataset("folder", splits, info, Origin(contents, held))
-
-
-def _split_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
-    folders = [root / name for name in names if (root / name).is_dir()]
-    if len(folders) > 1:
-        raise MmflaxError(
-            f"{folders[0]} and {folders[1]} are names for the same split; keep one of them."
-        )
-    return folders[0] if folders else None
 
 
 def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form) -> None:

@@ -1,121 +1,221 @@
-"""Reading the metadata file of a folder's split, row by row, with every image checked."""
+"""The rows of every split of a folder, wherever their metadata stand, with every image checked."""
 
-import csv
+import difflib
 import functools
-import json
+import os
 import pathlib
-import posixpath
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 from mmflax.data.dataset import Raw
-from mmflax.data.datasets.folder.columns import answer_form, infer, parse
+from mmflax.data.datasets.folder.columns import answer_form, infer, parse, renamed
+from mmflax.data.datasets.folder.names import Names
+from mmflax.data.datasets.folder.tables import METADATA, Entry, entries_of, metadata_files
 from mmflax.data.image.transforms import check_header
 from mmflax.errors import MmflaxError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+# The folder names that the imagefolder loader itself takes for each split, in any letter case.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+# Also of formats that are not read, so that such a file is named and not passed over.
+_ENDINGS = tuple(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .heic .heif "
+    ".avif .jxl .jp2 .svg".split()
+)
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 
 
-def read_split(
+class Row(NamedTuple):
+    """A row of some table.
+
+    Attributes:
+      where: file and line, for messages.
+      id: names it within the folder.
+      folder: that its file names are relative to, inside the root.
+      entry: its columns.
+    """
+
+    where: str
+    id: str
+    folder: str
+    entry: Entry
+
+
+def read_splits(
     root: pathlib.Path,
-    folder: pathlib.Path,
     task: str | None,
     *,
     damaged: bool = False,
     normalize_answers: str | None = None,
-) -> tuple[str, list[Raw]]:
-    """The task, by the first row where it is None, and every row as a raw example.
+) -> tuple[str, dict[str, list[Raw]]]:
+    """The task, by the first row where it is None, and every split's rows as raw examples.
 
     With `damaged` an image has to exist but need not be readable; `normalize_answers` is that of
     `answer_form`.
     """
-    files = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(files) != 1:
-        problem = "has both" if files else "has neither"
-        raise MmflaxError(
-            f"{folder} {problem} {METADATA[0]} {'and' if files else 'nor'} {METADATA[1]}; "
-            "exactly one is needed."
-        )
-    file = files[0]
-    try:
-        entries = _csv_rows(file) if file.suffix == ".csv" else _json_rows(file)
-        checked: set[str] = set()
-        rows = []
-        for line, entry in entries:
-            where = f"{file}, line {line}"
-            task = task or infer(where, entry)
-            image = functools.partial(_image_path, where, root, folder, checked, damaged)
-            raw = parse(where, task, entry, image, answer_form(task, normalize_answers))
-            rows.append({**raw, "id": f"{file.relative_to(root)}:{line}"})
-    except UnicodeDecodeError as error:
-        raise MmflaxError(
-            f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8."
-        ) from error
-    if not rows:
-        raise MmflaxError(f"{file} has no rows; expected one for each question.")
+    names, checked = Names(root), set[str]()
+    splits: dict[str, list[Raw]] = {}
+    for split, row in _rows(root, task):
+        entry = renamed(row.where, row.entry)
+        task = task or infer(row.where, entry)
+        image = functools.partial(_image, names, checked, damaged, row)
+        raw = parse(row.where, task, entry, image, answer_form(task, normalize_answers))
+        splits.setdefault(split, []).append({**raw, "id": row.id})
+    if "train" not in splits:
+        raise MmflaxError(_no_train(root))
     assert task is not None
-    return task, rows
+    return task, {split: splits[split] for split in SPLIT_FOLDERS if split in splits}
 
 
-def _json_rows(file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(file, encoding="utf-8-sig") as text:
-        for line, content in enumerate(text, start=1):
-            if not content.strip():
-                continue
-            try:
-                entry = json.loads(content)
-            except ValueError as error:
+def _rows(root: pathlib.Path, task: str | None) -> Iterator[tuple[str, Row]]:
+    """Every row with its split; those of train come first, since the first decides the task."""
+    folders = _split_folders(root)
+    top = _one(root, metadata_files(root))
+    if top is not None:
+        for split, folder in folders.items():
+            if files := metadata_files(folder):
                 raise MmflaxError(
-                    f"{file}, line {line}: not valid JSON ({error}); expected one object a line."
-                ) from error
-            if not isinstance(entry, dict):
-                raise MmflaxError(
-                    f"{file}, line {line}: found {content.strip()[:60]!r}; expected an object "
-                    'such as {"file_name": "cat.jpg", "question": "...", "answer": "..."}.'
+                    f"{top} and {files[0]} may both describe the {split} split; keep one of them."
                 )
-            yield line, entry
+        rows = [(_split_of(row, folders), row) for row in _table(root, top)]
+        if not rows:
+            raise MmflaxError(f"{top} has no rows; expected one for each example.")
+        for split in SPLIT_FOLDERS:
+            yield from (pair for pair in rows if pair[0] == split)
+        return
+    if not folders:
+        if _class_folders(root) and not _misspelled(root):
+            folders = {"train": root}
+        else:
+            raise MmflaxError(_no_train(root))
+    if "train" not in folders:
+        raise MmflaxError(_no_train(root))
+    for split, folder in folders.items():
+        file = _one(folder, metadata_files(folder))
+        rows_of = _table(root, file) if file is not None else _classes(root, folder, task)
+        count = 0
+        for row in rows_of:
+            count += 1
+            yield split, row
+        if not count:
+            raise MmflaxError(f"{file} has no rows; expected one for each example.")
 
 
-def _csv_rows(file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, strict=True)
-        try:
-            for entry in reader:
-                if None in entry or None in entry.values():
-                    raise MmflaxError(
-                        f"{file}, line {reader.line_num}: the row has not as many fields as the "
-                        "header; quote texts that hold a comma."
-                    )
-                yield reader.line_num, entry
-        except csv.Error as error:
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    found: dict[str, pathlib.Path] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        split = _SPLIT_OF.get(folder.name.lower())
+        if split in found:
             raise MmflaxError(
-                f"{file}, line {reader.line_num}: not valid CSV ({error})."
-            ) from error
+                f"{found[split]} and {folder} are names for the same split; keep one of them."
+            )
+        if split is not None:
+            found[split] = folder
+    return {split: found[split] for split in SPLIT_FOLDERS if split in found}
 
 
-def _image_path(
-    where: str,
-    root: pathlib.Path,
-    folder: pathlib.Path,
-    checked: set[str],
-    damaged: bool,
-    column: str,
-    name: str,
-) -> str:
-    """The path of an image, whose header is read unless it is among the checked ones."""
-    inside = posixpath.normpath(posixpath.join(folder.relative_to(root).as_posix(), name))
-    # By name and not by symbolic link: the Hugging Face cache links its files to outside.
-    if posixpath.isabs(name) or inside.split("/")[0] == ".." or "\0" in name:
+def _one(folder: pathlib.Path, files: list[pathlib.Path]) -> pathlib.Path | None:
+    if len(files) > 1:
+        raise MmflaxError(f"{folder} has both {files[0].name} and {files[1].name}; keep one.")
+    return files[0] if files else None
+
+
+def _table(root: pathlib.Path, file: pathlib.Path) -> Iterator[Row]:
+    name, folder = file.relative_to(root).as_posix(), file.parent.relative_to(root).as_posix()
+    unit = "row" if file.suffix == ".parquet" else "line"
+    for line, entry in entries_of(file):
+        yield Row(f"{file}, {unit} {line}", f"{name}:{line}", folder, entry)
+
+
+def _split_of(row: Row, folders: dict[str, pathlib.Path]) -> str:
+    """Of a row of the root's metadata: its column ``split``, else the folder of its image."""
+    given = row.entry.get("split")
+    if given is not None:
+        split = _SPLIT_OF.get(str(given).strip().lower())
+        if split is None:
+            raise MmflaxError(
+                f"{row.where}: split is {given!r}; expected one of {', '.join(SPLIT_FOLDERS)}."
+            )
+        return split
+    if not folders:
+        return "train"
+    name = renamed(row.where, row.entry).get("file_name")
+    first = os.path.normpath(str(name or "").replace("\\", "/")).split("/")[0].lower()
+    if first not in _SPLIT_OF:
         raise MmflaxError(
-            f"{where}: {column} {name!r} leads out of {root}; it must be a path inside it, "
-            "relative to the metadata file."
+            f"{row.where}: file_name {name!r} lies in none of the split folders "
+            f"({', '.join(f.name for f in folders.values())}); add a column 'split', or begin it "
+            "with one of them."
         )
-    path = root / inside
+    return _SPLIT_OF[first]
+
+
+def _classes(root: pathlib.Path, folder: pathlib.Path, task: str | None) -> Iterator[Row]:
+    """An example for each image in a folder that is named like its class."""
+    if not _class_folders(folder):
+        raise MmflaxError(
+            f"{folder} has neither {', '.join(METADATA[:-1])} nor {METADATA[-1]}, and no folders "
+            "of images named like their classes; add one of them."
+        )
+    if task not in (None, "classification"):
+        raise MmflaxError(
+            f"{folder} has folders of images named like their classes and no {METADATA[0]}, which "
+            f"serves the task classification; data.task is {task!r}."
+        )
+    for path in sorted(_images(folder)):
+        name = path.relative_to(root).as_posix()
+        if path.parent == folder:
+            raise MmflaxError(
+                f"{path} lies beside the folders of the classes; move it into one, or remove it."
+            )
+        entry = {"file_name": path.name, "label": path.parent.name}
+        yield Row(str(path), f"{name}:1", path.parent.relative_to(root).as_posix(), entry)
+
+
+def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Folders that hold images, at any depth, and no metadata."""
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    return [path for path in inner if next(_images(path), None) and not metadata_files(path)]
+
+
+def _images(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    for base, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in _ENDINGS:
+                yield pathlib.Path(base, name)
+
+
+def _misspelled(root: pathlib.Path) -> bool:
+    """Whether a folder's name is nearly that of a split."""
+    names = [path.name.lower() for path in root.iterdir() if path.is_dir()]
+    return any(difflib.get_close_matches(name, _SPLIT_OF, n=1, cutoff=0.8) for name in names)
+
+
+def _no_train(root: pathlib.Path) -> str:
+    inside = sorted(root.iterdir())
+    folders = ", ".join(path.name for path in inside if path.is_dir()) or "none"
+    packed = next((path.name for path in inside if path.name.lower().endswith(_ARCHIVES)), None)
+    if packed is not None:
+        return f"The folder {root} holds {packed}, which is not read; unpack it there."
+    return (
+        f"The folder {root} has no train/ (its folders: {folders}); put the training images and "
+        f"{METADATA[0]} into {root / 'train'}."
+    )
+
+
+def _image(names: Names, checked: set[str], damaged: bool, row: Row, column: str, name: str) -> str:
+    """The path of an image, whose header is read unless it is among the checked ones."""
+    path = names.find(row.where, column, name, row.folder)
     if str(path) not in checked:
         try:
             check_header(path)
         except MmflaxError as error:
             if not (damaged and path.is_file()):
-                raise MmflaxError(f"{where}: {error}") from error
+                raise MmflaxError(f"{row.where}: {error}") from error
         checked.add(str(path))
     return str(path)
