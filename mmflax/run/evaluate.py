@@ -68,7 +68,7 @@ def evaluate(
         "metrics": views,
         "intervals": intervals,
         **({"data_changed": changes} if changes else {}),
-        **({"bad_images": dict(engine.bad)} if engine.bad else {}),
+        **({"bad_images": dict(sorted(engine.bad.items()))} if engine.bad else {}),
     }
     if processes.is_main():
         path = root / "eval" / f"{split}.json"

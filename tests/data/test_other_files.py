@@ -158,6 +158,22 @@ def test_karpathys_file_may_be_gzipped(build, source):
         build(flickr30k)
 
 
+def test_another_split_in_karpathys_file_is_named(build, source):
+    """Also when the file was prepared before and has as many bytes as then."""
+    images = [
+        caption_image(f"{i}.jpg", i, split, 2) for i, split in enumerate(("train", "val", "test"))
+    ]
+    write_json(source / "dataset_flickr30k.json", {"images": images})
+    write_images(source / "flickr30k_images", [image["filename"] for image in images])
+    assert sizes(build(flickr30k))["train"] == 2
+    images[1]["split"] = "dev"
+    write_json(source / "dataset_flickr30k.json", {"images": images})
+    with pytest.raises(
+        MmflaxError, match=r"image 1: split is 'dev'; expected one of train, val, t"
+    ):
+        build(flickr30k)
+
+
 # VQAv2 --------------------------------------------------------------------------------------------
 
 
@@ -184,6 +200,15 @@ def test_an_empty_answer_is_the_commonest_other_one_or_none(build, source):
     data = build(vqa_v2)
     assert [data.source("train")[i]["answer"] for i in range(2)] == ["cat", "answer 0"]
     assert data.info["no_examples"] == {"train": {"no answer": 1}}
+
+
+@pytest.mark.parametrize("answer", [None, True, ["cat"]], ids=str)
+def test_an_annotator_without_a_text_is_named(build, source, answer):
+    write_odd_vqa(source, [{"answers": people("cat", answer)}])
+    with pytest.raises(
+        MmflaxError, match="question_id 1000: the annotator's answer in .* is no text"
+    ):
+        build(vqa_v2)
 
 
 def test_test_questions_need_no_list_of_development(build, source):

@@ -55,6 +55,7 @@ def open_captions(
         raise MmflaxError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
     if unit is not None and unit not in UNITS:
         raise MmflaxError(f"unit is {unit!r}; choose one of {', '.join(UNITS)}, or None.")
+    known = tuple(published for _, published, _, _ in table)
     annotations = File((file, f"karpathy/{file}"), SITE, ARCHIVE)
     # Parsed once for all splits, and forgotten with them: COCO's takes a gigabyte.
     parse = functools.lru_cache(maxsize=1)(_images)
@@ -63,7 +64,7 @@ def open_captions(
             split,
             (annotations,),
             (images,),
-            functools.partial(_read, split=published, parse=parse),
+            functools.partial(_read, split=published, known=known, parse=parse),
             captions,
         )
         for split, published, images, captions in table
@@ -97,13 +98,19 @@ def _view(stored: list[Raw], task: str, unit: str) -> list[Raw]:
 
 
 def _read(
-    files: Sequence[LocalFile], split: str, parse: Callable[[LocalFile], list[Any]]
+    files: Sequence[LocalFile],
+    split: str,
+    known: Sequence[str],
+    parse: Callable[[LocalFile], list[Any]],
 ) -> Iterator[Example]:
     (file,) = files
     names: set[str] = set()
     for number, entry in enumerate(parse(file)):
         where = f"{file}: image {number}"
-        if field(where, entry, "split", str) != split:
+        part = field(where, entry, "split", str)
+        if part not in known:
+            raise MmflaxError(f"{where}: split is {part!r}; expected one of {', '.join(known)}.")
+        if part != split:
             continue
         name = field(where, entry, "filename", str)
         where += f" ({name})"

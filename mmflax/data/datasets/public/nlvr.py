@@ -50,7 +50,7 @@ def _split(name: str, published: str, count: int, optional: bool = False) -> Spl
 
 def _read(files: Sequence[LocalFile], split: str) -> Iterator[Example]:
     (file,) = files
-    for where, entry in file.lines():
+    for where, entry in file.entries():
         identifier = field(where, entry, "identifier", str)
         if len(identifier.split("-")) != 2:
             raise MmflaxError(f"{where}: the identifier is {identifier!r}; expected n-m.")

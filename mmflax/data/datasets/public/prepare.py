@@ -5,6 +5,7 @@ missing parts, and files of other content are never taken for it. The manifest i
 then on the published files are not needed.
 """
 
+import hashlib
 import json
 import pathlib
 from collections import Counter
@@ -169,16 +170,31 @@ def _fits(
     """Whether it was made from these annotation files, of which any may be gone by now."""
     if manifest["partial"] and not partial:
         return False
-    sizes = _sizes(splits, source)
-    if manifest["left_out"] and sizes:
+    files = _annotations(splits, source)
+    if manifest["left_out"] and files:
         return False  # the images that were absent may have come
-    return all(manifest["sources"].get(name) == size for name, size in sizes.items())
+    return all(_same(path, manifest["sources"].get(name)) for name, path in files.items())
 
 
-def _sizes(splits: Sequence[Split], source: pathlib.Path) -> dict[str, int]:
-    """Bytes of every annotation file that is there."""
+def _annotations(splits: Sequence[Split], source: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Every annotation file that is there."""
     files = (file.find(source) for split in splits for file in split.annotations)
-    return {file.name: file.path.stat().st_size for file in files if file is not None}
+    return {file.name: file.path for file in files if file is not None}
+
+
+def _identity(path: pathlib.Path) -> list[Any]:
+    """Bytes, time of the last change and SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return [path.stat().st_size, path.stat().st_mtime_ns, digest]
+
+
+def _same(path: pathlib.Path, former: Any) -> bool:
+    """Whether it is the file whose `_identity` this is; of older manifests only the size."""
+    size, changed = path.stat().st_size, path.stat().st_mtime_ns
+    if not isinstance(former, list):
+        return bool(size == former)
+    return former[:2] == [size, changed] or (former[0] == size and _identity(path)[2] == former[2])
 
 
 def _prepare(
@@ -211,7 +227,7 @@ def _prepare(
         images.close()
     manifest = {
         "format": _FORMAT,
-        "sources": _sizes(taken, source),
+        "sources": {n: _identity(path) for n, path in _annotations(taken, source).items()},
         "partial": partial,
         "left_out": sum(taken.left for _, taken in read),
         "absent": [image for _, taken in read for image in taken.absent][:_NAMED],

@@ -117,6 +117,9 @@ def _read(files: Sequence[LocalFile], folder: str) -> Iterator[Example | Left]:
                 f"in {questions}; download both files again."
             )
         answers_given = field(where, entry, "answers", list)
+        wrong = next((one for one in answers_given if not isinstance(one, str)), None)
+        if wrong is not None:
+            raise MmflaxError(f"{where}: the annotator's answer in {wrong!r} is no text.")
         if entry.get("multiple_choice_answer") == "":
             # The commonest that is not empty either.
             common = Counter(one for one in answers_given if one and one.strip()).most_common(1)
@@ -172,4 +175,7 @@ def _asked(questions: LocalFile) -> Iterator[tuple[int, int, str]]:
 
 def _answer(entry: dict[str, Any]) -> Any:
     """One annotator's answer without its number and confidence: a tenth of the memory."""
-    return sys.intern(str(entry.get("answer"))) if "answer_id" in entry else entry
+    answer = entry.get("answer")
+    if "answer_id" not in entry or isinstance(answer, bool) or not isinstance(answer, (str, int)):
+        return entry
+    return sys.intern(str(answer))
