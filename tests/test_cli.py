@@ -55,7 +55,7 @@ def test_help_shows_an_example(command, capsys):
         [],
         ["trian"],
         ["train"],
-        ["evaluate", "--workdir", "w", "--config.seed=1"],
+        ["predict", "--workdir", "w", "--config.seed=1"],
         ["predict", "--workdir", "w", "--img", "x", "--text", "y"],
     ],
 )

@@ -30,7 +30,10 @@ from mmflax.run.train import train
 from mmflax.run.workdir import read_config
 
 # Fields that do not change a finished run's results.
-_HOW = ("mesh", "data.num_threads", "data.prefetch", "train.log_every", "checkpoint.keep_last")
+_HOW = (
+    *("mesh", "data.num_threads", "data.prefetch", "train.log_every", "checkpoint.keep_last"),
+    *("data.changed", "data.path", "data.data_dir", "data.source_dir"),
+)
 _LOG = "log.txt"
 
 

@@ -24,6 +24,7 @@ from mmflax.run.build import Experiment
 
 FILE = "data.json"
 _FORMAT = 1
+_FACTS = ("fingerprint", "left_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,14 @@ class DataRecord:
       counts: examples of each split, as training and evaluation read them.
       held_out: see `mmflax.data.contents.Origin`.
       former: images that were trained on and are in train no more, name -> fingerprint.
+      facts: of ``Dataset.info``, where the data set does not say what its splits hold.
     """
 
     splits: Mapping[str, Contents]
     counts: Mapping[str, int]
     held_out: tuple[str, ...]
     former: Mapping[str, str]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def trained(self) -> dict[str, str]:
@@ -63,6 +66,7 @@ class DataRecord:
             "examples": dict(self.counts),
             "held_out": list(self.held_out),
             "former": dict(self.former),
+            "facts": dict(self.facts),
             "splits": {
                 name: {"rows": dict(sorted(split.rows.items())), "images": dict(split.images)}
                 for name, split in self.splits.items()
@@ -79,6 +83,7 @@ def record_of(dataset: Dataset) -> DataRecord:
         {name: len(source) for name, source in dataset.splits.items()},
         () if origin is None else origin.held_out,
         {},
+        {key: dataset.info[key] for key in _FACTS if origin is None and key in dataset.info},
     )
 
 
@@ -95,7 +100,9 @@ def read_record(root: pathlib.Path) -> DataRecord | None:
             name: Contents(Counter(split["rows"]), split["images"])
             for name, split in values["splits"].items()
         }
-        return DataRecord(splits, values["examples"], tuple(values["held_out"]), values["former"])
+        return DataRecord(
+            splits, values["examples"], tuple(values["held_out"]), values["former"], values["facts"]
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MmflaxError(f"{path} cannot be used: {error}; restore it.") from error
 
@@ -167,6 +174,9 @@ def check_unchanged(
         ):
             then, count = old.counts[split], new.counts.get(split, 0)
             changes.append(f"{split}: {then} examples then, {count} now")
+    for key in old.facts.keys() & new.facts.keys():
+        if old.facts[key] != new.facts[key]:
+            changes.append(f"{key}: {old.facts[key]} then, {new.facts[key]} now")
     if changes and not accept:
         raise MmflaxError(
             f"The data changed since the run in {where} began ({'; '.join(changes)}); go on with "

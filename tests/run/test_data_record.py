@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmflax.config.compare import check_same_run, located
 from mmflax.config.reading import load_config
+from mmflax.data.dataset import Dataset
 from mmflax.data.datasets.folder import build
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
@@ -142,6 +143,33 @@ def test_answers_that_a_run_does_not_know_are_said(tmp_path):
     text = data_record.unknown_answers(build(path=root), ["train", "nowhere"], processor)
     assert text.startswith("3 examples have answers that this run does not know ('maybe')")
     assert data_record.unknown_answers(build(path=root), ["nowhere"], processor) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "info", "what"),
+    [
+        (3, {"left_out": 0}, None),
+        (4, {"left_out": 0}, "train: 3 examples then, 4 now"),
+        (3, {"left_out": 2}, "left_out: 0 then, 2 now"),
+        (3, {"other": 2}, None),
+    ],
+)
+def test_data_that_cannot_list_their_rows_are_counted(tmp_path, count, info, what):
+    def record(count, info):
+        return data_record.record_of(Dataset("public", {"train": [{}] * count}, info))
+
+    record(3, {"left_out": 0, "files": "a"}).save(tmp_path)
+    old, new = data_record.read_record(tmp_path), record(count, info)
+
+    def compare(accept):
+        return data_record.check_unchanged(old, new, ["train"], accept=accept, where="run")
+
+    if what is None:
+        assert compare(False) == []
+        return
+    with pytest.raises(MmflaxError, match=what):
+        compare(False)
+    assert compare(True) == [what]
 
 
 def test_a_damaged_record_is_named(tmp_path):
