@@ -108,11 +108,18 @@ class Dataset:
 
 
 class Subset:
-    """The examples of ``source`` at ``indices``, in that order."""
+    """The examples of ``source`` at ``indices``, in that order.
 
-    def __init__(self, source: Source, indices: Sequence[int]):
+    Args:
+      source: the examples.
+      indices: which of them.
+      whole: of how many examples these are a sample; by default they are all that is meant.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], whole: int | None = None):
         self._source = source
         self._indices = indices
+        self.whole = len(indices) if whole is None else whole
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -123,6 +130,11 @@ class Subset:
     def without_images(self, index: int) -> Raw:
         """See ``text_of``."""
         return text_of(self._source, int(self._indices[index]))
+
+
+def whole_of(source: Source) -> int:
+    """How many examples the split has that these are, or are a sample of."""
+    return int(getattr(source, "whole", len(source)))
 
 
 def text_of(source: Source, index: int) -> Raw:

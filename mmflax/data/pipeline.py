@@ -23,7 +23,7 @@ import grain
 import numpy as np
 
 from mmflax.data.batch import Batch, check_batch, pad_rows
-from mmflax.data.dataset import Raw, Source
+from mmflax.data.dataset import Raw, Source, whole_of
 from mmflax.data.image.bad_images import BadImages, OnBad, blanked, image_fault, masked_batch
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
@@ -241,7 +241,7 @@ def eval_batches(
     """
     local = _local_rows(source, batch_size, process_index, process_count)
     size = len(source)
-    bad = BadImages(size, max_bad_fraction, on_bad)
+    bad = BadImages(size, max_bad_fraction, on_bad, whole_of(source))
 
     def make_batch(step: int) -> Batch:
         first = step * batch_size + process_index * local

@@ -19,6 +19,7 @@ from mmflax.data.dataset import (
     select_image,
     showing,
     text_of,
+    whole_of,
 )
 from mmflax.data.image.bad_images import BadImages, OnBad
 from mmflax.data.processor import Processor
@@ -71,10 +72,11 @@ def evaluate_retrieval(
             "No example of the split has both an image and a text, which retrieval ranks by each "
             "other; add such examples."
         )
+    whole = whole_of(source) if whole_of(source) > len(source) else None
     source = Subset(source, complete)
     owner, first = images_of(source)
     scorer = PairScorer(search, params, processor, batch_size=batch_size, cache_dtype=cache_dtype)
-    bad = BadImages(len(first), max_bad_fraction, on_bad)
+    bad = BadImages(len(first), max_bad_fraction, on_bad, whole)
     images = scorer.images((_shown(source[index]) for index in first), bad)
     if images.places is not None and len(images) < len(first):
         number = np.full(len(first), -1)

@@ -134,4 +134,5 @@ def _spaced(source: Source, limit: int) -> Source:
     """At most `limit` examples, evenly spaced, so that every type of them is among these."""
     if limit >= len(source):
         return source
-    return Subset(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
+    places = np.linspace(0, len(source) - 1, limit).round().astype(int).tolist()
+    return Subset(source, places, whole=len(source))

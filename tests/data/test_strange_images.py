@@ -183,6 +183,9 @@ def test_a_large_jpeg_is_decoded_smaller(at_least, monkeypatch):
     expected = Image.fromarray(full).resize((48, 48), Image.Resampling.BOX)
     ours = small.resize((48, 48), Image.Resampling.BOX)
     assert np.abs(np.asarray(ours, int) - np.asarray(expected, int)).max() <= 3
+    progressive = encoded(smooth, "JPEG", progressive=True)
+    with pytest.raises(MmflaxError, match="more than the limit of 1000000"):
+        transforms.open_image(progressive, at_least=at_least)
     monkeypatch.setattr(transforms, "MAX_JPEG_PIXELS", 1_000_000)
     for read in (transforms.open_image, transforms.check_header):
         with pytest.raises(MmflaxError, match="1200 x 900 pixels, more than the limit of 1000000"):

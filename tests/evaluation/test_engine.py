@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax.data.dataset import in_memory
+from mmflax.data.dataset import Subset, in_memory
 from mmflax.data.processor import Processor
 from mmflax.distributed.mesh import make_mesh
 from mmflax.errors import MmflaxError
@@ -191,3 +191,16 @@ def test_an_unreadable_image_counts_nowhere_and_is_named(processor, params, one_
     assert set(evaluator.bad) == bad and [id for id, _ in named] == sorted(bad)
     with pytest.raises(MmflaxError, match="Example e2: The image is not an image"):
         expected.means(params, broken)
+
+
+def test_a_sample_may_have_what_the_whole_may_have(processor, params, one_device):
+    """One of four is bad, and 2 % of two hundred may be."""
+    rows = examples(4)
+    rows[1] = {**rows[1], "image": b""}
+    evaluator = Evaluator(
+        TASK, processor, one_device, batch_size=B, views=("full",), max_bad_fraction=0.02
+    )
+    evaluator.means(params, Subset(rows, range(4), whole=200))
+    assert list(evaluator.bad) == ["e1"]
+    with pytest.raises(MmflaxError, match="1 of the 4 examples .*max_bad_fraction = 0.02"):
+        evaluator.means(params, Subset(rows, range(4)))

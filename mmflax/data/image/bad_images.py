@@ -30,9 +30,12 @@ class BadImages:
       size: examples of the split.
       max_fraction: share of them that may be bad, 0 up to but not 1; 0 tolerates none.
       on_bad: called once with each one's id and reason, from the thread that read it.
+      whole: examples of the split that these are a sample of, which count for them.
     """
 
-    def __init__(self, size: int, max_fraction: float, on_bad: OnBad | None):
+    def __init__(
+        self, size: int, max_fraction: float, on_bad: OnBad | None, whole: int | None = None
+    ):
         if not 0 <= max_fraction < 1:
             raise MmflaxError(
                 f"max_bad_fraction is {max_fraction}; it must be 0 (none) or more, and below 1."
@@ -41,6 +44,7 @@ class BadImages:
         self._max_fraction = max_fraction
         self._on_bad = on_bad
         self._seen = np.zeros(size, bool)
+        self._whole = max(size, whole or 0)
         self._reasons: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
 
@@ -69,7 +73,7 @@ class BadImages:
                 return
             self._seen[index] = True
             self._reasons[index] = (str(raw.get("id", index)), reason)
-            bad, seen, size = len(self._reasons), int(self._seen.sum()), len(self._seen)
+            bad, seen, size = len(self._reasons), int(self._seen.sum()), self._whole
             named = [": ".join(pair) for pair in list(self._reasons.values())[:_NAMED]]
         if self._on_bad is not None:
             self._on_bad(str(raw.get("id", index)), reason)

@@ -20,7 +20,7 @@ from mmflax.data.image.resample import resized_part
 from mmflax.errors import MmflaxError
 
 MAX_PIXELS = 89_478_485  # a quarter of a GiB at 3 bytes each; PIL's own limit for its warning
-MAX_JPEG_PIXELS = 3 * MAX_PIXELS  # in the file; a progressive one is held in full as it is decoded
+MAX_JPEG_PIXELS = 3 * MAX_PIXELS  # in the file, unless it is progressive and so decoded in full
 _PARTLY = 16  # an enlarged image of so many times the area that is kept is not made in full
 FILTERS = {
     name: Image.Resampling[name.upper()]
@@ -59,7 +59,7 @@ def open_image(
             return _rgb(_on_white(raw) if white else raw, name, upright)
         # A file is read at once: PIL's many small reads are slow on network disks.
         with _identified(io.BytesIO(_content(raw)), name) as image:
-            _check_size(image.size, name, MAX_JPEG_PIXELS if _is_jpeg(image) else MAX_PIXELS)
+            _check_size(image.size, name, _most_pixels(image))
             if _is_jpeg(image):
                 _shrink(image, at_least)
             return _rgb(image, name, upright, white)
@@ -78,7 +78,7 @@ def check_header(raw: str | os.PathLike[str] | bytes) -> None:
     try:
         with io.BytesIO(raw) if isinstance(raw, bytes) else open(raw, "rb") as file:
             image = _identified(file, name)
-            _check_size(image.size, name, MAX_JPEG_PIXELS if _is_jpeg(image) else MAX_PIXELS)
+            _check_size(image.size, name, _most_pixels(image))
     except MmflaxError:
         raise
     except Exception as error:
@@ -262,6 +262,10 @@ def _identified(file: IO[bytes], name: str) -> Image.Image:
 
 def _is_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO")  # MPO: a phone's JPEG
+
+
+def _most_pixels(image: Image.Image) -> int:
+    return MAX_JPEG_PIXELS if _is_jpeg(image) and "progressive" not in image.info else MAX_PIXELS
 
 
 def _shrink(image: Image.Image, at_least: int | None) -> None:
