@@ -45,7 +45,8 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     head = f"{result['split']}: {result['examples']} examples, checkpoint of step {result['step']}"
     rule = "-" * len(text[0])
-    notes = [
+    notes = [f"note: {note}" for note in result.get("notes", ())]
+    notes += [
         f"the data changed since the training: {one}" for one in result.get("data_changed", ())
     ]
     bad = left_out(result.get("bad_images", {}))

@@ -60,6 +60,12 @@ def evaluate(
     if "majority" in views:
         used = Subset(source, _usable(source, engine.bad)) if engine.bad else source
         views["question_prior"] = question_prior(dataset.source("train"), used, built.processor)
+    notes = []
+    if views.get("majority", {}).get("accuracy") == 1.0:
+        notes.append(
+            f"every answer of {split} is the commonest of train, so an accuracy of 100 % is what "
+            "a constant answer reaches"
+        )
     result = {
         "split": split,
         "step": step,
@@ -67,6 +73,7 @@ def evaluate(
         "seconds": round(time.perf_counter() - began, 2),
         "metrics": views,
         "intervals": intervals,
+        **({"notes": notes} if notes else {}),
         **({"data_changed": changes} if changes else {}),
         **({"bad_images": dict(sorted(engine.bad.items()))} if engine.bad else {}),
     }

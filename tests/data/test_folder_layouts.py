@@ -6,9 +6,11 @@ import unicodedata
 import pytest
 from PIL import Image
 
+from mmflax.config.reading import load_config
 from mmflax.data.datasets.folder import build
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
+from mmflax.run.build import Experiment
 
 HEADER = "file_name,question,answer\n"
 ROW = {"file_name": "0.png", "question": "what?", "answer": "yes"}
@@ -195,6 +197,9 @@ def test_values_that_are_understood(tmp_path, change, answer):
         ({"answers": []}, "expected a list of texts"),
         ({"answers": ["a", None]}, "answers is empty"),
         ({"file_name": "http://a.b/0.png"}, "is a web address; download"),
+        ({"file_name": "0.jpg"}, r"0.jpg does not exist; did you mean '0.png'\?"),
+        ({"file_name": "0"}, r"0 does not exist; did you mean '0.png'\?"),
+        ({"split": "Test"}, "the row's split is 'Test', and it stands in train; move it"),
         ({"file_name": "0.jpg.png"}, r"0.jpg.png does not exist; did you mean '0.png'\?"),
     ],
     ids=str,
@@ -263,7 +268,7 @@ def test_what_is_no_folder_of_data_is_said(tmp_path):
     (tmp_path / "train.zip").write_bytes(b"PK")
     with pytest.raises(MmflaxError, match=r"holds train\.zip, which is not read; unpack it"):
         read(tmp_path)
-    with pytest.raises(MmflaxError, match=r"data\.path is the file .*; unpack it"):
+    with pytest.raises(MmflaxError, match=r"data\.path is the file .*unpack an archive"):
         read(tmp_path / "train.zip")
     table(tmp_path, json.dumps([ROW], indent=1))
     with pytest.raises(MmflaxError, match="this file is one JSON list"):
@@ -296,3 +301,41 @@ def test_why_nothing_is_held_out_is_said(tmp_path):
         data.source("validation")
     assert "no_validation: nothing can be held out" in data.describe()
     assert "no_validation" not in read(tmp_path).info
+
+
+def test_a_folder_that_is_one_too_high_is_said(tmp_path):
+    table(tmp_path / "mine", [ROW])
+    with pytest.raises(MmflaxError, match=r"no train/, but .*/mine has; give data\.path=.*/mine"):
+        read(tmp_path)
+
+
+def test_a_table_of_another_name_is_said(tmp_path):
+    picture(tmp_path / "train" / "0.png")
+    (tmp_path / "train" / "metadata.json").write_text("[]")
+    with pytest.raises(MmflaxError, match=r"found metadata\.json, which is not read by that name"):
+        read(tmp_path)
+
+
+def test_a_name_from_the_root_on_is_said(tmp_path):
+    table(tmp_path, [ROW | {"file_name": "train/0.png"}])
+    with pytest.raises(MmflaxError, match=r"is relative to the metadata file; write '0\.png'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "task"),
+    [
+        ([{"label": "a", "text": "x"}], [{"label": "b", "text": "x"}], "classification"),
+        ([{"caption": "a"}], [{"caption": "b", "file_name": "../train/0.png"}], "captioning"),
+        ([{"caption": "a"}, {"caption": "a"}], [{"caption": "b"}], "captioning"),
+    ],
+    ids=["unseen_answers", "allow_leak", "allow_repeats"],
+)
+def test_remedies_work_as_they_are_printed(tmp_path, train, test, task):
+    for split, given in (("train", train), ("test", test)):
+        table(tmp_path, [{"file_name": "0.png"} | row for row in given], split)
+    name, given = f"configs/folder.py:{task}:{tmp_path}", ["--config.data.validation_fraction=0"]
+    with pytest.raises(MmflaxError, match="--config") as caught:
+        Experiment(load_config(name, given)).dataset()
+    remedy = next(word for word in str(caught.value).split() if word.startswith("--config."))
+    Experiment(load_config(name, [*given, remedy.rstrip(",;.")])).dataset()

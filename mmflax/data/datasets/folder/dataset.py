@@ -100,7 +100,7 @@ def build(
         )
     root = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
     if root.is_file():
-        raise MmflaxError(f"data.path is the file {root}; unpack it, and give the folder.")
+        raise MmflaxError(f"data.path is the file {root}; give a folder (unpack an archive).")
     if not root.is_dir():
         raise MmflaxError(
             f"There is no folder {root}; expected one that holds train/{METADATA[0]}. If it was "
@@ -155,7 +155,8 @@ def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form
                 raise MmflaxError(
                     f"{file}, line {line}: the answer {row['answer']!r} does not occur in train"
                     f"{f' (nearest: {near[0]!r})' if near else ''}, so no model can give it; "
-                    f"correct it, or set unseen_answers='wrong' to count it as wrong in {split}."
+                    f"correct it, or set --config.data.unseen_answers='wrong' to count it as wrong "
+                    f"in {split}."
                 )
 
 

@@ -26,6 +26,7 @@ _ENDINGS = tuple(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .heic .heif "
     ".avif .jxl .jp2 .svg".split()
 )
+_TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".ndjson")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 
 
@@ -100,6 +101,12 @@ def _rows(root: pathlib.Path, task: str | None) -> Iterator[tuple[str, Row]]:
         count = 0
         for row in rows_of:
             count += 1
+            given = _SPLIT_OF.get(str(row.entry.get("split")).strip().lower(), split)
+            if given != split:
+                raise MmflaxError(
+                    f"{row.where}: the row's split is {row.entry['split']!r}, and it stands in "
+                    f"{folder.name}; move it, or remove the column."
+                )
             yield split, row
         if not count:
             raise MmflaxError(f"{file} has no rows; expected one for each example.")
@@ -157,9 +164,11 @@ def _split_of(row: Row, folders: dict[str, pathlib.Path]) -> str:
 def _classes(root: pathlib.Path, folder: pathlib.Path, task: str | None) -> Iterator[Row]:
     """An example for each image in a folder that is named like its class."""
     if not _class_folders(folder):
+        tables = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _TABLES)
+        found = f"; found {', '.join(tables[:3])}, which is not read by that name" if tables else ""
         raise MmflaxError(
             f"{folder} has neither {', '.join(METADATA[:-1])} nor {METADATA[-1]}, and no folders "
-            "of images named like their classes; add one of them."
+            f"of images named like their classes{found}; add one of them."
         )
     if task not in (None, "classification"):
         raise MmflaxError(
@@ -177,9 +186,11 @@ def _classes(root: pathlib.Path, folder: pathlib.Path, task: str | None) -> Iter
 
 
 def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Folders that hold images, at any depth, and no metadata."""
+    """Folders that hold images at any depth; none where one of them holds splits or metadata."""
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    return [path for path in inner if next(_images(path), None) and not metadata_files(path)]
+    if any(metadata_files(path) or _split_folders(path) for path in inner):
+        return []
+    return [path for path in inner if next(_images(path), None)]
 
 
 def _images(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -202,6 +213,11 @@ def _no_train(root: pathlib.Path) -> str:
     packed = next((path.name for path in inside if path.name.lower().endswith(_ARCHIVES)), None)
     if packed is not None:
         return f"The folder {root} holds {packed}, which is not read; unpack it there."
+    inner = next(
+        (path for path in inside if path.is_dir() and "train" in _split_folders(path)), None
+    )
+    if inner is not None:
+        return f"The folder {root} has no train/, but {inner} has; give data.path={inner}."
     return (
         f"The folder {root} has no train/ (its folders: {folders}); put the training images and "
         f"{METADATA[0]} into {root / 'train'}."

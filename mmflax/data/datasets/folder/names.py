@@ -48,7 +48,15 @@ class Names:
             path, missing = self._walk(inside)
             if missing is None:
                 return path
-            problem = f"{path / missing} does not exist{self._near(path, missing)}"
+            if problem is None or len(str(path)) > len(problem):
+                problem = f"{path / missing} does not exist{self._near(path, missing)}"
+            above = self._inside(spelled, "")
+            if above is not None and self._walk(above)[1] is None:
+                right = posixpath.relpath(above, folder)
+                problem = (
+                    f"{path / missing} does not exist: {column} is relative to the metadata file; "
+                    f"write {right!r}."
+                )
         raise MmflaxError(f"{where}: The image {problem}")
 
     def _inside(self, name: str, folder: str) -> str | None:
@@ -104,7 +112,9 @@ class Names:
         same = self._folded(path).get(_fold(part))
         if same:
             return f"; {' and '.join(map(repr, same))} differ from it by letter case alone."
-        near = difflib.get_close_matches(part, self._listed(path), n=1)
+        names, stem = sorted(self._listed(path)), _fold(part.partition(".")[0])
+        near = [name for name in names if _fold(name.partition(".")[0]) == stem]
+        near = near or difflib.get_close_matches(part, names, n=1)
         return f"; did you mean {near[0]!r}?" if near else "."
 
 

@@ -31,7 +31,7 @@ def check_repeats(splits: Mapping[str, list[Raw]]) -> None:
             if first != row["id"]:
                 raise MmflaxError(
                     f"{_line(row['id'])}: the same row as {_line(first)}; remove one, or set "
-                    "allow_repeats=True."
+                    "--config.data.allow_repeats=True."
                 )
 
 
@@ -67,7 +67,7 @@ def check_leaks(splits: Mapping[str, list[Raw]], *, allowed: bool) -> int:
             raise MmflaxError(
                 f"{_line(other[2])}: the image {other[1]} of {other[0]} {kind} {first[1]} of "
                 f"{first[0]} ({_line(first[2])}), so the score would be of what was learned by "
-                "heart; take it out of one split, or set allow_leak=True."
+                "heart; take it out of one split, or set --config.data.allow_leak=True."
             )
     return leaks
 
