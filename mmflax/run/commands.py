@@ -102,7 +102,7 @@ def _shares(top: Sequence[tuple[str, float]]) -> str:
 
 
 def _convert(options: Any, overrides: list[str]) -> None:
-    from mmflax.run import convert
+    from mmflax.run import convert, original
 
     if options.target is None and not options.check:
         raise MmflaxError(
@@ -118,17 +118,20 @@ def _convert(options: Any, overrides: list[str]) -> None:
         lines = [*value["notes"], f"written: {options.target} ({options.to})"]
     if options.check:
         checked = options.target if options.target and options.to == "hf" else options.source
-        value["largest_difference"] = convert.check(checked, family=options.family)
+        found = original.check(checked, family=options.family)
+        value["architecture"], value["largest_difference"], value["not_compared"] = found
+        lines += [f"compared with {found.architecture} of transformers"]
         lines += [
             f"{name}: differs by {difference:.1e} of its largest value"
-            for name, difference in value["largest_difference"].items()
+            for name, difference in found.differences.items()
         ]
+        lines += found.notes
     _print(options, value, "\n".join(lines))
     for name, difference in value.get("largest_difference", {}).items():
-        if not difference < convert.BOUND:
+        if not difference < original.BOUND:
             raise MmflaxError(
                 f"{name} differs from the original by {difference:.1e} of its largest value; "
-                f"expected less than {convert.BOUND:.0e}. Do not rely on this conversion."
+                f"expected less than {original.BOUND:.0e}. Do not rely on this conversion."
             )
 
 

@@ -1,24 +1,20 @@
-"""Conversion of checkpoints between formats, and the comparison with the original.
+"""Conversion of checkpoints between formats.
 
 - a public checkpoint -> our format, or back: `Pretrained.save`.
 - a run that was started from a public checkpoint (`config.init.from`) -> the original's format:
   what was fine-tuned goes back to where it came from.
-- `check`: the original in PyTorch and ours on the same random inputs (extra `parity`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect as python_inspect
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError
@@ -27,22 +23,6 @@ from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, shapes_of
 from mmflax.run import init_sources
 from mmflax.run.workdir import is_run
-
-# What `mmflax convert --check` accepts: float32, and sums in another order.
-BOUND = 1e-4
-# Keywords of transformers' models -> keys of our batch.
-INPUTS = {
-    "input_ids": "tokens",
-    "attention_mask": "text_mask",
-    "token_type_ids": "token_types",
-    "pixel_values": "image",
-    "pixel_mask": "pixel_mask",
-    "visual_feats": "regions",
-    "visual_embeds": "regions",
-    "visual_pos": "boxes",
-    "visual_attention_mask": "region_mask",
-    "decoder_input_ids": "target",
-}
 
 
 def convert(source: str, target: str, *, to: str = "hf", family: str | None = None) -> list[str]:
@@ -146,80 +126,3 @@ def _as_trained(
     model = registry.build(FAMILIES, "model", fields)
     config = {**start.config, "original": original, "fields": fields}
     return dataclasses.replace(start, model=model, config=config), notes
-
-
-def check(source: str, *, seed: int = 0, family: str | None = None) -> dict[str, float]:
-    """Largest difference of every output that both give, over the output's own scale.
-
-    The original runs in PyTorch (transformers' class of the config's `architectures`), both in
-    float32 on one batch of random inputs.
-
-    Raises:
-      MmflaxError: the extra `parity` is not installed, or transformers lacks the architecture.
-    """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MmflaxError(
-            "--check compares with the original in PyTorch; install it with "
-            "pip install 'mmflax[parity]'."
-        ) from error
-    ours = from_pretrained(source, family=family)
-    name = (ours.config["original"].get("architectures") or [None])[0]
-    if name is None or not hasattr(transformers, name):
-        raise MmflaxError(
-            f"{source} names the architecture {name!r}, which transformers lacks; there is nothing "
-            "to compare with."
-        )
-    theirs = getattr(transformers, name).from_pretrained(ours.config["source"]).float().eval()
-    batch = random_batch(ours, np.random.default_rng(seed))
-    wanted = python_inspect.signature(theirs.forward).parameters
-    given = {
-        keyword: _tensor(torch, batch[key])
-        for keyword, key in INPUTS.items()
-        if keyword in wanted and key in batch
-    }
-    with torch.no_grad():
-        expected = theirs(**given)
-    outputs = jax.jit(lambda p, b: ours.model.apply({"params": p}, b))(ours.params, batch)
-    differences = {}
-    for key, value in outputs.items():
-        other = expected.get(key)
-        if other is None or not hasattr(other, "numpy") or tuple(other.shape) != value.shape:
-            continue
-        other = other.numpy()
-        scale = max(float(np.abs(other).max()), 1e-6)
-        differences[key] = float(np.abs(np.asarray(value) - other).max()) / scale
-    if not differences:
-        raise MmflaxError(f"{name} and our {ours.config['fields']['name']} share no output name.")
-    return differences
-
-
-def random_batch(pretrained: Pretrained, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Two rows of random inputs in the shapes of the family's own dummy batch; all masks true."""
-    original = pretrained.config["original"]
-    text = original.get("text_config") or original
-    vocabulary = int(text.get("vocab_size", 100))
-    types = max(int(text.get("type_vocab_size") or 1), 1)
-    batch = {}
-    for key, value in pretrained.model.zeros(2).items():
-        shape = value.shape
-        if value.dtype == jnp.bool_:
-            batch[key] = np.ones(shape, bool)
-        elif jnp.issubdtype(value.dtype, jnp.integer):
-            most = types if key == "token_types" else vocabulary
-            batch[key] = rng.integers(0 if key == "token_types" else 1, most, shape, np.int32)
-        elif key == "boxes":
-            corners = np.sort(rng.random((*shape[:-1], 2, 2), np.float32), axis=-2)
-            batch[key] = corners.reshape(shape)
-        else:
-            batch[key] = rng.standard_normal(shape, np.float32)
-    return batch
-
-
-def _tensor(torch: Any, array: np.ndarray) -> Any:
-    if array.ndim == 4:
-        array = array.transpose(0, 3, 1, 2)
-    tensor = torch.tensor(np.ascontiguousarray(array))
-    return tensor if tensor.is_floating_point() else tensor.long()

@@ -15,7 +15,7 @@ from mmflax import cli, paths
 from mmflax.distributed.mesh import make_mesh
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.checkpoint import from_pretrained
-from mmflax.run import convert
+from mmflax.run import convert, original
 from tests.pretrained import cases
 
 PLAIN, WORDS = (cases.GOLDEN / name for name in ("bert-plain", "bert-words"))
@@ -167,9 +167,8 @@ def test_check_compares_with_the_original(capsys):
 
 
 def test_a_conversion_that_differs_is_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(
-        convert, "check", lambda _, family: {"logits": 1e-6, "pooled": float("nan")}
-    )
+    found = original.Checked("Their", {"logits": 1e-6, "pooled": float("nan")}, ("a note",))
+    monkeypatch.setattr(original, "check", lambda _, family: found)
     assert cli.main(["convert", str(WORDS), "--check"]) == 1
     said = capsys.readouterr()
     assert "logits: differs by 1.0e-06" in said.out and "pooled differs" in said.err
