@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import unicodedata
 
 import pytest
@@ -103,3 +104,19 @@ def test_fingerprints_see_both_ends(tmp_path):
             file.write_bytes(content)
             marks.add(fingerprint(file))
     assert len(marks) == 7
+
+
+def test_copies_of_an_image_are_held_out_together(tmp_path):
+    root = write(tmp_path)
+    lines = []
+    for index in range(20):
+        shutil.copy(root / "train" / f"{index}.png", root / "train" / f"copy{index}.png")
+        lines.append({"file_name": f"copy{index}.png", "question": "what?", "answer": "no"})
+    with open(root / "train" / "metadata.jsonl", "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    names = [
+        name.removeprefix("train/").removesuffix(".png") for name in held(root, allow_leak=False)
+    ]
+    assert len(names) == 12
+    assert {n.removeprefix("copy") for n in names} == {n for n in names if "copy" not in n}
+    assert "images_in_two_splits" not in build(path=root, allow_leak=False).info

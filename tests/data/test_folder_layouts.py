@@ -47,7 +47,7 @@ def test_class_directories(tmp_path):
     assert data.info["task"] == "classification" and list(data.splits) == ["train", "validation"]
     first = data.splits["train"][0]
     assert first["answer"] == "owl" and first["question"] is None
-    assert first["id"] == "train/birds/owl/0.JPG:1"
+    assert first["id"] == "train/birds/owl/0.JPG"
     processor = Processor.learn(data, image_size=8)
     assert processor.answers == ("cat", "dog", "owl")
     assert not processor.example(first)["text_mask"].any()

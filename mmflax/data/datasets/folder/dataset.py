@@ -35,6 +35,7 @@ from mmflax.data.datasets.folder.splits import (
     held_names,
     hold_out,
     hold_out_again,
+    line_of,
     relative,
     sha256,
 )  # fmt: skip
@@ -113,11 +114,19 @@ def build(
     _check_answers(splits, unseen_answers, form)
     if task != "vqa" and not allow_repeats:
         check_repeats(splits)
+    may_leak = task == "vqa" if allow_leak is None else allow_leak
     stored = dict(splits)
     taken: list[Raw] = []
     if "validation" not in splits and validation_fraction:
         if held_out is None:
-            train, taken = hold_out(root, splits["train"], validation_fraction, form, former_path)
+            train, taken = hold_out(
+                root,
+                splits["train"],
+                validation_fraction,
+                form,
+                former_path,
+                copies_apart=may_leak or former_path is not None,
+            )
         else:
             train, taken = hold_out_again(root, splits["train"], held_out)
         if taken:
@@ -125,7 +134,7 @@ def build(
                 split: rows for split, rows in splits.items() if split != "train"
             }
     held = tuple(sorted({name for row in taken for name in held_names(root, row)}))
-    shared = check_leaks(splits, allowed=task == "vqa" if allow_leak is None else allow_leak)
+    shared = check_leaks(splits, allowed=may_leak)
     splits = {name: expand(task, name, rows, unit) for name, rows in splits.items()}
     info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits), "task": task}
     if validation_fraction and "validation" not in splits:
@@ -151,9 +160,8 @@ def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form
         for row in rows:
             if "answer" in row and form(row["answer"]) not in forms:
                 near = difflib.get_close_matches(row["answer"], sorted(seen), n=1)
-                file, line = row["id"].rsplit(":", 1)
                 raise MmflaxError(
-                    f"{file}, line {line}: the answer {row['answer']!r} does not occur in train"
+                    f"{line_of(row['id'])}: the answer {row['answer']!r} does not occur in train"
                     f"{f' (nearest: {near[0]!r})' if near else ''}, so no model can give it; "
                     f"correct it, or set --config.data.unseen_answers='wrong' to count it as wrong "
                     f"in {split}."

@@ -182,7 +182,7 @@ def _classes(root: pathlib.Path, folder: pathlib.Path, task: str | None) -> Iter
                 f"{path} lies beside the folders of the classes; move it into one, or remove it."
             )
         entry = {"file_name": path.name, "label": path.parent.name}
-        yield Row(str(path), f"{name}:1", path.parent.relative_to(root).as_posix(), entry)
+        yield Row(str(path), name, path.parent.relative_to(root).as_posix(), entry)
 
 
 def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:

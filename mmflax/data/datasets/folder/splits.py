@@ -30,7 +30,7 @@ def check_repeats(splits: Mapping[str, list[Raw]]) -> None:
             first = seen.setdefault(content, row["id"])
             if first != row["id"]:
                 raise MmflaxError(
-                    f"{_line(row['id'])}: the same row as {_line(first)}; remove one, or set "
+                    f"{line_of(row['id'])}: the same row as {line_of(first)}; remove one, or set "
                     "--config.data.allow_repeats=True."
                 )
 
@@ -65,8 +65,8 @@ def check_leaks(splits: Mapping[str, list[Raw]], *, allowed: bool) -> int:
             first, other = uses[0], others[0]
             kind = "is" if first[1] == other[1] else "has the same bytes as"
             raise MmflaxError(
-                f"{_line(other[2])}: the image {other[1]} of {other[0]} {kind} {first[1]} of "
-                f"{first[0]} ({_line(first[2])}), so the score would be of what was learned by "
+                f"{line_of(other[2])}: the image {other[1]} of {other[0]} {kind} {first[1]} of "
+                f"{first[0]} ({line_of(first[2])}), so the score would be of what was learned by "
                 "heart; take it out of one split, or set --config.data.allow_leak=True."
             )
     return leaks
@@ -78,6 +78,7 @@ def hold_out(
     fraction: float,
     form: Form = same,
     former_path: str | None = None,
+    copies_apart: bool = True,
 ) -> tuple[list[Raw], list[Raw]]:
     """Moves whole images, in an order drawn from their names, while every answer stays in train.
 
@@ -89,8 +90,9 @@ def hold_out(
       form: spellings of the same form are one answer.
       former_path: of a run from before names were those inside the folder, its path as it was
         written, which then stood before them where it was relative.
+      copies_apart: whether images with the same bytes may be parted.
     """
-    bundles = _bundles(rows)
+    bundles = _bundles(rows, {} if copies_apart else _first_copies(rows))
     before = "" if former_path is None else before_names(former_path)
 
     def place(name: str) -> str:
@@ -159,8 +161,24 @@ def contents_of(root: pathlib.Path, rows: Iterable[Raw]) -> Contents:
     return Contents(digests, images)
 
 
-def _bundles(rows: list[Raw]) -> dict[str, list[Raw]]:
-    """Connected components of rows that share an image or a group, by the first name."""
+def _first_copies(rows: list[Raw]) -> dict[str, str]:
+    """For an image that has another's bytes, the first of these; empty files are no images."""
+    sizes: dict[int, list[str]] = defaultdict(list)
+    for image in dict.fromkeys(image for row in rows for image in images_of(row)):
+        sizes[os.path.getsize(image)].append(image)
+    first: dict[str, str] = {}
+    copies: dict[str, str] = {}
+    for size, images in sizes.items():
+        for image in images if size and len(images) > 1 else ():
+            copies[image] = first.setdefault(fingerprint(image), image)
+    return copies
+
+
+def _bundles(rows: list[Raw], copies: Mapping[str, str]) -> dict[str, list[Raw]]:
+    """Connected components of rows that share an image or a group, by the first name.
+
+    ``copies`` has for an image the one whose bytes it has.
+    """
     parent: dict[str, str] = {}
 
     def top(name: str) -> str:
@@ -172,7 +190,9 @@ def _bundles(rows: list[Raw]) -> dict[str, list[Raw]]:
     def names(row: Raw) -> list[str]:
         # "\0" keeps a group's name apart from a path's.
         groups = [f"\0{row['group']}"] if "group" in row else []
-        return images_of(row) + groups or [row["id"]]
+        images = images_of(row)
+        images += [copies[image] for image in images if image in copies]
+        return images + groups or [row["id"]]
 
     for row in rows:
         first, *others = sorted(map(top, names(row)))
@@ -231,9 +251,9 @@ def _readable(path: str) -> bool:
     return True
 
 
-def _line(id: str) -> str:
-    file, line = id.rsplit(":", 1)
-    return f"{file}, line {line}"
+def line_of(id: str) -> str:
+    file, colon, line = id.rpartition(":")
+    return f"{file}, line {line}" if colon else id
 
 
 def _file_sha256(path: str) -> str:
