@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "data.num_threads",
     "data.prefetch",
     "data.changed",
+    "data.max_bad_fraction",
 )
 # Of a data set of mmflax also: where the data lie, since what they hold is compared by itself, and
 # what is only checked.

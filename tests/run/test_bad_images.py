@@ -3,6 +3,7 @@
 import pytest
 
 from mmflax.cli import main
+from mmflax.config.compare import check_same_run
 from mmflax.config.reading import load_config
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.tables import left_out
@@ -37,6 +38,18 @@ def test_the_command_names_them(config, tmp_path, capsys):
     assert main(arguments) in (0, None)
     printed = capsys.readouterr().out.splitlines()[-1]
     assert printed.startswith("left out, since the image cannot be read: 2 (test/metadata.jsonl:1")
+
+
+def test_a_run_goes_on_with_more_of_them_tolerated(config):
+    """What the message of too many advises."""
+    with pytest.raises(MmflaxError, match=r"or raise data\.max_bad_fraction\.$"):
+        few = [*config[1:], "--config.data.max_bad_fraction=0.05"]
+        first_batch(load_config(config[0], few), "test", 20)
+    old, new = (
+        load_config(config[0], [f"--config.data.max_bad_fraction={fraction}"])
+        for fraction in (0.05, 0.2)
+    )
+    check_same_run(old, new, "runs/mine")
 
 
 def test_only_the_first_are_named():

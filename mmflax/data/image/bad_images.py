@@ -84,7 +84,7 @@ class BadImages:
             raise MmflaxError(
                 f"{bad} of the {total} cannot be used for their images, more than "
                 f"max_bad_fraction = {self._max_fraction:g} allows ({first}); repair or remove "
-                "them, or raise it."
+                "them, or raise data.max_bad_fraction."
             )
 
 
