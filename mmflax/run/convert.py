@@ -21,7 +21,7 @@ from mmflax.errors import MmflaxError
 from mmflax.pretrained.checkpoint import Pretrained, from_pretrained
 from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, shapes_of
-from mmflax.run import init_sources
+from mmflax.run import init_from, init_sources
 from mmflax.run.workdir import is_run
 
 
@@ -59,6 +59,7 @@ def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
     start = from_pretrained(origin.path, family=origin.family)
     trained = init_sources.parameters(workdir)
     pretrained, notes = _as_trained(start, trained, root)
+    notes += _check_meaning(origin, workdir)
     flat = paths.leaves(start.params)
     values: dict[str, Any] = {}
     used: set[str] = set()
@@ -87,6 +88,29 @@ def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
         f"left in the run, {origin} has no place for it: {p}" for p in trained if p not in used
     ]
     return dataclasses.replace(pretrained, params=paths.nested(values)), notes
+
+
+def _check_meaning(origin: init_sources.Source, workdir: str) -> list[str]:
+    """Notes on how the run makes its batches otherwise than the checkpoint it started from.
+
+    Raises:
+      MmflaxError: a part computes something else, which the checkpoint's config cannot say.
+    """
+    theirs, ours = (
+        init_sources.opened(source) for source in (origin, init_sources.Source(workdir))
+    )
+    assert theirs.model is not None and ours.model is not None
+    both = [name for name in ours.parameters if init_sources.lookup(theirs.parameters, name)[1]]
+    notes: list[str] = []
+    wrong = init_from.part_differences(both, theirs.model, ours.model, origin, notes)
+    if wrong:
+        raise MmflaxError(
+            f"The run computes otherwise than its origin: {'; '.join(map(str, wrong))}; the config "
+            f"of {origin} would be written beside weights that mean something else."
+        )
+    names = [name for name in both if not name.startswith("head/")]
+    changed = init_from.input_differences(names, theirs.model, ours.model, origin, [])
+    return [f"{one}; the copied files still say the former" for one in changed]
 
 
 def _is_table(path: str) -> bool:

@@ -18,7 +18,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -190,23 +190,31 @@ def _compare(
         if theirs is None:
             notes.append(f"nothing but shapes could be compared with {source}")
             continue
-        differs: list[Difference] = []
-        for path, module in units(ours.modules).items():
-            if not any(name.startswith(f"{path}/") for name in loaded):
-                continue
-            names = [name.removesuffix("/") for name in aliases(f"{path}/")]
-            other = next((theirs.modules[name] for name in names if name in theirs.modules), None)
-            if other is None:
-                notes.append(f"{path} is no module of its own in {source}: only shapes compared")
-            else:
-                differs += module_differences(path, other, module)
-        differs += _of_inputs(loaded, theirs, ours, source, notes)
+        differs = part_differences(loaded, theirs, ours, source, notes)
+        differs += input_differences(loaded, theirs, ours, source, notes)
         found[source] = differs
     return notes + refuse(found, accepted)
 
 
-def _of_inputs(
-    loaded: list[str], theirs: Model, ours: Model, source: Source, notes: list[str]
+def part_differences(
+    loaded: Collection[str], theirs: Model, ours: Model, source: object, notes: list[str]
+) -> list[Difference]:
+    """What differs in the modules that the parameters named in `loaded` belong to."""
+    differs: list[Difference] = []
+    for path, module in units(ours.modules).items():
+        if not any(name.startswith(f"{path}/") for name in loaded):
+            continue
+        names = [name.removesuffix("/") for name in aliases(f"{path}/")]
+        other = next((theirs.modules[name] for name in names if name in theirs.modules), None)
+        if other is None:
+            notes.append(f"{path} is no module of its own in {source}: only shapes compared")
+        else:
+            differs += module_differences(path, other, module)
+    return differs
+
+
+def input_differences(
+    loaded: Collection[str], theirs: Model, ours: Model, source: object, notes: list[str]
 ) -> list[Difference]:
     """What differs in pooling, pixels, words and answers, for the weights that read them."""
     differs: list[Difference] = []
@@ -223,7 +231,8 @@ def _of_inputs(
     if any("word_embedding" in name for name in loaded):
         differs += init_inputs.word_differences(theirs, ours, source)
         if getattr(theirs.processor, "tokenizer", None) is None:
-            notes.append(f"{source} has no tokenizer to compare with the run's")
+            why = f" ({theirs.unread})" if theirs.unread else ""
+            notes.append(f"{source} has no tokenizer to compare with the run's{why}")
     if any(re.match(r"head/.*fc2/", name) for name in loaded):
         differs += init_inputs.answer_differences(theirs, ours)
     return differs

@@ -84,6 +84,9 @@ class Difference(NamedTuple):
     ours: Any
     write: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.part}.{self.field} was {self.theirs!r} and is {self.ours!r} in the run"
+
     def describe(self, source: object) -> str:
         text = f"{self.part}.{self.field} is {self.theirs!r} in {source} and {self.ours!r} here"
         return text if self.write is None else f"{text} (write --config.{self.write})"

@@ -59,12 +59,14 @@ class Model(NamedTuple):
       image_encoder: the image encoder unbound, or None.
       processor: what makes a batch of it, or None where the files for that are not there.
       answers: what its head's scores stand for; empty where that is not known.
+      unread: why its processor's files cannot be read, if they are there and cannot.
     """
 
     modules: Mapping[str, Any]
     image_encoder: ImageEncoder | None
     processor: Processor | PublishedProcessor | None
     answers: tuple[str, ...]
+    unread: str = ""
 
 
 class Opened(NamedTuple):
@@ -113,14 +115,14 @@ def opened(source: Source) -> Opened:
     checkpoint = inspect(source.path, family=source.family)
     family = checkpoint.model
     shapes, modules = traced(lambda key: family.init(key, family.zeros())["params"])
-    return Opened(
-        _by_name(checkpoint.parameters(shapes)),
-        Model(
-            *_with_encoder(modules),
-            checkpoint.processor(),
-            _labels(checkpoint.original),
-        ),
-    )
+    processor, unread = None, ""
+    try:
+        processor = checkpoint.processor()
+    except MmflaxError as error:  # the run may have another of its own
+        unread = str(error)
+    labels = _labels(checkpoint.original)
+    found = Model(*_with_encoder(modules), processor, labels, unread)
+    return Opened(_by_name(checkpoint.parameters(shapes)), found)
 
 
 def run_model(init: Any, processor: Processor) -> Model:

@@ -17,8 +17,9 @@ from mmflax.data.text.tokenizer import SPECIALS, Tokenizer
 from mmflax.errors import MmflaxError
 from mmflax.models import decoder, encoders, fusion, heads
 from mmflax.models.layers.config import LayerConfig, StackConfig
-from mmflax.run import init_inputs, init_meaning
-from mmflax.run.init_sources import Model
+from mmflax.pretrained.inspect import LazyArray
+from mmflax.run import convert, init_inputs, init_meaning, init_sources
+from mmflax.run.init_sources import Model, Opened, Source
 
 SIZES = dict(width=8, depth=1, num_heads=2, mlp_dim=8)
 IMAGES = dict(**SIZES, image_size=8, patch_size=4)
@@ -226,3 +227,27 @@ def test_pixels_and_answers_are_compared():
     assert not list(init_inputs.answer_differences(theirs, theirs))
     (note,) = init_inputs.pixel_notes(model(filter="bilinear"), ours, "SRC")
     assert note == "images are resized with bicubic here, with bilinear in SRC"
+
+
+def test_a_run_that_computes_otherwise_does_not_go_back(monkeypatch):
+    """The original's config.json would say another activation than the run has."""
+    weights = {"text_encoder/word_embedding/embedding": LazyArray((20, 8), lambda: None)}
+
+    def goes_back(mean=(0.5, 0.5, 0.5), **changes):
+        one = {"run": model(mean=mean), "origin": model()}
+        parts = {"run": built("encoders.bert"), "origin": built("encoders.bert", **changes)}
+        monkeypatch.setattr(
+            init_sources,
+            "opened",
+            lambda source: Opened(
+                weights | {"image_encoder/cls": weights["text_encoder/word_embedding/embedding"]},
+                one[source.path]._replace(modules={"text_encoder": parts[source.path]}),
+            ),
+        )
+        return convert._check_meaning(Source("origin"), "run")
+
+    assert goes_back() == [] and goes_back(dropout_rate=0.3) == []
+    with pytest.raises(MmflaxError, match="text_encoder.activation was 'relu' and is 'gelu' in"):
+        goes_back(activation="relu")
+    (note,) = goes_back(mean=(0.1, 0.5, 0.5))
+    assert note.startswith("processor.mean was (0.5, 0.5, 0.5) and is (0.1, 0.5, 0.5) in the run;")

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import pathlib
+import re
 import shutil
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmflax import paths, registry
+from mmflax.config.overrides import override
 from mmflax.config.reading import load_config
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
@@ -330,3 +333,33 @@ def test_a_checkpoint_whose_images_are_not_square_gives_its_words_alone(tmp_path
     config["processor"].pop("mean")
     with pytest.raises(MmflaxError, match="keep their aspect ratio"):
         Experiment(config).learn_processor(dataset("vqa"))
+
+
+def test_a_checkpoint_of_another_activation_is_refused_and_the_advice_helps(tmp_path, monkeypatch):
+    """LAION's CLIPs have gelu where OpenAI's and the recipe have quick_gelu; all shapes fit."""
+    source = tmp_path / "laion"
+    shutil.copytree(cases.GOLDEN / GOLDEN["clip"], source)
+    original = json.loads((source / "config.json").read_text())
+    for side in ("text_config", "vision_config"):
+        original[side]["hidden_act"] = "gelu"
+    (source / "config.json").write_text(json.dumps(original))
+
+    def begin(words=()):
+        config = small(load_config("configs/clip.py:coco"), "clip", source)
+        run, parts = built(override(config, words), "coco", monkeypatch, 29)
+        return start_of(run, parts)
+
+    with pytest.raises(MmflaxError, match=r"image_encoder\.activation is 'gelu' in") as caught:
+        begin()
+    words = re.findall(r"--config\.[\w.]+=\w+", str(caught.value))
+    assert [word.split("=")[0].split(".", 1)[1] for word in words] == [
+        "model.image_encoder.activation", "model.text_encoder.activation", "init.accept_changes",
+    ]  # fmt: skip
+    assert not any("activation" in note for note in begin(words[:2]).notes)
+    notes = begin(words[2:]).notes
+    assert sum("as init.accept_changes allows" in note for note in notes) == 2
+    docs = pathlib.Path(__file__).parents[2] / "docs" / "checkpoints.md"
+    printed = [line.split() for line in docs.read_text().splitlines() if "laion-clip" in line]
+    for line in printed:
+        begin([word for word in line if re.match(r"--config\.(model|init\.accept)", word)])
+    assert len(printed) == 2
