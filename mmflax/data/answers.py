@@ -18,16 +18,20 @@ from mmflax.metrics import vqa
 Form = Callable[[str], str]
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def vqa_form(answer: str) -> str:
     """The official VQA evaluation's form; of an answer of which that leaves nothing (such as "A",
-    an article), `case_form`."""
+    an article), `case_form`. A number is its text."""
+    return _vqa_form(str(answer))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _vqa_form(answer: str) -> str:
     return vqa.normalize(unicodedata.normalize("NFC", answer)) or case_form(answer)
 
 
 def case_form(answer: str) -> str:
-    """Lower case and single blanks, in Unicode's composed form."""
-    return " ".join(unicodedata.normalize("NFC", answer).lower().split())
+    """Lower case and single blanks, in Unicode's composed form. A number is its text."""
+    return " ".join(unicodedata.normalize("NFC", str(answer)).lower().split())
 
 
 def same(answer: str) -> str:
@@ -62,7 +66,7 @@ def grouped(counts: Mapping[str, int], form: Form) -> dict[str, Counter[str]]:
 
 def commonest(spellings: Mapping[str, int]) -> str:
     """The spelling that occurs most often; ties go to the first in the alphabet."""
-    return min(spellings, key=lambda answer: (-spellings[answer], answer))
+    return min(spellings, key=lambda answer: (-spellings[answer], str(answer)))
 
 
 def merged(counts: Mapping[str, int], how: str) -> str | None:
@@ -75,7 +79,7 @@ def merged(counts: Mapping[str, int], how: str) -> str | None:
     groups = [group for group in grouped(counts, form_of(how)).values() if len(group) > 1]
     if not groups:
         return None
-    groups.sort(key=lambda group: (-group.total(), commonest(group)))
+    groups.sort(key=lambda group: (-group.total(), str(commonest(group))))
     shown = [
         f"{' / '.join(repr(answer) for answer, _ in group.most_common(5))} "
         f"({', '.join(str(count) for _, count in group.most_common(5))} examples) are one answer, "

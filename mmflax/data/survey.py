@@ -80,7 +80,7 @@ class Survey:
             raise MmflaxError(
                 f"No answer occurs {min_count} times in training; lower min_answer_count."
             )
-        return tuple(sorted(answers, key=lambda answer: (-counts[answer], answer)))
+        return tuple(sorted(answers, key=lambda answer: (-counts[answer], str(answer))))
 
     def notes(self, how: str) -> list[str]:
         """Sentences on the answers that a user should know before training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,12 +60,12 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     # Before the workdir is this config's: a source that is not there can be mended and run again.
     start = None if store.steps() else start_of(experiment, built)
     if main:
-        prepare_workdir(root, config, processor, data)
+        prepare_workdir(root, config, processor, None if data is record else data)
+    for note in notes if main else ():
+        print(f"note: {note}", file=sys.stderr if quiet else sys.stdout, flush=True)
     observers = [] if quiet else observe.observers(root)
     if not quiet and main:
         print(dataset.describe())
-        for note in notes:
-            print(f"note: {note}")
         if shared := dataset.info.get("images_in_two_splits"):
             print(
                 f"note: {shared} images are in more than one split; --config.data.allow_leak=False "

@@ -37,12 +37,13 @@ def read_config(root: pathlib.Path) -> dict[str, Any]:
 
 
 def prepare_workdir(
-    root: pathlib.Path, config: Mapping[str, Any], processor: Processor, data: DataRecord
+    root: pathlib.Path, config: Mapping[str, Any], processor: Processor, data: DataRecord | None
 ) -> None:
     """Writes what a run is known by; the record of its data first, since it may have a config and
     no record only if it is older than records."""
     root.mkdir(parents=True, exist_ok=True)
-    data.save(root)
+    if data is not None:
+        data.save(root)
     path = root / "config.json"
     kept = located(config)
     if "data" in kept:  # accepting is for one command

@@ -189,3 +189,20 @@ def test_a_folder_takes_another_spelling_for_known(tmp_path):
     assert [processor.answers[label] for label in batch["label"]] == ["Yes", "two", "No"]
     with pytest.raises(MmflaxError, match=r"the answer 'yes' does not occur in train \(nearest"):
         build(path=tmp_path, validation_fraction=0, normalize_answers="off")
+
+
+def test_a_class_may_be_named_in_another_spelling(tmp_path):
+    folder(tmp_path, train=["Yes", "no", "no"], test=["yes"])
+    words = ["--config.task.name=classification", "--config.task.positive=YES"]
+    experiment = Experiment(load_config(f"configs/folder_vqa.py:{tmp_path}", words))
+    experiment.task(experiment.learn_processor(experiment.dataset()))
+    words[1] = "--config.task.positive=maybe"
+    experiment = Experiment(load_config(f"configs/folder_vqa.py:{tmp_path}", words))
+    with pytest.raises(MmflaxError, match="task.positive is 'maybe'"):
+        experiment.task(experiment.learn_processor(experiment.dataset()))
+
+
+def test_answers_that_are_numbers_keep_their_labels():
+    processor = learn(rows(2, 3, 3, True))
+    assert processor.answers == (3, 2, True)
+    assert [processor.label(answer) for answer in (3, "2", "TRUE", 4)] == [0, 1, 2, -1]
