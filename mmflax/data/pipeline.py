@@ -24,7 +24,14 @@ import numpy as np
 
 from mmflax.data.batch import Batch, check_batch, pad_rows
 from mmflax.data.dataset import Raw, Source, whole_of
-from mmflax.data.image.bad_images import BadImages, OnBad, blanked, image_fault, masked_batch
+from mmflax.data.image.bad_images import (
+    BadImages,
+    OnBad,
+    blanked,
+    image_fault,
+    masked_batch,
+    with_remedy,
+)
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 
@@ -209,9 +216,9 @@ def train_iterator(
         raws = [make_example(place, False) for place in places]
         try:
             batch = processor.batch(raws)
-        except MmflaxError:
+        except MmflaxError as error:
             if not bad.tolerated:
-                raise
+                raise with_remedy(error, raws, processor) from error
             # An example that fails for another reason than its image fails again here.
             batch = processor.batch([make_example(place, True) for place in places])
         check_batch(batch)

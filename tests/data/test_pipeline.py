@@ -386,6 +386,21 @@ def test_evaluation_masks_bad_images_out(damaged, data, processes):
         list(pipeline.eval_batches(*damaged, batch_size=4, max_bad_fraction=0.1))
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_the_first_bad_image_says_what_would_leave_it_out(data, train):
+    source, processor = data
+    rows = [{**source[i], "image": CUT} if i == 1 else source[i] for i in range(4)]
+    with pytest.raises(MmflaxError, match=r"Example 1: .*; mend it, or set data.max_bad_fraction"):
+        if train:
+            pipeline.train_iterator(rows, processor, batch_size=4, seed=0, num_threads=0).next()
+        else:
+            list(pipeline.eval_batches(rows, processor, batch_size=4, num_threads=0))
+    rows[1] = {**source[1], "question": ""}
+    with pytest.raises(MmflaxError, match="Example 1: The question '' is empty") as caught:
+        list(pipeline.eval_batches(rows, processor, batch_size=4, num_threads=0))
+    assert "max_bad_fraction" not in str(caught.value)
+
+
 def test_a_bad_second_image_counts_too(data):
     source, processor = data
     processor = dataclasses.replace(processor, second_images=True)

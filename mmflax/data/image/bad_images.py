@@ -99,6 +99,18 @@ def image_fault(raw: Raw, processor: Processor) -> str | None:
     return None
 
 
+def with_remedy(error: MmflaxError, raws: Sequence[Raw], processor: Processor) -> MmflaxError:
+    """The error of a batch; where an image of these examples is at fault, with what to do."""
+    for raw in raws:
+        fault = image_fault(raw, processor)
+        if fault is not None:
+            return MmflaxError(
+                f"Example {raw.get('id', '?')}: {fault.rstrip('.')}; mend it, or set "
+                "data.max_bad_fraction above 0, the share of examples that may be left out so."
+            )
+    return error
+
+
 def masked_batch(
     raws: Sequence[Raw], processor: Processor, bad: BadImages, indices: Sequence[int]
 ) -> tuple[Batch, np.ndarray]:
@@ -110,9 +122,9 @@ def masked_batch(
     usable = np.ones(len(raws), bool)
     try:
         return processor.batch(raws), usable
-    except MmflaxError:
+    except MmflaxError as error:
         if not bad.tolerated:
-            raise
+            raise with_remedy(error, raws, processor) from error
     rows = list(raws)
     for row, (raw, index) in enumerate(zip(raws, indices, strict=True)):
         fault = image_fault(raw, processor)
