@@ -10,6 +10,7 @@ from mmflax import registry
 from mmflax.errors import MmflaxError
 from mmflax.pretrained import rules
 from mmflax.pretrained.checkpoint import from_pretrained
+from mmflax.pretrained.families import fields_of, table_of
 from mmflax.pretrained.families.lxmert import names as lxmert
 from mmflax.pretrained.families.meter import names as meter
 from mmflax.pretrained.families.uniter import names as uniter
@@ -57,16 +58,16 @@ def wide(recorded, **more):
 
 
 def tensors_of(config, names):
-    module = MODULES[config["model_type"]]
-    model = registry.build("mmflax.pretrained.families", "model", module.fields(config, names))
+    family = config["model_type"]
+    model = registry.build("mmflax.pretrained.families", "model", fields_of(family, config, names))
     rng = np.random.default_rng(0)
     params = {p: rng.normal(size=x.shape).astype(np.float32) for p, x in shapes_of(model).items()}
-    return rules.write(module.table(config, names), params)
+    return rules.write(table_of(family, config, names), params)
 
 
 def fields(config, names):
     """Keywords of the model, without what no shape tells."""
-    found = MODULES[config["model_type"]].fields(config, names)
+    found = fields_of(config["model_type"], config, names)
     return json.loads(json.dumps(found))
 
 
@@ -112,7 +113,8 @@ def test_every_head_of_uniter_is_known_by_its_shape(head):
         config["nlvr2"] = head
     pair = head in ("paired", "paired-attn", "triplet")
     shapes = uniter_cases.backbone_shapes(config, 2 + pair) | uniter_cases.head_shapes(config, head)
-    assert uniter.fields(uniter.recognize(shapes), shapes) == uniter.fields(config, shapes)
+    found = fields_of("uniter", uniter.recognize(shapes), shapes)
+    assert found == fields_of("uniter", config, shapes)
 
 
 def test_bert_is_told_from_roberta_in_meter():

@@ -14,7 +14,7 @@ from mmflax.errors import MmflaxError
 from mmflax.inference import batch_figure
 from mmflax.models.encoders.regions import join_regions
 from mmflax.pretrained.checkpoint import from_pretrained, replaced
-from mmflax.pretrained.families.lxmert import names
+from mmflax.pretrained.families import fields_of
 from mmflax.run.build import Experiment, assemble
 from mmflax.run.evaluate import evaluate
 from mmflax.run.examples import first_batch
@@ -76,7 +76,7 @@ def test_its_model_has_the_parameters_of_the_published_one(task):
             tokenizer=types.SimpleNamespace(vocab_size=30522),
         )  # fmt: skip
     )
-    fields = names.fields(PUBLISHED, ["bert.embeddings.word_embeddings.weight"])
+    fields = fields_of("lxmert", PUBLISHED, ["bert.embeddings.word_embeddings.weight"])
     for part, name in (
         ("image_encoder", "regions"), ("text_encoder", "bert"), ("fusion", "co_attention"),
     ):  # fmt: skip

@@ -51,6 +51,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 SIZE = Kind("a whole number above 0", _size)
+WIDTH = Kind("a multiple of 64, the width of a head", lambda x: _size(x) and x % 64 == 0)
 COUNT = Kind("a whole number from 0 on", lambda value: _whole(value) and value >= 0)
 SIZES = Kind("a list of whole numbers above 0", _sizes)
 COUNTS = Kind(
@@ -243,6 +244,7 @@ def checked(
                 f"it out of that file or give from_pretrained may_ignore_keys=['{inside}{name}']."
             )
     _check_divisible(config, keys, source, inside)
+    _check_patches(config, keys, source, inside)
 
 
 def _check_divisible(config: Mapping[str, Any], keys: Keys, source: str, inside: str) -> None:
@@ -256,6 +258,20 @@ def _check_divisible(config: Mapping[str, Any], keys: Keys, source: str, inside:
             )
 
 
+def _check_patches(config: Mapping[str, Any], keys: Keys, source: str, inside: str) -> None:
+    if "image_size" in keys.used and "patch_size" in keys.used:
+        values = completed(config, keys)
+        image, patch = (values[name] for name in ("image_size", "patch_size"))
+        least, most = (
+            x if isinstance(x, int) else pick(x) for x, pick in ((image, min), (patch, max))
+        )
+        if least < most:
+            raise MmflaxError(
+                f"{source}: {inside}image_size is {_shown(image)}, less than {inside}patch_size, "
+                f"{_shown(patch)}."
+            )
+
+
 def _shown(value: Any) -> str:
     """A value as its file writes it, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -266,6 +282,10 @@ def completed(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
     """The config with the original's defaults for what it leaves out, also inside its parts."""
     used = {**COMMON.used, **keys.used}
     full = {name: key.default for name, key in used.items()} | dict(config)
+    for name, key in used.items():
+        # JSON writers shorten 1.0 to 1.
+        if key.kind in (EPSILON, RATE, POSITIVE) and isinstance(full[name], int):
+            full[name] = float(full[name])
     for name, part in keys.parts.items():
         older = config.get(f"{name}_dict") if name in keys.older else None
         given = config.get(name) if older is None else older

@@ -1,4 +1,4 @@
 """The family `blip`."""
 
 from mmflax.pretrained.families.blip.model import build
-from mmflax.pretrained.families.blip.names import MODEL_TYPES, fields, table
+from mmflax.pretrained.families.blip.names import KEYS, MODEL_TYPES, fields, table

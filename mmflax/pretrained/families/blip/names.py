@@ -9,9 +9,66 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    COUNT,
+    EPSILON,
+    FLAG,
+    RATE,
+    SIDE,
+    SIZE,
+    Key,
+    Keys,
+)
 from mmflax.pretrained.rules import FIRST, LINEAR, Rule, Table, under
 
 MODEL_TYPES = ("blip",)
+
+# The configs of both sides, with the defaults of transformers' classes.
+TEXT_CONFIG = Keys(
+    used=configs.BERT_USED
+    | dict(
+        vocab_size=Key(SIZE, 30524),
+        num_attention_heads=Key(SIZE, 8),
+        hidden_dropout_prob=Key(RATE, 0.0),
+        attention_probs_dropout_prob=Key(RATE, 0.0),
+        bos_token_id=Key(COUNT, 30522),
+        sep_token_id=Key(COUNT, 102),
+        pad_token_id=Key(COUNT, 0),
+        tie_word_embeddings=Key(FLAG, True),
+    ),
+    # A layer has cross-attention if its config says "decoder"; each model says by itself whether
+    # words see those behind them.
+    fixed=configs.BERT_FIXED | dict(is_decoder=(True,)),
+    # The width of what is read is the image encoder's, whatever stands here.
+    harmless=(
+        "add_cross_attention", "encoder_hidden_size", "label_smoothing", "projection_dim",
+        "type_vocab_size",
+    ),
+)  # fmt: skip
+IMAGE_CONFIG = Keys(
+    used=dict(
+        hidden_size=Key(SIZE, 768),
+        intermediate_size=Key(SIZE, 3072),
+        num_hidden_layers=Key(SIZE, 12),
+        num_attention_heads=Key(SIZE, 12),
+        image_size=Key(SIDE, 384),
+        patch_size=Key(SIDE, 16),
+        hidden_act=Key(ACTIVATION, "gelu"),
+        layer_norm_eps=Key(EPSILON, 1e-5),
+        attention_dropout=Key(RATE, 0.0),
+    ),
+    harmless=("dropout", "num_channels", "projection_dim"),
+)
+KEYS = {
+    "blip": Keys(
+        used=dict(projection_dim=Key(SIZE, 512), image_text_hidden_size=Key(SIZE, 256)),
+        harmless=(
+            "label_smoothing", "logit_scale_init_value", "text_config_dict", "vision_config_dict",
+        ),
+        parts=dict(text_config=TEXT_CONFIG, vision_config=IMAGE_CONFIG),
+    )
+}  # fmt: skip
 
 LAYER, OURS = "encoder.layers.{i}", "encoder/layers_{i}/"
 IMAGE = (
@@ -54,8 +111,8 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     fields: dict[str, Any] = dict(
         name="blip",
         image_encoder=dict(
-            image_size=image["image_size"],
-            patch_size=image["patch_size"],
+            image_size=configs.side(image["image_size"]),
+            patch_size=configs.side(image["patch_size"]),
             width=image["hidden_size"],
             depth=image["num_hidden_layers"],
             num_heads=image["num_attention_heads"],

@@ -1,4 +1,4 @@
 """The family `bridgetower`."""
 
 from mmflax.pretrained.families.bridgetower.model import build
-from mmflax.pretrained.families.bridgetower.names import MODEL_TYPES, fields, table
+from mmflax.pretrained.families.bridgetower.names import KEYS, MODEL_TYPES, fields, table

@@ -3,11 +3,87 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    COUNT,
+    EPSILON,
+    FLAG,
+    SIDE,
+    SIZE,
+    WIDTH,
+    Key,
+    Keys,
+    one_of,
+)
 from mmflax.pretrained.rules import CONV, FLAT, Rule, Table, under
 
 MODEL_TYPES = ("bridgetower",)
+
+# The configs of both encoders, with the defaults of transformers' classes.
+TEXT_CONFIG = Keys(
+    used=configs.BERT_USED
+    | dict(
+        vocab_size=Key(SIZE, 50265),
+        max_position_embeddings=Key(SIZE, 514),
+        type_vocab_size=Key(SIZE, 1),
+        layer_norm_eps=Key(EPSILON, 1e-5),
+        pad_token_id=Key(COUNT, 1),
+    ),
+    fixed=configs.BERT_FIXED,
+    harmless=("classifier_dropout",),
+)
+IMAGE_CONFIG = Keys(
+    used=dict(
+        hidden_size=Key(WIDTH, 768),
+        num_hidden_layers=Key(SIZE, 12),
+        patch_size=Key(SIDE, 16),
+        image_size=Key(SIDE, 288),
+        layer_norm_eps=Key(EPSILON, 1e-5),
+        remove_last_layer=Key(FLAG, False),
+    ),
+    fixed=dict(num_channels=(3,)),
+    # The heads are 64 wide, the MLP is 4 times as wide as the layer, and QuickGELU lies in it. Of
+    # `share_layernorm`: norms that are there and not read.
+    harmless=(
+        "hidden_act", "intermediate_size", "num_attention_heads", "projection_dim",
+        "share_layernorm", "stop_gradient",
+    ),
+)  # fmt: skip
+KEYS = {
+    "bridgetower": Keys(
+        used=dict(
+            hidden_size=Key(SIZE, 768),
+            num_hidden_layers=Key(SIZE, 6),
+            layer_norm_eps=Key(EPSILON, 1e-5),
+            hidden_act=Key(ACTIVATION, "gelu"),
+            link_tower_type=Key(one_of("add", "scaled_add", "interpolate"), "add"),
+            share_cross_modal_transformer_layers=Key(FLAG, True),
+            contrastive_hidden_size=Key(SIZE, None),
+        ),
+        # transformers itself cannot run the other value.
+        fixed=dict(share_link_tower_layers=(False,)),
+        # The fusion's layers follow the text encoder's config. From `cache_dir` on: the original
+        # program's settings, which transformers never read, in the files of the first ones.
+        harmless=(
+            "num_attention_heads", "init_layernorm_from_vision_encoder", "logit_scale_init_value",
+            "text_config_dict", "vision_config_dict", "attention_probs_dropout_prob",
+            "hidden_dropout_prob", "intermediate_size", "stop_gradient", "vocab_size",
+            "cache_dir", "classifier_drop_rate", "cross_modal_transform_shared",
+            "downstream_fusion", "downstream_fusion_layers", "downstream_fusion_method",
+            "drop_rate", "freeze_RoBERTa", "freeze_ViT", "freeze_layer_count_roberta",
+            "freeze_layer_count_vit", "head_hidden_scale", "image_size", "input_image_embed_size",
+            "input_text_embed_size", "link_tower_shared", "log_dir", "loss_names", "max_text_len",
+            "mlp_ratio", "nlvr2_head_format", "num_nodes", "only_load_cross_modal_from_meter",
+            "patch_size", "resolution_before", "task_head_layers", "test_only", "tokenizer",
+            "unfreeze_RoBERTa_attention", "unfreeze_RoBERTa_embeddings",
+            "unfreeze_RoBERTa_encoder", "unfreeze_RoBERTa_layernorm", "unfreeze_ViT_attention",
+            "unfreeze_ViT_layernorm", "vit", "vit_layernorm_init_from_vit",
+            "vit_layernorm_shared", "vit_remove_last", "vqav2_label_size",
+        ),
+        parts=dict(text_config=TEXT_CONFIG, vision_config=IMAGE_CONFIG),
+    )
+}  # fmt: skip
 
 IMAGE = (
     Rule("embeddings.class_embedding", "cls", FLAT),
@@ -20,20 +96,15 @@ IMAGE = (
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    if config.get("share_link_tower_layers"):
-        raise MmflaxError(
-            "the config has share_link_tower_layers true, which transformers itself cannot run; "
-            "expected false, with one bridge a layer."
-        )
     text, image = config["text_config"], config["vision_config"]
     encoder = configs.roberta_fields(text)
     return dict(
         name="bridgetower",
         image_encoder=dict(
-            image_size=image["image_size"],
-            patch_size=image["patch_size"],
+            image_size=configs.side(image["image_size"]),
+            patch_size=configs.side(image["patch_size"]),
             width=image["hidden_size"],
-            depth=image["num_hidden_layers"] - bool(image.get("remove_last_layer")),
+            depth=image["num_hidden_layers"] - bool(image["remove_last_layer"]),
             num_heads=image["hidden_size"] // 64,
             epsilon=image["layer_norm_eps"],
             any_size=True,
@@ -43,8 +114,8 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             width=config["hidden_size"],
             depth=config["num_hidden_layers"],
             bridge_epsilon=config["layer_norm_eps"],
-            link=config.get("link_tower_type", "add"),
-            share_projections=config.get("share_cross_modal_transformer_layers", True),
+            link=config["link_tower_type"],
+            share_projections=config["share_cross_modal_transformer_layers"],
             # transformers makes the fusion's layers with the text encoder's config.
             **configs.layer_fields(encoder, configs.LAYER_FIELDS[1:]),
         ),
@@ -66,7 +137,7 @@ LINKS = {"scaled_add": "scaled_factor", "interpolate": "beta"}
 
 def stream(name: str, config: Mapping[str, Any]) -> rows.Rows:
     """One side of the fusion, "text" or "image"; its first bridge is a norm with its own name."""
-    theirs, link = f"cross_modal_{name}", LINKS.get(config.get("link_tower_type", "add"))
+    theirs, link = f"cross_modal_{name}", LINKS.get(config["link_tower_type"])
     return (
         *rows.dense(f"{theirs}_transform", f"{name}_projection"),
         *rows.dense(f"{theirs}_transform.{{i}}", f"{name}_{{i}}_projection"),

@@ -1,4 +1,4 @@
 """The family `lxmert`."""
 
 from mmflax.pretrained.families.lxmert.model import build
-from mmflax.pretrained.families.lxmert.names import MODEL_TYPES, fields, recognize, table
+from mmflax.pretrained.families.lxmert.names import KEYS, MODEL_TYPES, fields, recognize, table

@@ -11,11 +11,40 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    COUNT,
+    FLAG,
+    SIZE,
+    Key,
+    Keys,
+)
 from mmflax.pretrained.rules import Shape, Table, under
 
 MODEL_TYPES = ("lxmert",)
+
+KEYS = {
+    "lxmert": Keys(
+        used={key: configs.BERT_USED[key] for key in configs.BERT_USED if "layer" not in key}
+        | dict(
+            l_layers=Key(COUNT, 9),
+            x_layers=Key(SIZE, 5),
+            r_layers=Key(COUNT, 5),
+            visual_feat_dim=Key(SIZE, 2048),
+            num_qa_labels=Key(SIZE, 9500),
+            num_object_labels=Key(SIZE, 1600),
+            num_attr_labels=Key(SIZE, 400),
+            tie_word_embeddings=Key(FLAG, True),
+        ),
+        fixed=dict(visual_pos_dim=(4,)),
+        # The epsilon is 1e-12 whatever stands here; which heads there are is seen in the file.
+        harmless=(
+            "layer_norm_eps", "num_hidden_layers", "position_embedding_type", "task_mask_lm",
+            "task_matched", "task_obj_predict", "task_qa", "visual_attr_loss", "visual_feat_loss",
+            "visual_loss_normalizer", "visual_obj_loss",
+        ),
+    )
+}  # fmt: skip
 
 REGIONS = (
     *rows.dense("visn_fc.visn_fc", "feature_projection"),
@@ -45,20 +74,15 @@ FUSION = (
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    text = configs.bert_fields({**config, "num_hidden_layers": config["l_layers"]}) | dict(
-        epsilon=1e-12
+    text = configs.bert_fields(
+        {**config, "num_hidden_layers": config["l_layers"], "layer_norm_eps": 1e-12}
     )
     shared = configs.layer_fields(text)
-    if config.get("visual_pos_dim", 4) != 4:
-        raise MmflaxError(
-            f"the config has visual_pos_dim {config['visual_pos_dim']}; expected 4, the corners of "
-            "a box."
-        )
     pair = configs.architecture(config, "NLVR2Model")
     sizes = dict(
-        obj=config.get("num_object_labels"),
-        attr=config.get("num_attr_labels"),
-        feat=config.get("visual_feat_dim", 2048),
+        obj=config["num_object_labels"],
+        attr=config["num_attr_labels"],
+        feat=config["visual_feat_dim"],
     )
     return dict(
         name="lxmert",
@@ -66,7 +90,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         image_encoder=dict(
             form="lxmert",
             depth=config["r_layers"],
-            feature_dim=config.get("visual_feat_dim", 2048),
+            feature_dim=config["visual_feat_dim"],
             **shared,
         ),
         fusion=dict(form="lxmert", depth=config["x_layers"], **shared),

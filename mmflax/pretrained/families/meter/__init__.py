@@ -1,4 +1,4 @@
 """The family `meter`."""
 
 from mmflax.pretrained.families.meter.model import build
-from mmflax.pretrained.families.meter.names import MODEL_TYPES, fields, recognize, table
+from mmflax.pretrained.families.meter.names import KEYS, MODEL_TYPES, fields, recognize, table

@@ -12,16 +12,60 @@ from typing import Any
 
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    COUNT,
+    RATE,
+    SIZE,
+    WIDTH,
+    Key,
+    Keys,
+    Kind,
+)
 from mmflax.pretrained.rules import Rule, Shape, Table, under
 
 MODEL_TYPES = ("meter",)
 
-# The defaults of meter/config.py.
-DEFAULTS: dict[str, Any] = dict(
-    image_size=224, patch_size=32, tokenizer="bert-base-uncased", vocab_size=30522,
-    input_image_embed_size=768, input_text_embed_size=768, hidden_size=768, num_heads=12,
-    mlp_ratio=4, drop_rate=0.1, vqav2_label_size=3129,
-)  # fmt: skip
+NAME = Kind("the name of a tokenizer", lambda value: isinstance(value, str))
+# What a text_config may say otherwise than the tokenizer's name and the sizes do.
+TEXT_CONFIG = Keys(
+    used={name: Key(key.kind, None) for name, key in configs.BERT_USED.items()}
+    | dict(pad_token_id=Key(COUNT, None)),
+    fixed=configs.BERT_FIXED,
+    harmless=configs.BERT_HARMLESS,
+)
+# With the defaults of meter/config.py.
+KEYS = {
+    "meter": Keys(
+        used=dict(
+            image_size=Key(SIZE, 224),
+            patch_size=Key(SIZE, 32),
+            tokenizer=Key(NAME, "bert-base-uncased"),
+            vocab_size=Key(SIZE, 30522),
+            input_image_embed_size=Key(WIDTH, 768),
+            input_text_embed_size=Key(SIZE, 768),
+            hidden_size=Key(SIZE, 768),
+            num_heads=Key(SIZE, 12),
+            mlp_ratio=Key(SIZE, 4),
+            drop_rate=Key(RATE, 0.1),
+            vqav2_label_size=Key(SIZE, 3129),
+            num_top_layer=Key(SIZE, None),
+        ),
+        fixed=dict(image_only=(False,), layer_norm_eps=(1e-12,)),
+        # Of the data, the training and the machine; how deep the encoders are is seen in the file.
+        harmless=(
+            "batch_size", "data_root", "datasets", "decay_power", "draw_false_image",
+            "draw_false_text", "end_lr", "exp_name", "fast_dev_run", "get_recall_metric",
+            "learning_rate", "load_path", "log_dir", "loss_names", "lr_mult_cross_modal",
+            "lr_mult_head", "max_epoch", "max_steps", "max_text_len", "mlm_prob", "num_gpus",
+            "num_layers", "num_nodes", "num_workers", "optim_type", "per_gpu_batchsize",
+            "precision", "resolution_before", "resume_from", "seed", "test_only",
+            "train_transform_keys", "val_check_interval", "val_transform_keys", "vit",
+            "warmup_steps", "weight_decay", "whole_word_masking",
+        ),
+        parts=dict(text_config=TEXT_CONFIG),
+        divisible=("hidden_size", "num_heads"),
+    )
+}  # fmt: skip
 # The classifiers, and how many answers each has; VQA's are counted by the config.
 CLASSIFIERS = {"vqa_classifier": 0, "nlvr2_classifier": 2, "snli_classifier": 3}
 
@@ -41,7 +85,15 @@ def text_fields(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
         layer_norm_eps=1e-5 if named else 1e-12,
     )
     make = configs.roberta_fields if named else configs.bert_fields
-    return make(published | dict(config.get("text_config") or {}))
+    given = {key: value for key, value in config["text_config"].items() if value is not None}
+    config = published | given
+    if config["num_attention_heads"] == 0 or config["hidden_size"] % config["num_attention_heads"]:
+        raise MmflaxError(
+            f"the config's text encoder is {config['hidden_size']} wide with "
+            f"{config['num_attention_heads']} heads, which do not divide it; put "
+            "num_attention_heads into its text_config."
+        )
+    return make(config)
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -51,7 +103,12 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             "the checkpoint has no vit_model.visual.transformer, METER's CLIP image encoder; its "
             "models with a Swin Transformer are not read."
         )
-    config = DEFAULTS | dict(config)
+    top = configs.count(names, r"cross_modal_text_layers\.(\d+)\.")
+    if config["num_top_layer"] not in (None, top):
+        raise MmflaxError(
+            f"the config has num_top_layer {config['num_top_layer']}; expected {top}, the layers "
+            "of each side of the fusion that the file has."
+        )
     head = classifier_of(names)
     pair = head == "nlvr2_classifier"
     return dict(
@@ -69,7 +126,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         ),
         fusion=dict(
             width=config["hidden_size"],
-            depth=configs.count(names, r"cross_modal_text_layers\.(\d+)\."),
+            depth=top,
             num_heads=config["num_heads"],
             mlp_dim=config["hidden_size"] * config["mlp_ratio"],
             num_types=3 if pair else 2,

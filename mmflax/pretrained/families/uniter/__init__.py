@@ -1,4 +1,4 @@
 """The family `uniter`."""
 
 from mmflax.pretrained.families.uniter.model import build
-from mmflax.pretrained.families.uniter.names import MODEL_TYPES, fields, recognize, table
+from mmflax.pretrained.families.uniter.names import KEYS, MODEL_TYPES, fields, recognize, table

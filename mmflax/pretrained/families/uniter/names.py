@@ -11,9 +11,30 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    SIZE,
+    Key,
+    Keys,
+    one_of,
+)
 from mmflax.pretrained.rules import Rule, Shape, Table, under
 
 MODEL_TYPES = ("uniter",)
+
+KEYS = {
+    "uniter": Keys(
+        used={key: configs.BERT_USED[key] for key in configs.BERT_USED if key != "layer_norm_eps"}
+        | dict(
+            vocab_size=Key(SIZE, 28996),
+            num_answer=Key(SIZE, 3129),
+            img_dim=Key(SIZE, 2048),
+            img_label_dim=Key(SIZE, 1601),
+            nlvr2=Key(one_of("paired", "triplet"), "paired"),
+        ),
+        # Every norm of the original has this epsilon.
+        fixed=dict(layer_norm_eps=(1e-12,)),
+    )
+}
 
 TEXT = (
     Rule("word_embeddings.weight", "word_embedding/embedding"),
@@ -41,12 +62,12 @@ def backbone(names: Collection[str]) -> str:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    text = configs.bert_fields(config) | dict(epsilon=1e-12)
-    features = config.get("img_dim", 2048)
+    text = configs.bert_fields({**config, "layer_norm_eps": 1e-12})
+    features = config["img_dim"]
     pair = "none"
     if configs.has(names, "nlvr2_output.weight"):
         attends = configs.has(names, "attn1.in_proj_weight")
-        pair = "paired_attn" if attends else config.get("nlvr2", "paired")
+        pair = "paired_attn" if attends else config["nlvr2"]
     return dict(
         name="uniter",
         text_encoder=text | dict(depth=0, num_token_types=1),
@@ -64,16 +85,14 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             depth=config["num_hidden_layers"],
             **configs.layer_fields(text),
         ),
-        answers=config.get("num_answer", 3129) if configs.has(names, "vqa_output.3.weight") else 0,
+        answers=config["num_answer"] if configs.has(names, "vqa_output.3.weight") else 0,
         pair=pair,
         matching=configs.has(names, "itm_output.weight"),
         ranking=configs.has(names, "rank_output.weight"),
         word_head=configs.has(names, "cls.predictions.bias"),
         feature_head=configs.has(names, "feat_regress.bias"),
         region_labels=(
-            config.get("img_label_dim", 1601)
-            if configs.has(names, "region_classifier.net.3.bias")
-            else 0
+            config["img_label_dim"] if configs.has(names, "region_classifier.net.3.bias") else 0
         ),
     )
 

@@ -11,12 +11,61 @@ from typing import Any
 
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    COUNT,
+    COUNTS,
+    FLAG,
+    RATE,
+    SIZE,
+    Key,
+    Keys,
+    one_of,
+)
 from mmflax.pretrained.rules import Rule, Table, under
 
 MODEL_TYPES = ("vilbert",)
 
-# Options of the program that change the architecture, and what is read here.
-EXPECTED = {"dynamic_attention": False, "with_coattention": True, "model": "bert"}
+# With the defaults of the original's BertConfig.
+KEYS = {
+    "vilbert": Keys(
+        used={key: configs.BERT_USED[key] for key in configs.BERT_USED if key != "layer_norm_eps"}
+        | dict(
+            v_hidden_size=Key(SIZE, 768),
+            v_num_hidden_layers=Key(SIZE, 3),
+            v_num_attention_heads=Key(SIZE, 12),
+            v_intermediate_size=Key(SIZE, 3072),
+            v_hidden_act=Key(ACTIVATION, "gelu"),
+            v_attention_probs_dropout_prob=Key(RATE, 0.1),
+            v_feature_size=Key(SIZE, 2048),
+            v_target_size=Key(SIZE, 1601),
+            v_biattention_id=Key(COUNTS, (0, 1)),
+            t_biattention_id=Key(COUNTS, (10, 11)),
+            bi_hidden_size=Key(SIZE, 1024),
+            bi_num_attention_heads=Key(SIZE, 16),
+            fusion_method=Key(one_of("mul", "sum"), "mul"),
+            num_tasks=Key(COUNT, 20),
+            num_labels=Key(SIZE, 3129),
+            num_gqa_labels=Key(SIZE, 1533),
+            task_specific_tokens=Key(FLAG, None),
+        ),
+        # Options of the program that change the architecture, and what is read here.
+        fixed=dict(
+            dynamic_attention=(False,),
+            in_batch_pairs=(False,),
+            layer_norm_eps=(1e-12,),
+            model=("bert",),
+            with_coattention=(True,),
+        ),
+        # How it trains, calls that answer faster, and what its forward pass never reads.
+        harmless=(
+            "bi_attention_type", "bi_intermediate_size", "fast_mode", "fixed_t_layer",
+            "fixed_v_layer", "intra_gate", "num_negative", "objective", "pooling_method",
+            "predict_feature", "v_hidden_dropout_prob", "v_initializer_range", "visual_target",
+            "visualization",
+        ),
+    )
+}  # fmt: skip
 REGIONS = (
     *rows.dense("image_embeddings", "feature_projection"),
     *rows.dense("image_location_embeddings", "box_projection"),
@@ -32,13 +81,16 @@ def segments(config: Mapping[str, Any], stream: str) -> list[range]:
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    for key, value in EXPECTED.items():
-        if config.get(key, value) != value:
-            raise MmflaxError(f"the config has {key} {config[key]!r}; expected {value!r}.")
-    text = configs.bert_fields(config) | dict(epsilon=1e-12)
+    tasks = configs.has(names, "task_embeddings.weight")
+    if config["task_specific_tokens"] not in (None, tasks):
+        raise MmflaxError(
+            f"the config has task_specific_tokens {str(not tasks).lower()}, but the file has "
+            f"{'an' if tasks else 'no'} embedding of tasks; expected {str(tasks).lower()}."
+        )
+    text = configs.bert_fields({**config, "layer_norm_eps": 1e-12})
     text_depths, image_depths = ([len(x) for x in segments(config, s)] for s in ("t", "v"))
     image_heads, image_mlp = config["v_num_attention_heads"], config["v_intermediate_size"]
-    image_act = configs.activation(config.get("v_hidden_act", "gelu"))
+    image_act = configs.activation(config["v_hidden_act"])
     return dict(
         name="vilbert",
         text_encoder=text | dict(depth=text_depths[0]),
@@ -48,10 +100,10 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             depth=image_depths[0],
             num_heads=image_heads,
             mlp_dim=image_mlp,
-            feature_dim=config.get("v_feature_size", 2048),
+            feature_dim=config["v_feature_size"],
             activation=image_act,
             dropout_rate=text["dropout_rate"],
-            attention_dropout_rate=config.get("v_attention_probs_dropout_prob", 0.1),
+            attention_dropout_rate=config["v_attention_probs_dropout_prob"],
         ),
         fusion=dict(
             depth=len(config["t_biattention_id"]),
@@ -63,14 +115,14 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             image_activation=image_act,
             inner_width=config["bi_hidden_size"],
             inner_heads=config["bi_num_attention_heads"],
-            pool=config.get("fusion_method", "mul"),
+            pool=config["fusion_method"],
             **configs.layer_fields(text),
         ),
-        tasks=config.get("num_tasks", 20) if configs.has(names, "task_embeddings.weight") else 0,
+        tasks=config["num_tasks"] if tasks else 0,
         pretraining=configs.has(names, "cls.predictions.bias"),
-        region_labels=config.get("v_target_size", 1601),
-        answers=config.get("num_labels", 3129) if configs.has(names, "vil_logit.weight") else 0,
-        gqa_answers=config.get("num_gqa_labels", 1533),
+        region_labels=config["v_target_size"],
+        answers=config["num_labels"] if configs.has(names, "vil_logit.weight") else 0,
+        gqa_answers=config["num_gqa_labels"],
     )
 
 

@@ -1,4 +1,4 @@
 """The family `vilt`."""
 
 from mmflax.pretrained.families.vilt.model import build
-from mmflax.pretrained.families.vilt.names import MODEL_TYPES, fields, table
+from mmflax.pretrained.families.vilt.names import KEYS, MODEL_TYPES, fields, table

@@ -3,11 +3,40 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    FLAG,
+    RATE,
+    SIDE,
+    SIZE,
+    Key,
+    Keys,
+    Kind,
+)
 from mmflax.pretrained.rules import FIRST, Rule, Table, under
 
 MODEL_TYPES = ("vilt",)
+
+# -1 of a file whose classifier reads no image vectors of their own.
+IMAGES = Kind("-1, 1 or 2", lambda value: type(value) is int and value in (-1, 1, 2))
+KEYS = {
+    "vilt": Keys(
+        used=configs.BERT_USED
+        | dict(
+            max_position_embeddings=Key(SIZE, 40),
+            modality_type_vocab_size=Key(SIZE, 2),
+            hidden_dropout_prob=Key(RATE, 0.0),
+            attention_probs_dropout_prob=Key(RATE, 0.0),
+            image_size=Key(SIDE, 384),
+            patch_size=Key(SIDE, 32),
+            qkv_bias=Key(FLAG, True),
+            num_images=Key(IMAGES, -1),
+        ),
+        # Above 0 the original draws that many patches at random, in evaluation too.
+        fixed=dict(num_channels=(3,), max_image_length=(-1,)),
+        harmless=("position_embedding_type",),
+    )
+}
 
 # BERT's embeddings, which lie here without `embeddings.` in front.
 TEXT = tuple(
@@ -33,8 +62,8 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         name="vilt",
         image_encoder=dict(
             width=config["hidden_size"],
-            patch_size=config["patch_size"],
-            image_size=config["image_size"],
+            patch_size=configs.side(config["patch_size"]),
+            image_size=configs.side(config["image_size"]),
             dropout_rate=text["dropout_rate"],
         ),
         text_encoder=text | {"depth": 0},
@@ -59,10 +88,7 @@ def count_images(config: Mapping[str, Any]) -> int:
     """Images that the classifier of images and text reads; 0 for that of questions."""
     if configs.architecture(config, "ViltForQuestionAnswering"):
         return 0
-    count = int(config.get("num_images", -1))
-    if count > 2:
-        raise MmflaxError(f"num_images is {count}; expected 1 or 2 images for one text.")
-    return max(count, 0)
+    return max(int(config["num_images"]), 0)
 
 
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:

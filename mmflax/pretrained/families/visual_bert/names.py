@@ -5,9 +5,25 @@ from typing import Any
 
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    FLAG,
+    SIZE,
+    Key,
+    Keys,
+)
 from mmflax.pretrained.rules import Rule, Table, under
 
 MODEL_TYPES = ("visual_bert",)
+
+KEYS = {
+    "visual_bert": Keys(
+        used=configs.BERT_USED
+        | dict(visual_embedding_dim=Key(SIZE, 512), tie_word_embeddings=Key(FLAG, True)),
+        # transformers itself cannot run the other value.
+        fixed=dict(bypass_transformer=(False,)),
+        harmless=("position_embedding_type", "special_visual_initialize"),
+    )
+}
 
 REGIONS = (
     *rows.dense("embeddings.visual_projection", "feature_projection"),
@@ -27,10 +43,10 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     What a classifier reads and how many classes it has is not in its tensors' names: the config's
     `architectures` say it.
     """
-    if config.get("bypass_transformer"):
+    if "cls.weight" in names and not config["architectures"]:
         raise MmflaxError(
-            "the config has bypass_transformer true, which transformers itself cannot run; "
-            "expected false."
+            "the config has no architectures, which say what the classifier of a VisualBERT reads; "
+            'add the class that saved it, such as ["VisualBertForQuestionAnswering"].'
         )
     text = configs.bert_fields(config)
     classes = 1 if configs.architecture(config, "MultipleChoice") else configs.count_labels(config)
