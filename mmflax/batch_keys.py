@@ -65,13 +65,13 @@ IMAGE_KEYS = tuple(prefix + key for prefix in PREFIXES for key in _IMAGE)
 TEXT_KEYS = tuple(_TEXT)
 
 _REMEDIES = {
-    "image": "give the examples images and set processor.image_size",
+    "image": "give the examples images and give --config.processor.image_size=PIXELS",
     "regions": "give the examples a detector's region features",
     "region_labels": "give the examples the detector's classes under region_labels",
     "second_image": "give the examples a second image and set processor.second_images=True",
-    "caption": "give the examples a caption and set processor.caption_length (tokens)",
-    "target": "give the examples a target and set processor.target_length (tokens)",
-    "answer_scores": "set processor.soft_answers=True",
+    "caption": "give the examples a caption and give --config.processor.caption_length=TOKENS",
+    "target": "give the examples a target and give --config.processor.target_length=TOKENS",
+    "answer_scores": "give --config.processor.soft_answers=True",
 }
 
 

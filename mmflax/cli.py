@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _EXAMPLES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _print_safely()
     parser = _parser()
     options, rest = parser.parse_known_args(words)
     overrides = _overrides(parser, options, rest)
@@ -55,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mmflax: {_sentence(error)}", file=sys.stderr)
         return _leave(1)
+
+
+def _print_safely() -> None:
+    """A terminal that has no such letters shows their codes, and nothing fails for them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(code: int) -> int:

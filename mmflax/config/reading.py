@@ -66,7 +66,7 @@ def shipped(package: pathlib.Path) -> pathlib.Path | None:
     if (package / "configs").is_dir():
         return package / "configs"
     try:
-        project = tomllib.loads((package.parent / "pyproject.toml").read_text())
+        project = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))
         ours = project["project"]["name"] == "mmflax"
     except (OSError, KeyError, tomllib.TOMLDecodeError):
         ours = False

@@ -50,7 +50,8 @@ class TrainConfig(Section):
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
             raise MmflaxError(
-                f"The config gives {given} of train.steps and train.epochs; give one of them."
+                f"The config gives {given} of train.steps and train.epochs; give one of "
+                f"them, such as --config.train.steps=1000."
             )
 
     def total_steps(self, examples: int, batch_size: int) -> int:
@@ -120,7 +121,8 @@ class CheckpointConfig(Section):
         if self.keep_best and not self.best_metric:
             raise MmflaxError(
                 f"checkpoint.keep_best is {self.keep_best} without checkpoint.best_metric; name "
-                "the metric, such as 'validation/accuracy'."
+                "the metric, such as --config.checkpoint.best_metric=validation/loss, or give "
+                "--config.checkpoint.keep_best=0."
             )
 
 

@@ -87,7 +87,10 @@ class Processor(ProcessorFields):
         if image_size is not None:
             fields["image_size"] = image_size
         if fields.get("image_size") is None:
-            raise MmflaxError("The config has no processor.image_size (pixels a side); add it.")
+            raise MmflaxError(
+                "The config has no processor.image_size (pixels a side); add it, or "
+                "give --config.processor.image_size=PIXELS."
+            )
         if normalize_answers is None:
             official = seen.annotated or dataset.info.get("task") == "vqa"
             normalize_answers = "vqa" if official else "case"

@@ -140,7 +140,7 @@ class ProcessorFields:
             )
         tokenizer = Tokenizer.load(epath.Path(directory) / TOKENIZER_FILE)
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             version = values.pop("format")
             if version != _FORMAT:
                 raise MmflaxError(f"format {version} is not {_FORMAT}")

@@ -135,7 +135,9 @@ class PairScorer:
         A pair that occurs twice is computed once.
         """
         if not self.reranks:
-            raise MmflaxError("This model has no fusion to match with; train with task.fused=True.")
+            raise MmflaxError(
+                "This model has no fusion to match with; train with --config.task.fused=True."
+            )
         pairs = np.asarray(image_index, np.int64) * len(texts) + np.asarray(text_index, np.int64)
         # In order of images, so that neighbors share the rows they read.
         pairs, places = np.unique(pairs, return_inverse=True)
@@ -163,6 +165,7 @@ class PairScorer:
             waiting = part, out
         if waiting is not None:
             _collect(scores, *waiting)
+        _check_finite(scores, "pairs have scores")
         return scores[places.reshape(-1)]
 
     def _kept(self, name: str, row: jax.Array) -> jax.Array:
@@ -195,10 +198,21 @@ class PairScorer:
             raise MmflaxError(f"There is nothing to encode: the list of {kind}s is empty.")
         # One array after another, so that no more than one is held twice.
         rows = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+        _check_finite(rows["embedding"], f"{kind}s have embeddings")
         places = np.flatnonzero(np.concatenate(usable))
         if not len(places):
             raise MmflaxError(f"There is nothing to encode: no {kind} can be read.")
         return Corpus(kind, rows, self._dtypes[kind], places)
+
+
+def _check_finite(rows: np.ndarray, what: str) -> None:
+    """Raises where a row [n …] holds NaN or infinity: nothing can be ranked by it."""
+    wrong = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
+    if len(wrong):
+        raise MmflaxError(
+            f"{len(wrong)} of {len(rows)} {what} that are not finite, the first is number "
+            f"{wrong[0]}; the model's parameters are out of range."
+        )
 
 
 def _has_text(raw: Mapping[str, Any]) -> bool:

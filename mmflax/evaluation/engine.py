@@ -134,6 +134,7 @@ class Evaluator:
             raws = [{k: v for k, v in raw.items() if k not in PICTURES} for raw in raws]
             raws = [self.processor.judged(raw) for raw in raws]
             for view, (values, predicted) in views.items():
+                _check_finite(view, values, used, source, number * self.batch_size)
                 kept = metrics.setdefault(view, {})
                 for name, pair in values.items():
                     kept.setdefault(name, []).append(np.stack(pair)[:, used])
@@ -254,6 +255,19 @@ class Evaluator:
             if len(answers) > _KEEP_LOGITS:
                 del values["logits"]
         return values
+
+
+def _check_finite(view: str, values: Metrics, used: np.ndarray, source: Source, at: int) -> None:
+    """Raises where a metric of an example is NaN or infinite."""
+    for name, (sums, counts) in values.items():
+        wrong = used[~np.isfinite(np.where(np.asarray(counts) > 0, sums, 0.0))[used]]
+        if len(wrong):
+            first = at + int(wrong[0])
+            raise MmflaxError(
+                f"{name} of {len(wrong)} of {len(used)} examples of a batch is not finite in the "
+                f"view {view}, first of example {text_of(source, first).get('id', first)}; the "
+                "parameters of this checkpoint, or the data, are out of range."
+            )
 
 
 def _add(totals: dict[str, np.ndarray], sums: Mapping[str, Any]) -> None:

@@ -115,6 +115,7 @@ class Predictor:
         return predictions[0] if single else predictions
 
     def _prediction(self, text: str | None, values: Mapping[str, np.ndarray], top: int) -> Any:
+        check_finite(values, text)
         if "tokens" in values:
             score = float(values["scores"]) if "scores" in values else None
             return Prediction(text, self.processor.decode(values["tokens"]), None, score=score)
@@ -150,6 +151,18 @@ class Predictor:
             batch = self.processor.batch(raws)
             batch.pop("id")
             yield pad_rows(batch, self.batch_size), len(raws)
+
+
+def check_finite(values: Mapping[str, np.ndarray], text: str | None) -> None:
+    """Raises where a score of an example is NaN or infinite."""
+    for name in ("logits", "scores"):
+        wrong = ~np.isfinite(np.asarray(values.get(name, 0.0), np.float32))
+        if wrong.any():
+            raise MmflaxError(
+                f"{int(wrong.sum())} of {wrong.size} {name} of "
+                f"{'the image' if text is None else repr(text)} are not finite, so nothing is "
+                "predicted; the parameters, or what the model was given, are out of range."
+            )
 
 
 def _pairs(image: Any, text: Any) -> tuple[list[Any], list[Any], bool]:

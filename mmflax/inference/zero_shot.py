@@ -99,7 +99,14 @@ class ZeroShot:
             padded = pad_rows({"embeds": embeds}, self.batch_size)["embeds"]
             scores = self._scores(self._params, padded, self.text_embeds)
             parts.append(np.asarray(jax.device_get(scores))[: len(embeds)])
-        return np.concatenate(parts)
+        scores = np.concatenate(parts)
+        wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if len(wrong):
+            raise MmflaxError(
+                f"{len(wrong)} of {len(scores)} images have scores that are not finite, the first "
+                f"is number {wrong[0]}; the checkpoint's parameters are out of range."
+            )
+        return scores
 
     def predict(self, image: Any, *, top: int = 3) -> Any:
         """A `Prediction` for an image, or a list of them for a list."""

@@ -96,7 +96,7 @@ class Pretrained:
         if to == "hf":
             save_file(self.tensors(params), partial / SAFE, metadata={"format": "pt"})
             text = json.dumps(self.config["original"], indent=2, ensure_ascii=False)
-            (partial / CONFIG).write_text(text + "\n")
+            (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
         else:
             own_format.write(partial, self.config, self._arrays(params))
         origin = pathlib.Path(self.config["source"])

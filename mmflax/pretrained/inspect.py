@@ -160,7 +160,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
             "saves it."
         )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise MmflaxError(f"{path} is not JSON ({error}).") from error
     if not isinstance(config, dict):

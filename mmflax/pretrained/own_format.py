@@ -49,13 +49,13 @@ def write(
     save_file(dict(arrays), folder / WEIGHTS)
     kept = {key: config[key] for key in ("family", "fields", "original", "names")}
     text = json.dumps({"format": FORMAT, **kept}, indent=2, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n")
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def read(root: pathlib.Path) -> Saved:
     """The contents of a folder that `write` made, weights unread."""
     try:
-        config = json.loads((root / CONFIG).read_text())
+        config = json.loads((root / CONFIG).read_text(encoding="utf-8"))
         if config["format"] not in (1, FORMAT):
             raise MmflaxError(f"format {config['format']} is not {FORMAT}")
         fields, original, names = _tuples(config["fields"]), config["original"], config["names"]

@@ -99,7 +99,7 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
 
 def _open_index(path: pathlib.Path) -> Tensors:
     try:
-        files = json.loads(path.read_text())["weight_map"]
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(files.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MmflaxError(f"{path} is not an index of weights ({error!r}).") from error

@@ -257,7 +257,7 @@ def _shares(jobs: int) -> list[list[int]]:
 
 
 def _last_line(run: Run) -> str:
-    lines = (run.workdir / _LOG).read_text(errors="replace").strip().splitlines()
+    lines = (run.workdir / _LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"{lines[-1] if lines else 'it printed nothing'} ({run.workdir / _LOG})"
 
 
@@ -266,7 +266,7 @@ def _path(run: Run, split: str) -> pathlib.Path:
 
 
 def _result(run: Run, split: str) -> dict[str, Any]:
-    return json.loads(_path(run, split).read_text())
+    return json.loads(_path(run, split).read_text(encoding="utf-8"))
 
 
 def _metric(config: Mapping[str, Any]) -> str | None:

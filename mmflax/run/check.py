@@ -50,7 +50,10 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
             if section == "data":
                 registry.check_required(section, given, known)
     if "schedule" not in config["optim"]:
-        raise MmflaxError("The config has no optim.schedule; add one, such as warmup_cosine.")
+        raise MmflaxError(
+            "The config has no optim.schedule; add one, such as "
+            "--config.optim.schedule.name=constant."
+        )
     init = config.get("init") or {}
     init_sources.skipped(init)
     init_sources.accepted(init)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmflax.errors import MmflaxError
 
 
@@ -71,6 +73,8 @@ def _predict(options: Any, overrides: list[str]) -> None:
     if options.attention and (len(texts) > 1 or options.image is None):
         raise MmflaxError("--attention draws one text over one picture; give one of each.")
     run = load(options.workdir, step=options.step)
+    if run.task.predict is None and run.task.search is not None:
+        return _compare(options, run)
     predictions = run.predict(
         options.image, texts, second_image=options.second_image, top=options.top
     )
@@ -81,6 +85,35 @@ def _predict(options: Any, overrides: list[str]) -> None:
     if options.attention:
         lines.append(f"attention: {options.attention}")
     _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
+
+
+def _compare(options: Any, run: Any) -> None:
+    """How well texts fit a picture, best first, by a run that ranks them by each other."""
+    from mmflax.inference.search import Retriever
+
+    if options.image is None or not options.text or options.second_image or options.attention:
+        raise MmflaxError(
+            "This run compares a picture with texts; give --image FILE and --text TEXT (several "
+            "are ranked), only."
+        )
+    retriever = Retriever(run.task.search, run.params, run.processor, batch_size=8)
+    count = len(options.text)
+    results = retriever.find_texts(options.image, options.text, top=count, rerank=count)
+    values = [
+        {
+            "text": options.text[result.index],
+            "similarity": result.similarity,
+            "match": None if result.match is None else float(1 / (1 + np.exp(-result.match))),
+        }
+        for result in results
+    ]
+    lines = [
+        f"{value['text']}  (cosine similarity {value['similarity']:.3f}"
+        + ("" if value["match"] is None else f", match {value['match']:.1%}")
+        + ")"
+        for value in values
+    ]
+    _print(options, values[0] if count == 1 else values, "\n".join(lines))
 
 
 def _name(options: Any) -> None:

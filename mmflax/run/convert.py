@@ -49,7 +49,7 @@ def convert(source: str, target: str, *, to: str = "hf", family: str | None = No
 def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
     """A fine-tuned run as the public checkpoint it started from, and notes on what was kept."""
     root = pathlib.Path(workdir)
-    config = json.loads((root / "config.json").read_text())
+    config = json.loads((root / "config.json").read_text(encoding="utf-8"))
     origin = init_sources.sources(config.get("init") or {}).get("model")
     if origin is None:
         raise MmflaxError(
@@ -127,7 +127,7 @@ def _as_trained(
     changed = [p for p, x in given.items() if x is not None and x.shape != shapes[p].shape]
     original, notes = dict(start.config["original"]), []
     path = root / "processor.json"
-    processor = json.loads(path.read_text()) if path.exists() else {}
+    processor = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     answers = processor.get("answers")
     if answers and any(path.startswith("head/") for path in changed):
         original["id2label"] = {str(i): answer for i, answer in enumerate(answers)}

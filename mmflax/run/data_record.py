@@ -191,7 +191,7 @@ def check_former(
 ) -> list[str]:
     """Like `check_unchanged`, for a run without a record, by the digest in its ``run.json``."""
     try:
-        known = json.loads((root / "run.json").read_text())["dataset"]["sha256"]
+        known = json.loads((root / "run.json").read_text(encoding="utf-8"))["dataset"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     path = former.get("data", {}).get("path")

@@ -79,8 +79,12 @@ def evaluate(
     }
     if processes.is_main():
         path = root / "eval" / f"{split}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_file(path, json.dumps(result, indent=1) + "\n")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_file(path, json.dumps(result, indent=1) + "\n")
+        except OSError as error:  # what was computed is worth more than its file
+            reason = error.strerror or str(error)
+            result["notes"] = [*notes, f"{path} could not be written ({reason})"]
     return result
 
 

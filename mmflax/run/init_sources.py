@@ -167,7 +167,7 @@ def _model_of_workdir(root: pathlib.Path) -> Model:
 
 
 def _of_workdir(root: pathlib.Path) -> dict[str, LazyArray]:
-    config = json.loads((root / "config.json").read_text())
+    config = json.loads((root / "config.json").read_text(encoding="utf-8"))
     store = Store(str(root / "checkpoints"), **config.get("checkpoint", {}))
     step = store.best_or_newest()
     saved = checksums.read(store.path(step))["arrays"]

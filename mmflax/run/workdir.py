@@ -31,7 +31,7 @@ def read_config(root: pathlib.Path) -> dict[str, Any]:
             f"There is no config.json in {root}; expected the --workdir of a run that was trained."
         )
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise MmflaxError(f"{path} is not readable JSON ({error}); restore it.") from error
 
@@ -49,7 +49,7 @@ def prepare_workdir(
     if "data" in kept:  # accepting is for one command
         kept["data"].pop("changed", None)
     text = json.dumps(kept, indent=1, default=str) + "\n"
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_file(path, text)
     if not (root / "processor.json").exists():
         processor.save(root)
@@ -64,7 +64,7 @@ def note_bad_images(
     def note(example: str, reason: str) -> None:
         for observer in observers:
             observer.message(f"left out example {example}: {reason}")
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"id": example, "reason": reason}) + "\n")
 
     return note

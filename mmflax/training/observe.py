@@ -117,6 +117,8 @@ class Progress(Observer):
             self.message(f"step {step}  {text}")
 
     def message(self, text: str) -> None:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
         if self._bar is None:
             print(text, file=self._stream, flush=True)
         else:
@@ -163,9 +165,9 @@ class MetricsFile(Observer):
     def start(self, step: int, total: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            lines = self._path.read_text().splitlines()
+            lines = self._path.read_text(encoding="utf-8").splitlines()
             write_file(self._path, "".join(f"{line}\n" for line in lines if _until(line, step)))
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def record(self, step: int, values: dict[str, float]) -> None:
         # NaN is not JSON.
@@ -230,7 +232,7 @@ def write_run(workdir: StrPath, mesh: Mesh, **more: Any) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     run["earlier"] = []
     with contextlib.suppress(OSError, ValueError):
-        former = json.loads(path.read_text())
+        former = json.loads(path.read_text(encoding="utf-8"))
         run["earlier"] = [*former.pop("earlier", []), former]
     write_file(path, json.dumps(run, indent=2, default=str) + "\n")
     return run

@@ -108,7 +108,7 @@ class Tokenizer:
             files = tokenizer_files.read(path)
             return cls(files.backend, files)
         try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text()))
+            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except MmflaxError as error:
             raise MmflaxError(f"{path}: {error}") from error
         except Exception as error:  # the Rust side raises a bare Exception

@@ -120,7 +120,7 @@ def infer(where: str, entry: Mapping[str, Any]) -> str:
     keys = ", ".join(f"{layout.key} ({task})" for task, layout in LAYOUTS.items())
     raise MmflaxError(
         f"{where}: no column says what the task is (found: {_list(entry)}); expected one of "
-        f"{keys}, or name the task with data.task."
+        f"{keys}, or name the task, as in --config.data.task=vqa."
     )
 
 

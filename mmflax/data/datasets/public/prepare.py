@@ -158,7 +158,7 @@ def prepare(
 
 def _load(folder: pathlib.Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return manifest if manifest.get("format") == _FORMAT else None
@@ -276,7 +276,8 @@ def _read(
     if not partial and split.published and split.published not in counts:
         raise MmflaxError(
             f"{where}: found {len(ids):,} examples where {split.published:,} are published; "
-            f"download {split.annotations[0].describe()} again, or set partial=True to take these."
+            f"download {split.annotations[0].describe()} again, or give "
+            f"--config.data.partial=True to take these."
         )
     absent = dict.fromkeys(n for names in groups for n in names if n not in images)
     kept = [
@@ -291,7 +292,7 @@ def _read(
         raise MmflaxError(
             f"{where}: {len(absent):,} images are named but not in {places}, such as "
             f"{next(iter(absent))}; download {origins} again, or set "
-            "partial=True to leave their examples out."
+            "--config.data.partial=True to leave their examples out."
         )
     if not kept:
         raise MmflaxError(f"{where}: there is no example with an image; see docs/data.md.")

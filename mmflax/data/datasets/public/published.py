@@ -171,7 +171,8 @@ def locate(name: str, root: pathlib.Path, files: Iterable[File]) -> dict[File, L
     if absent:
         raise MmflaxError(
             f"{name} lacks {len(absent)} of its files in {root}: download {'; '.join(absent)}; "
-            "put each there under that name, or name another folder with source_dir."
+            "put each there under that name, or name another folder with "
+            "--config.data.source_dir=DIR."
         )
     return {file: path for file, path in located.items() if path is not None}
 
@@ -229,7 +230,7 @@ class Images:
             reason = str(error).rstrip(".")
             raise MmflaxError(
                 f"{place / member} is not an image, or damaged ({reason}); download it again, or "
-                "delete it and set partial=True."
+                "delete it and give --config.data.partial=True."
             ) from error
 
     def close(self) -> None:
