@@ -237,6 +237,23 @@ def test_predict_uses_the_task_s_options(beside):
     assert short["tokens"].shape == (4, 4) and (short["tokens"][:, 1:] == SEP).any(axis=1).all()
 
 
+@pytest.mark.slow
+def test_a_tied_model_stops_repeating_itself_when_asked():
+    given = batch()
+    task, kept = build(), build(decode=dict(no_repeat_ngram_size=1, min_length=4))
+    params = random_params(task, given)
+
+    def repeats(task):
+        words = np.asarray(task.predict(params, given)["tokens"])[:, 1:5].tolist()
+        return any(len(row) > len(set(row)) for row in words)
+
+    assert repeats(build(decode=dict(min_length=4))) and not repeats(kept)
+    with pytest.raises(MmflaxError, match="repetition_penalty is 0"):
+        build(decode=dict(repetition_penalty=0.0))
+    with pytest.raises(MmflaxError, match="temperature is -1"):
+        build(decode=dict(method="sample", temperature=-1.0))
+
+
 def test_a_search_needs_no_target(beside):
     task, given, params = beside
     asked = {name: value for name, value in given.items() if not name.startswith("target")}
