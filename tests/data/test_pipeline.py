@@ -390,7 +390,9 @@ def test_evaluation_masks_bad_images_out(damaged, data, processes):
 def test_the_first_bad_image_says_what_would_leave_it_out(data, train):
     source, processor = data
     rows = [{**source[i], "image": CUT} if i == 1 else source[i] for i in range(4)]
-    with pytest.raises(MmflaxError, match=r"Example 1: .*; mend it, or set data.max_bad_fraction"):
+    with pytest.raises(
+        MmflaxError, match=r"Example 1: .*; mend it, or set --config.data.max_bad_fraction=0.01"
+    ):
         if train:
             pipeline.train_iterator(rows, processor, batch_size=4, seed=0, num_threads=0).next()
         else:

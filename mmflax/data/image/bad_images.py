@@ -79,12 +79,13 @@ class BadImages:
             self._on_bad(str(raw.get("id", index)), reason)
         of_all = bad > self._max_fraction * size
         if of_all or (bad >= _ENOUGH and bad > self._max_fraction * seen):
+            more = _enough(bad, size if of_all else seen)
             total = f"{size} examples" if of_all else f"{seen} examples seen so far"
             first = "; ".join(text.rstrip(".") for text in named)
             raise MmflaxError(
                 f"{bad} of the {total} cannot be used for their images, more than "
                 f"max_bad_fraction = {self._max_fraction:g} allows ({first}); repair or remove "
-                "them, or raise data.max_bad_fraction."
+                f"them, or set --config.data.max_bad_fraction={more}."
             )
 
 
@@ -99,6 +100,11 @@ def image_fault(raw: Raw, processor: Processor) -> str | None:
     return None
 
 
+def _enough(bad: int, size: int) -> str:
+    """A share that tolerates twice as many, as a short number."""
+    return f"{min(2 * bad / size, 0.9):.1g}" if bad < 0.9 * size else "0.99"
+
+
 def with_remedy(error: MmflaxError, raws: Sequence[Raw], processor: Processor) -> MmflaxError:
     """The error of a batch; where an image of these examples is at fault, with what to do."""
     for raw in raws:
@@ -106,7 +112,7 @@ def with_remedy(error: MmflaxError, raws: Sequence[Raw], processor: Processor) -
         if fault is not None:
             return MmflaxError(
                 f"Example {raw.get('id', '?')}: {fault.rstrip('.')}; mend it, or set "
-                "data.max_bad_fraction above 0, the share of examples that may be left out so."
+                "--config.data.max_bad_fraction=0.01, the share of examples that may be left out."
             )
     return error
 
