@@ -59,11 +59,11 @@ def test_class_directories(tmp_path):
 
 
 def test_class_directories_without_splits(tmp_path):
-    for index, name in enumerate(("cat", "cat", "dog", "dog")):
+    for index, name in enumerate(("rain", "rain", "snow", "snow")):
         picture(tmp_path / name / f"{index}.png", index)
-    assert [row["answer"] for row in rows(tmp_path)] == ["cat", "cat", "dog", "dog"]
-    (tmp_path / "dog").rename(tmp_path / "trian")
-    with pytest.raises(MmflaxError, match=r"has no train/ \(its folders: cat, trian\)"):
+    assert [row["answer"] for row in rows(tmp_path)] == ["rain", "rain", "snow", "snow"]
+    (tmp_path / "snow").rename(tmp_path / "trian")
+    with pytest.raises(MmflaxError, match=r"has no train/ \(its folders: rain, trian\)"):
         read(tmp_path)
 
 

@@ -139,8 +139,9 @@ def build(
     info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits), "task": task}
     if validation_fraction and "validation" not in splits:
         info["no_validation"] = (
-            "nothing can be held out of train, since every image is the only one, shares a group "
-            "with all others, or is the last with some answer; add validation/, or examples"
+            "nothing can be held out of train, since every image is the only one, is a copy of or "
+            "shares a group with all others, or is the last with some answer; add validation/, or "
+            "examples"
         )
     if shared:
         info["images_in_two_splits"] = shared

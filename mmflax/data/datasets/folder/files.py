@@ -1,6 +1,5 @@
 """The rows of every split of a folder, wherever their metadata stand, with every image checked."""
 
-import difflib
 import functools
 import os
 import pathlib
@@ -202,9 +201,9 @@ def _images(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _misspelled(root: pathlib.Path) -> bool:
-    """Whether a folder's name is nearly that of a split."""
-    names = [path.name.lower() for path in root.iterdir() if path.is_dir()]
-    return any(difflib.get_close_matches(name, _SPLIT_OF, n=1, cutoff=0.8) for name in names)
+    """Whether a folder has the letters of a split's name in another order; "rain" is a class."""
+    splits = [sorted(name) for name in _SPLIT_OF]
+    return any(sorted(path.name.lower()) in splits for path in root.iterdir() if path.is_dir())
 
 
 def _no_train(root: pathlib.Path) -> str:
