@@ -40,7 +40,7 @@ from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.modality_views import check_views
 from mmflax.models.vision_language import VisionLanguageModel
-from mmflax.pretrained.processor import PublishedProcessor
+from mmflax.run.former import preprocessing_of
 from mmflax.tasks.task import Task
 from mmflax.training import optim
 from mmflax.training.state import abstract_sharded
@@ -183,11 +183,11 @@ class Experiment:
         return Processor.learn(dataset, published=self.published, say=say, **fields)
 
     @functools.cached_property
-    def published(self) -> list[PublishedProcessor]:
-        """The preprocessing of the checkpoints that ``processor.from`` names."""
+    def published(self) -> list[Any]:
+        """The preprocessing of the checkpoints or runs that ``processor.from`` names."""
         source = self.config["processor"].get("from")
         listed = [source] if isinstance(source, str) else list(source or ())
-        return [PublishedProcessor.of_checkpoint(one) for one in listed if one]
+        return [preprocessing_of(one) for one in listed if one]
 
     def augment(self) -> Callable[..., Any] | None:
         """What happens to training examples before the processor sees them."""

@@ -22,7 +22,7 @@ from mmflax.pretrained.checkpoint import Pretrained, from_pretrained
 from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, shapes_of
 from mmflax.run import init_from, init_sources
-from mmflax.run.workdir import is_run
+from mmflax.run.former import is_run
 
 
 def convert(source: str, target: str, *, to: str = "hf", family: str | None = None) -> list[str]:

@@ -27,7 +27,8 @@ from mmflax.models.contracts import ImageEncoder
 from mmflax.pretrained.inspect import LazyArray, inspect
 from mmflax.pretrained.processor import PublishedProcessor
 from mmflax.run.build import Experiment, example_batch
-from mmflax.run.workdir import is_run, read_config
+from mmflax.run.former import is_run
+from mmflax.run.workdir import read_config
 
 KEYS = ("from", "family", "skip", "accept_changes", *PARTS)
 SKIP = (r"(^|/)(head|grounding)/",)

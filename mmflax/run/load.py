@@ -15,8 +15,8 @@ from mmflax.data.processor import Processor
 from mmflax.inference.predict import Predictor
 from mmflax.pretrained.checkpoint import Pretrained, replaced
 from mmflax.pretrained.checkpoint import from_pretrained as load_published
+from mmflax.run.former import is_run
 from mmflax.run.restore import restore
-from mmflax.run.workdir import is_run
 
 
 def load(workdir: str, *, step: int | None = None, batch_size: int = 8) -> Predictor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,11 +15,6 @@ from mmflax.errors import MmflaxError
 from mmflax.files import write_file
 from mmflax.run.data_record import DataRecord
 from mmflax.training import observe
-
-
-def is_run(source: str | os.PathLike[str]) -> bool:
-    """Whether it is a folder that `mmflax train` wrote."""
-    return (pathlib.Path(source).expanduser() / "checkpoints").is_dir()
 
 
 def read_config(root: pathlib.Path) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import pkgutil
 import re
 
 import flax.linen as nn
+import numpy as np
 import pytest
 
 from mmflax import registry
 from mmflax.config.overrides import override
 from mmflax.config.reading import load_config
 from mmflax.config.schema import at
+from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.data.text.tokenizer import SPECIALS, Tokenizer
 from mmflax.errors import MmflaxError
@@ -19,6 +21,7 @@ from mmflax.models import decoder, encoders, fusion, heads
 from mmflax.models.layers.config import LayerConfig, StackConfig
 from mmflax.pretrained.inspect import LazyArray
 from mmflax.run import convert, init_inputs, init_meaning, init_sources
+from mmflax.run.former import preprocessing_of
 from mmflax.run.init_sources import Model, Opened, Source
 
 SIZES = dict(width=8, depth=1, num_heads=2, mlp_dim=8)
@@ -251,3 +254,17 @@ def test_a_run_that_computes_otherwise_does_not_go_back(monkeypatch):
         goes_back(activation="relu")
     (note,) = goes_back(mean=(0.1, 0.5, 0.5))
     assert note.startswith("processor.mean was (0.5, 0.5, 0.5) and is (0.1, 0.5, 0.5) in the run;")
+
+
+def test_the_advice_to_read_as_a_former_run_is_taken(tmp_path):
+    """`processor.from` of a workdir gives its words and its pixels, and nothing else of it."""
+    processor = model(("a", "b"), answers=("yes",), mean=(0.1, 0.2, 0.3)).processor
+    processor.save(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    former = preprocessing_of(str(tmp_path))
+    assert former.tokenizer == processor.tokenizer
+    rows = [{"image": np.zeros((8, 8, 3), np.uint8), "question": "a b c", "answer": "no"}]
+    data = Dataset("made up", {"train": rows})
+    learned = Processor.learn(data, published=[former], max_length=4)
+    assert learned.tokenizer == processor.tokenizer and learned.mean == (0.1, 0.2, 0.3)
+    assert (learned.image_size, learned.max_length, learned.answers) == (8, 4, ("no",))
