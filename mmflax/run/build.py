@@ -215,9 +215,8 @@ class Experiment:
             "fusion": {},
         }
         if processor.num_regions:
-            given["image_encoder"] |= dict(
-                num_regions=processor.num_regions, feature_dim=processor.region_dim
-            )
+            regions = dict(num_regions=processor.num_regions, feature_dim=processor.region_dim)
+            given["image_encoder"] |= regions
         name = self.config["model"]["image_encoder"].get("name")
         reads = "regions" if self.reads_regions else "image"
         if not (processor.num_regions if reads == "regions" else processor.image_size):
@@ -231,6 +230,8 @@ class Experiment:
             given["text_encoder"].pop("max_length")
         else:
             given["text_encoder"]["max_length"] += text.get("position_offset", 0)
+        if text.get("position_offset"):  # as RoBERTa counts
+            given["text_encoder"] |= {"pad_token": processor.tokenizer.pad_id}
         parts = {
             part: registry.build(
                 f"mmflax.models.{'fusion' if part == 'fusion' else 'encoders'}",

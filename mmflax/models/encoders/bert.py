@@ -39,12 +39,14 @@ class BERT(TextEncoderBase, Layered):
 
     Positions count from 0 at the first column, so padding belongs on the right; the position table
     is read from row `position_offset` on (RoBERTa keeps its first rows for padding: 2) and
-    `max_length` counts all its rows. What a masked column holds never matters, not even an index
-    outside the vocabulary. `causal=True` limits every token to itself and what lies before it. With
-    `layers=k` above 0 the result is a pair: the tokens, and a tuple of what the last k layers gave,
-    the last one last. With `norm_embeddings=False` the sum of embeddings goes on as it is, for a
-    fusion that normalizes it together with the image (VisualBERT). `num_token_types` 0 leaves token
-    types out. With `cross_attention` every layer also reads the `context` of a call that has one.
+    `max_length` counts all its rows. With `pad_token` (RoBERTa: 1) positions count the tokens that
+    are not it, wherever it stands, and it has row `position_offset - 1` itself. What a masked
+    column on the right holds never matters, not even an index outside the vocabulary. `causal=True`
+    limits every token to itself and what lies before it. With `layers=k` above 0 the result is a
+    pair: the tokens, and a tuple of what the last k layers gave, the last one last. With
+    `norm_embeddings=False` the sum of embeddings goes on as it is, for a fusion that normalizes it
+    together with the image (VisualBERT). `num_token_types` 0 leaves token types out. With
+    `cross_attention` every layer also reads the `context` of a call that has one.
     """
 
     width: int
@@ -55,6 +57,7 @@ class BERT(TextEncoderBase, Layered):
     stack: StackConfig = flat(StackConfig)
     max_length: int = 512
     position_offset: int = 0
+    pad_token: int | None = None
     num_token_types: int = 2
     norm_embeddings: bool = True
     cross_attention: bool = False
@@ -101,13 +104,20 @@ class BERT(TextEncoderBase, Layered):
         length = tokens.shape[1]
         check_length(length, self.max_length - self.position_offset, "max_length")
         types = jnp.zeros_like(tokens) if token_types is None else token_types
+        positions = self._positions(tokens)
         if text_mask is not None:
             tokens, types = (jnp.where(text_mask, x, jnp.zeros_like(x)) for x in (tokens, types))
         x = self.word_embedding(tokens)
         if self.num_token_types:
             x = x + self.token_type_embedding(types)
-        positions = jnp.arange(self.position_offset, self.position_offset + length)
-        return x + self.position_embedding(positions)[None]
+        return x + self.position_embedding(positions)
+
+    def _positions(self, tokens: Int[Array, "b t"]) -> Int[Array, "#b t"]:
+        """Rows of the position table."""
+        if self.pad_token is None:
+            return self.position_offset + jnp.arange(tokens.shape[1])[None]
+        counted = (tokens != self.pad_token).astype(jnp.int32)
+        return self.position_offset - 1 + jnp.cumsum(counted, axis=1) * counted
 
     def encode(
         self,

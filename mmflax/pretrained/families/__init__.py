@@ -64,18 +64,19 @@ def family_of(model_type: Any, source: str) -> str:
 
 def check_config(family: str, config: Mapping[str, Any], source: str) -> None:
     """Raises for a key of a config that the family does not know, or a value it cannot build."""
-    keys = _keys(family, config)
+    keys = keys_of(family, config)
     if keys is not None:
         config_keys.checked(config, keys, source, family)
 
 
 def completed(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the original's defaults for what it leaves out, if the family knows them."""
-    keys = _keys(family, config)
+    keys = keys_of(family, config)
     return dict(config) if keys is None else config_keys.completed(config, keys)
 
 
-def _keys(family: str, config: Mapping[str, Any]) -> config_keys.Keys | None:
+def keys_of(family: str, config: Mapping[str, Any]) -> config_keys.Keys | None:
+    """What the keys of this config mean to the family; None for one of yours without `KEYS`."""
     module = family_module(family)
     return config_keys.table_of(module.KEYS, config) if hasattr(module, "KEYS") else None
 

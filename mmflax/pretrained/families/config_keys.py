@@ -104,6 +104,7 @@ class Keys(NamedTuple):
       older: of `parts` those whose older spelling, with `_dict` behind it, stands for the whole
         part where a config has both, as transformers reads it.
       divisible: (size, number of heads), the keys of a size and of what has to divide it.
+      equally_long: keys of lists with an entry for each stage.
     """
 
     used: Mapping[str, Key] = {}
@@ -112,6 +113,7 @@ class Keys(NamedTuple):
     parts: Mapping[str, Any] = {}
     older: Collection[str] = ()
     divisible: tuple[str, str] = ("hidden_size", "num_attention_heads")
+    equally_long: tuple[str, ...] = ()
 
     def key(self, name: str) -> Key | None:
         """How `name` is used, or None."""
@@ -243,33 +245,33 @@ def checked(
                 f"{nearest(name, keys.names())}; if the model's outputs do not depend on it, take "
                 f"it out of that file or give from_pretrained may_ignore_keys=['{inside}{name}']."
             )
-    _check_divisible(config, keys, source, inside)
-    _check_patches(config, keys, source, inside)
+    _check_together(completed(config, keys), keys, f"{source}: {inside}")
 
 
-def _check_divisible(config: Mapping[str, Any], keys: Keys, source: str, inside: str) -> None:
+def _check_together(values: Mapping[str, Any], keys: Keys, where: str) -> None:
+    """Raises for values that are right alone and wrong together."""
     size, heads = keys.divisible
-    if size in keys.used and heads in keys.used:
-        values = completed(config, keys)
-        if values[size] % values[heads]:
-            raise MmflaxError(
-                f"{source}: {inside}{size} is {values[size]}, which {inside}{heads} "
-                f"{values[heads]} does not divide."
-            )
-
-
-def _check_patches(config: Mapping[str, Any], keys: Keys, source: str, inside: str) -> None:
-    if "image_size" in keys.used and "patch_size" in keys.used:
-        values = completed(config, keys)
-        image, patch = (values[name] for name in ("image_size", "patch_size"))
-        least, most = (
-            x if isinstance(x, int) else pick(x) for x, pick in ((image, min), (patch, max))
+    if size in keys.used and heads in keys.used and values[size] % values[heads]:
+        raise MmflaxError(
+            f"{where}{size} is {values[size]}, which {heads} {values[heads]} does not divide; "
+            "expected a multiple."
         )
+    if "image_size" in keys.used and "patch_size" in keys.used:
+        image, patch = values["image_size"], values["patch_size"]
+        least = image if isinstance(image, int) else min(image)
+        most = patch if isinstance(patch, int) else max(patch)
         if least < most:
             raise MmflaxError(
-                f"{source}: {inside}image_size is {_shown(image)}, less than {inside}patch_size, "
-                f"{_shown(patch)}."
+                f"{where}image_size is {_shown(image)}, less than patch_size, {_shown(patch)}; "
+                "expected at least one patch."
             )
+    lengths = {name: len(values[name]) for name in keys.equally_long}
+    if len({*lengths.values()}) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise MmflaxError(
+            f"{where}{next(iter(lengths))} and other lists have different lengths ({found}); "
+            "expected an entry for each stage in each."
+        )
 
 
 def _shown(value: Any) -> str:

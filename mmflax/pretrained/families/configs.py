@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.families.config_keys import (
     ACTIVATION,
     ACTIVATIONS,
+    COUNT,
     EPSILON,
     RATE,
     SIZE,
@@ -22,6 +23,8 @@ LAYER_FIELDS = (
 )  # fmt: skip
 WORD_TABLE = "embeddings.word_embeddings.weight"
 
+# Which of their grids a model gives to a detector around it.
+BACKBONE = ("out_features", "out_indices", "stage_names")
 # What `bert_fields` reads, with the defaults of transformers' BertConfig, and the other keys that
 # configs of BERT and of models made from it have (see `config_keys`).
 BERT_USED = dict(
@@ -37,6 +40,7 @@ BERT_USED = dict(
     hidden_dropout_prob=Key(RATE, 0.1),
     attention_probs_dropout_prob=Key(RATE, 0.1),
 )
+ROBERTA_USED = BERT_USED | dict(vocab_size=Key(SIZE, 50265), pad_token_id=Key(COUNT, 1))
 BERT_FIXED = dict(position_embedding_type=("absolute",))
 # Of Google's multilingual models, and of models with another table or pooler.
 BERT_HARMLESS = (
@@ -64,8 +68,9 @@ def bert_fields(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def roberta_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of RoBERTa: the row after the padding's is the first token's position."""
-    return bert_fields(config, position_offset=config.get("pad_token_id", 1) + 1)
+    """The same of RoBERTa: positions count what is no padding, from the row after the padding's."""
+    pad = config.get("pad_token_id", 1)
+    return bert_fields(config, position_offset=pad + 1, pad_token=pad)
 
 
 def layer_fields(encoder: Mapping[str, Any], keys: Collection[str] = LAYER_FIELDS) -> dict:
@@ -135,6 +140,30 @@ def word_table(config: Mapping[str, Any], names: Collection[str]) -> str:
     if not has(names, "cls.predictions.bias"):
         return "none"
     return "tied" if config.get("tie_word_embeddings", True) else "own"
+
+
+class DecoderNames(NamedTuple):
+    """Of a word head: its bias's name, which tensors repeat others, and which are not read."""
+
+    bias: str
+    tied: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...]
+
+
+def decoder_names(
+    config: Mapping[str, Any], names: Collection[str], decoder: str, bias: str, words: str
+) -> DecoderNames:
+    """The names of a head whose Linear `decoder` repeats the words' table and `bias`, if tied.
+
+    Untied, the bias is the Linear's own: transformers 4 calls that `bias`, 5 keeps both names and
+    reads the Linear's.
+    """
+    own = f"{decoder}.bias"
+    if config.get("tie_word_embeddings", True):
+        return DecoderNames(bias, ((f"{decoder}.weight", words), (own, bias)), ())
+    if own in names:
+        return DecoderNames(own, (), (f"^{re.escape(bias)}$",))
+    return DecoderNames(bias, (), ())
 
 
 def score_table(names: Collection[str]) -> str:

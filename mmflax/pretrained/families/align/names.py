@@ -47,6 +47,14 @@ VISION = Keys(
     # The size of the pooled map, which only the pooling's window follows; a count of the
     # layers; how fast training's statistics move.
     harmless=("hidden_dim", "num_hidden_layers", "batch_norm_momentum"),
+    equally_long=(
+        "kernel_sizes",
+        "in_channels",
+        "out_channels",
+        "strides",
+        "num_block_repeats",
+        "expand_ratios",
+    ),
 )
 KEYS = {
     "align": Keys(

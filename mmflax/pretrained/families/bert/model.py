@@ -19,10 +19,11 @@ class BertFamily(nn.Module):
     """`tokens`, `text_mask` and optional `token_types` to a dict.
 
     `last_hidden_state` [b t d]; with `pooler` `pooler_output` [b d]; with `word_head` `logits`
-    [b t v] over the tied word table, through `word_activation` (default: the encoder's own); with
-    `labels` above 0 `logits` as `classifier` says: "pooled" [b labels] from the pooled vector
-    (BERT), "dense" [b labels] from the first token by two layers of the head's own (RoBERTa),
-    "tokens" [b t labels] from every token.
+    [b t v] over the words' table or, with `tied` false, one of its own, through `word_activation`
+    (default: the encoder's own); with `labels` above 0 `logits` as `classifier` says: "pooled"
+    [b labels] from the pooled vector (BERT), "dense" [b labels] from the first token by two layers
+    of the head's own (RoBERTa), "tokens" [b t labels] from every token. With `causal` a token sees
+    itself and those before it.
     """
 
     text_encoder: BERT
@@ -31,6 +32,9 @@ class BertFamily(nn.Module):
     labels: int = 0
     classifier: str = "pooled"
     word_activation: str | None = None
+    tied: bool = True
+    causal: bool = False
+    classifier_dropout_rate: float | None = None
 
     def zeros(self, rows: int = 1) -> dict[str, Any]:
         return text_zeros(rows)
@@ -40,15 +44,22 @@ class BertFamily(nn.Module):
         encoder = self.text_encoder
         dtypes = encoder.dtypes
         x: Any = encoder(
-            batch["tokens"], batch.get("text_mask"), batch.get("token_types"), train=train
+            batch["tokens"],
+            batch.get("text_mask"),
+            batch.get("token_types"),
+            causal=self.causal,
+            train=train,
         )
         out = {"last_hidden_state": x}
         if self.pooler:
             out["pooler_output"] = encoder.pool(x)
         if self.word_head:
-            out["logits"] = word_logits(encoder, x, activation=self.word_activation)
+            table = "tied" if self.tied else "own"
+            out["logits"] = word_logits(encoder, x, table, activation=self.word_activation)
         if self.labels:
-            drop = nn.Dropout(encoder.layer.dropout_rate, deterministic=not train)
+            rate = self.classifier_dropout_rate
+            rate = encoder.layer.dropout_rate if rate is None else rate
+            drop = nn.Dropout(rate, deterministic=not train)
             inputs = {"pooled": out.get("pooler_output", x[:, 0]), "dense": x[:, 0], "tokens": x}
             y = lookup("classifier", self.classifier, inputs)
             if self.classifier == "dense":

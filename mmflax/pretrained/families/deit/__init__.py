@@ -1,3 +1,3 @@
 """The family `deit`."""
 
-from mmflax.pretrained.families.deit.names import MODEL_TYPES, fields, table
+from mmflax.pretrained.families.deit.names import KEYS, MODEL_TYPES, fields, table

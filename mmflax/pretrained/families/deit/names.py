@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
-from mmflax.pretrained.families.vit.names import backbone, encoder_fields, pooler_fields
+from mmflax.pretrained.families.vit.names import VIT, backbone, encoder_fields, pooler_fields
 from mmflax.pretrained.rules import Table
 
 MODEL_TYPES = ("deit",)
+KEYS = {"deit": VIT}
 
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

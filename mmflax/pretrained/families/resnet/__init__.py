@@ -1,3 +1,3 @@
 """The family `resnet`."""
 
-from mmflax.pretrained.families.resnet.names import MODEL_TYPES, fields, table
+from mmflax.pretrained.families.resnet.names import KEYS, MODEL_TYPES, fields, table

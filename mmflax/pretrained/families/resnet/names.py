@@ -4,9 +4,34 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    FLAG,
+    SIZE,
+    SIZES,
+    Key,
+    Keys,
+    one_of,
+)
 from mmflax.pretrained.rules import Table, under
 
 MODEL_TYPES = ("resnet",)
+KEYS = {
+    "resnet": Keys(
+        used=dict(
+            embedding_size=Key(SIZE, 64),
+            hidden_sizes=Key(SIZES, (256, 512, 1024, 2048)),
+            depths=Key(SIZES, (3, 4, 6, 3)),
+            layer_type=Key(one_of("basic", "bottleneck"), "bottleneck"),
+            hidden_act=Key(ACTIVATION, "relu"),
+            downsample_in_first_stage=Key(FLAG, False),
+            downsample_in_bottleneck=Key(FLAG, False),
+        ),
+        fixed=dict(num_channels=(3,)),
+        harmless=configs.BACKBONE,
+        equally_long=("depths", "hidden_sizes"),
+    )
+}
 
 THEIRS, OURS = "encoder.stages.{s}.layers.{i}", "stage_{s}_block_{i}"
 
@@ -28,16 +53,16 @@ ENCODER = (
 
 
 def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of our encoder for a `config.json`; what it leaves out is as transformers has it."""
+    """Keywords of our encoder for a `config.json`."""
     return dict(
-        stem=config.get("embedding_size", 64),
-        widths=tuple(config.get("hidden_sizes", (256, 512, 1024, 2048))),
-        depths=tuple(config.get("depths", (3, 4, 6, 3))),
-        block=config.get("layer_type", "bottleneck"),
+        stem=config["embedding_size"],
+        widths=tuple(config["hidden_sizes"]),
+        depths=tuple(config["depths"]),
+        block=config["layer_type"],
         image_size=224,
-        activation=configs.activation(config.get("hidden_act", "relu")),
-        downsample_first_stage=config.get("downsample_in_first_stage", False),
-        stride_first=config.get("downsample_in_bottleneck", False),
+        activation=configs.activation(config["hidden_act"]),
+        downsample_first_stage=config["downsample_in_first_stage"],
+        stride_first=config["downsample_in_bottleneck"],
     )
 
 

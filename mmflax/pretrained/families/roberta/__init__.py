@@ -1,3 +1,3 @@
 """The family `roberta`."""
 
-from mmflax.pretrained.families.roberta.names import MODEL_TYPES, fields, table
+from mmflax.pretrained.families.roberta.names import KEYS, MODEL_TYPES, fields, table

@@ -1,3 +1,3 @@
 """The family `swin`."""
 
-from mmflax.pretrained.families.swin.names import MODEL_TYPES, fields, table
+from mmflax.pretrained.families.swin.names import KEYS, MODEL_TYPES, fields, table

@@ -4,9 +4,47 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    EPSILON,
+    FLAG,
+    POSITIVE,
+    RATE,
+    SIDE,
+    SIDES,
+    SIZE,
+    SIZES,
+    Key,
+    Keys,
+)
 from mmflax.pretrained.rules import FIRST, LINEAR, Rule, Table, under
 
 MODEL_TYPES = ("swin",)
+KEYS = {
+    "swin": Keys(
+        used=dict(
+            embed_dim=Key(SIZE, 96),
+            depths=Key(SIZES, (2, 2, 6, 2)),
+            num_heads=Key(SIZES, (3, 6, 12, 24)),
+            window_size=Key(SIZE, 7),
+            mlp_ratio=Key(POSITIVE, 4.0),
+            patch_size=Key(SIDE, 4),
+            image_size=Key(SIDES, 224),
+            qkv_bias=Key(FLAG, True),
+            use_absolute_embeddings=Key(FLAG, False),
+            hidden_act=Key(ACTIVATION, "gelu"),
+            layer_norm_eps=Key(EPSILON, 1e-5),
+            hidden_dropout_prob=Key(RATE, 0.0),
+            attention_probs_dropout_prob=Key(RATE, 0.0),
+            drop_path_rate=Key(RATE, 0.1),
+        ),
+        fixed=dict(num_channels=(3,)),
+        # They follow from the others, are of a decoder for masked image modeling, or are read by
+        # the authors' own code only.
+        harmless=(*configs.BACKBONE, "hidden_size", "num_layers", "encoder_stride", "path_norm"),
+        equally_long=("depths", "num_heads"),
+    )
+}
 
 THEIRS, OURS = "encoder.layers.{s}.blocks.{i}", "stage_{s}/layers_{i}"
 INNER = f"{THEIRS}.attention.self"
@@ -34,22 +72,22 @@ ENCODER = (
 
 
 def encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of our encoder for a `config.json`; what it leaves out is as transformers has it."""
+    """Keywords of our encoder for a `config.json`."""
     return dict(
-        width=config.get("embed_dim", 96),
-        depths=tuple(config.get("depths", (2, 2, 6, 2))),
-        num_heads=tuple(config.get("num_heads", (3, 6, 12, 24))),
-        window_size=config.get("window_size", 7),
-        mlp_ratio=config.get("mlp_ratio", 4.0),
-        patch_size=configs.side(config.get("patch_size", 4)),
-        image_size=configs.sides(config.get("image_size", 224)),
-        qkv_bias=config.get("qkv_bias", True),
-        position="learned" if config.get("use_absolute_embeddings") else "none",
-        activation=configs.activation(config.get("hidden_act", "gelu")),
-        epsilon=config.get("layer_norm_eps", 1e-5),
-        dropout_rate=config.get("hidden_dropout_prob", 0.0),
-        attention_dropout_rate=config.get("attention_probs_dropout_prob", 0.0),
-        drop_path_rate=config.get("drop_path_rate", 0.1),
+        width=config["embed_dim"],
+        depths=tuple(config["depths"]),
+        num_heads=tuple(config["num_heads"]),
+        window_size=config["window_size"],
+        mlp_ratio=config["mlp_ratio"],
+        patch_size=configs.side(config["patch_size"]),
+        image_size=configs.sides(config["image_size"]),
+        qkv_bias=config["qkv_bias"],
+        position="learned" if config["use_absolute_embeddings"] else "none",
+        activation=configs.activation(config["hidden_act"]),
+        epsilon=config["layer_norm_eps"],
+        dropout_rate=config["hidden_dropout_prob"],
+        attention_dropout_rate=config["attention_probs_dropout_prob"],
+        drop_path_rate=config["drop_path_rate"],
     )
 
 

@@ -10,9 +10,31 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import rows
+from mmflax.pretrained.families.config_keys import SIDES, SIZE, SIZES, Key, Keys, Kind
 from mmflax.pretrained.rules import Rule, Table
 
 MODEL_TYPES = ("vgg",)
+
+
+def _variant(value: Any) -> bool:
+    return isinstance(value, str | int)
+
+
+def _stacks(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(SIZES.accepts, value))
+
+
+KEYS = {
+    "vgg": Keys(
+        used=dict(
+            variant=Key(Kind("a depth such as '16'", _variant), None),
+            widths=Key(Kind("the sizes of each stack, a list of lists", _stacks), None),
+            image_size=Key(SIDES, 224),
+            hidden_dim=Key(SIZE, 4096),
+            num_labels=Key(SIZE, 1000),
+        )
+    )
+}
 
 HEAD = "classifier.6.weight"
 
@@ -44,12 +66,12 @@ def convolutions(names: Collection[str]) -> Iterator[tuple[int, int, int]]:
 
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     sizes = {key: config[key] for key in ("variant", "widths") if config.get(key) is not None}
-    size = config.get("image_size", 224)
+    size = config["image_size"]
     return dict(
         name="vgg",
         image_encoder=dict(image_size=size, batch_norm=normalized(names), **sizes),
-        labels=config.get("num_labels", 1000) if HEAD in names else 0,
-        hidden_dim=config.get("hidden_dim", 4096),
+        labels=config["num_labels"] if HEAD in names else 0,
+        hidden_dim=config["hidden_dim"],
     )
 
 

@@ -4,9 +4,41 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmflax.pretrained.families import configs, rows
+from mmflax.pretrained.families.config_keys import (
+    ACTIVATION,
+    EPSILON,
+    FLAG,
+    RATE,
+    SIDE,
+    SIDES,
+    SIZE,
+    Key,
+    Keys,
+)
 from mmflax.pretrained.rules import FIRST, Rule, Table, under
 
 MODEL_TYPES = ("vit",)
+# Also of DeiT. The stride is that of a decoder for masked image modeling.
+VIT = Keys(
+    used=dict(
+        hidden_size=Key(SIZE, 768),
+        num_hidden_layers=Key(SIZE, 12),
+        num_attention_heads=Key(SIZE, 12),
+        intermediate_size=Key(SIZE, 3072),
+        patch_size=Key(SIDE, 16),
+        image_size=Key(SIDES, 224),
+        qkv_bias=Key(FLAG, True),
+        hidden_act=Key(ACTIVATION, "gelu"),
+        layer_norm_eps=Key(EPSILON, 1e-12),
+        hidden_dropout_prob=Key(RATE, 0.0),
+        attention_probs_dropout_prob=Key(RATE, 0.0),
+        pooler_output_size=Key(SIZE, None),
+        pooler_act=Key(ACTIVATION, "tanh"),
+    ),
+    fixed=dict(num_channels=(3,)),
+    harmless=("encoder_stride",),
+)
+KEYS = {"vit": VIT}
 
 # Of the bare model, and our encoder `vit`.
 ENCODER = (
@@ -20,21 +52,21 @@ ENCODER = (
 
 
 def encoder_fields(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Keywords of our encoder for a `config.json`; what it leaves out is as transformers has it."""
+    """Keywords of our encoder for a `config.json`."""
     return dict(
-        width=config.get("hidden_size", 768),
-        depth=config.get("num_hidden_layers", 12),
-        num_heads=config.get("num_attention_heads", 12),
-        mlp_dim=config.get("intermediate_size", 3072),
-        patch_size=configs.side(config.get("patch_size", 16)),
-        image_size=configs.sides(config.get("image_size", 224)),
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        mlp_dim=config["intermediate_size"],
+        patch_size=configs.side(config["patch_size"]),
+        image_size=configs.sides(config["image_size"]),
         any_size=True,
         crop=True,
-        qkv_bias=config.get("qkv_bias", True),
-        activation=configs.activation(config.get("hidden_act", "gelu")),
-        epsilon=config.get("layer_norm_eps", 1e-12),
-        dropout_rate=config.get("hidden_dropout_prob", 0.0),
-        attention_dropout_rate=config.get("attention_probs_dropout_prob", 0.0),
+        qkv_bias=config["qkv_bias"],
+        activation=configs.activation(config["hidden_act"]),
+        epsilon=config["layer_norm_eps"],
+        dropout_rate=config["hidden_dropout_prob"],
+        attention_dropout_rate=config["attention_probs_dropout_prob"],
         **more,
     )
 
@@ -44,8 +76,8 @@ def pooler_fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str
     if not configs.has(names, "pooler.dense.weight"):
         return {}
     return dict(
-        pooler_dim=config.get("pooler_output_size") or config.get("hidden_size", 768),
-        pooler_activation=configs.activation(config.get("pooler_act", "tanh")),
+        pooler_dim=config["pooler_output_size"] or config["hidden_size"],
+        pooler_activation=configs.activation(config["pooler_act"]),
     )
 
 
