@@ -1,5 +1,8 @@
 """Every key of an original's config.json is known, completed or refused in one sentence."""
 
+import json
+import pathlib
+
 import pytest
 
 from mmflax.errors import MmflaxError
@@ -28,6 +31,8 @@ ONE_SENTENCE = {
     "part": ("clip", {"text_config": 3}, "text_config is 3; expected an object"),
     "in a part": ("clip", {"vision_config": {"depth": 3}}, r"vision_config\.depth is 3"),
     "heads of a part": ("clip", {"text_config": {"num_attention_heads": 7}}, "text_config.hidden"),
+    "stages": ("swin", {"depths": [2, 2]}, r"different lengths \(depths 2, num_heads 4\)"),
+    "no pad token": ("roberta", {"pad_token_id": None}, "pad_token_id is null; expected"),
     "channels": ("clip", {"vision_config": {"num_channels": 1}}, "builds 3 only"),
 }
 
@@ -52,3 +57,40 @@ def test_keys_that_may_be_ignored_are_read_as_absent():
     assert config_keys.without(config, ["a", "text_config.b"]) == {"text_config": {"c": 3}}
     with pytest.raises(MmflaxError, match="may_ignore_keys has 'z', which"):
         config_keys.without(config, ["z"])
+
+
+RECORDED = sorted((pathlib.Path(__file__).parents[1] / "golden" / "config_keys").glob("*.json"))
+
+
+def recorded():
+    """(release, class) -> what it holds: `full` and `smallest`."""
+    return {
+        (path.stem, name): config
+        for path in RECORDED
+        for name, config in json.loads(path.read_text()).items()
+    }
+
+
+@pytest.mark.parametrize("which", recorded(), ids="-".join)
+def test_every_key_that_a_release_writes_is_known_and_its_default_is_the_same(which):
+    full, smallest = recorded()[which]["full"], recorded()[which]["smallest"]
+    family = families.known_types()[full["model_type"].replace("-", "_")]
+    for config in (full, smallest, {"model_type": full["model_type"]}):
+        families.check_config(family, config, "config.json")
+    keys = families.keys_of(family, full)
+    found = [families.completed(family, c) for c in (smallest, {"model_type": full["model_type"]})]
+    for config in found:
+        assert same(read(config, keys), read(families.completed(family, full), keys))
+
+
+def read(config, keys):
+    """Of a completed config what is used, also in its parts."""
+    own = {name: config[name] for name in keys.used}
+    return own | {name: read(config[name], part) for name, part in keys.parts.items()}
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    a, b = (tuple(x) if isinstance(x, list) else x for x in (a, b))
+    return a == b or None in (a, b)  # None stands for the size of another key
