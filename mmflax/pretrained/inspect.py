@@ -19,9 +19,14 @@ from mmflax.pretrained import families, hub, own_format, rules
 from mmflax.pretrained.families.config_keys import without
 from mmflax.pretrained.processor import PublishedProcessor
 from mmflax.pretrained.tensors import SAFE, Tensors, open_tensors
+from mmflax.pretrained.wrappers import unwrapped
 
 CONFIG = "config.json"
 FAMILIES = families.__name__
+
+
+class UnknownLayoutError(MmflaxError):
+    """A weight file without a config, of no family that can do without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +115,16 @@ def inspect(
     if own_format.exists(root):
         return _inspect_own(root, family)
     tensors = open_tensors(root)
-    names = sorted(tensors)
     folder = root if root.is_dir() else root.parent
     if (folder / CONFIG).exists():
         original = without(read_config(folder), may_ignore_keys)
     else:
+        tensors = unwrapped(tensors, functools.partial(_count_recognized, root, family))
         original = _recognized(root, tensors, family)
     family = family or families.family_of(original.get("model_type"), str(root))
     families.check_config(family, original, str(folder / CONFIG))
+    tensors = unwrapped(tensors, functools.partial(_count_known, family, original))
+    names = sorted(tensors)
     fields = families.fields_of(family, original, names)
     table = families.table_of(family, original, names)
     dtypes = {name: str(dtype) for name, dtype in tensors.dtypes.items()}
@@ -135,6 +142,26 @@ def _inspect_own(root: pathlib.Path, family: str | None) -> PublishedCheckpoint:
     )
 
 
+def _count_known(family: str, original: Mapping[str, Any], tensors: Tensors) -> int:
+    """How many of the tensors the family's table names."""
+    try:
+        table = families.table_of(family, original, sorted(tensors))
+    except MmflaxError:  # the names have nothing that the table is chosen by
+        return 0
+    return rules.count_known(table, tensors)
+
+
+def _count_recognized(root: pathlib.Path, family: str | None, tensors: Tensors) -> int:
+    """The number of tensors if a family knows them by their shapes, else 0."""
+    try:
+        _recognized(root, tensors, family)
+    except UnknownLayoutError:
+        return 0
+    except MmflaxError:  # a family knows them, and something else is wrong
+        pass
+    return len(tensors)
+
+
 def _recognized(root: pathlib.Path, tensors: Tensors, family: str | None) -> dict[str, Any]:
     """The config of a file that came without one; a family of one's own may do without."""
     config: Mapping[str, Any] | None
@@ -144,7 +171,7 @@ def _recognized(root: pathlib.Path, tensors: Tensors, family: str | None) -> dic
         module = families.family_module(family)
         config = module.recognize(tensors.shapes) if hasattr(module, "recognize") else {}
     if config is None:
-        raise MmflaxError(
+        raise UnknownLayoutError(
             f"There is no {CONFIG} beside {root}, and its tensors are not those of an original "
             "checkpoint that is known without one; put the model's config.json beside it."
         )

@@ -234,6 +234,16 @@ def check_tied(table: Table, tensors: Mapping[str, Any], source: str = "The chec
             )
 
 
+def count_known(table: Table, names: Iterable[str]) -> int:
+    """How many of these names of theirs the table has."""
+    return sum(
+        _theirs_known(table.rules, name)
+        or _tied_to(table, name) is not None
+        or any(re.search(pattern, name) for pattern in table.unused)
+        for name in names
+    )
+
+
 def _leading_to(rules: Sequence[Rule], path: str) -> list[Rule]:
     """Every rule that leads to this path, filled in, in the table's order."""
     filled = []

@@ -150,4 +150,6 @@ def _open_torch(path: pathlib.Path) -> Tensors:
     def tensor(stored: StoredTensor) -> Tensor:
         return Tensor(stored.shape, stored.dtype, stored.read)
 
-    return Tensors(str(path), {n: tensor(stored) for n, stored in read_torch_file(path).items()})
+    where, stored = read_torch_file(path)
+    source = f"{path} ({where})" if where else str(path)
+    return Tensors(source, {name: tensor(one) for name, one in stored.items()})

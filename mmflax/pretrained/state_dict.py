@@ -1,0 +1,102 @@
+"""Where a training program put the weights in what it saved.
+
+A state dict is often nested (`{"state_dict": ..., "epoch": 3}`), and a whole module may be pickled
+in place of one. With several state dicts in a file the first of `KEYS` that holds tensors is
+taken: the trained weights go before their moving average, which is taken where it is alone.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmflax.errors import MmflaxError
+from mmflax.pretrained.unpickle import Inert, NumpyArray, View
+
+# What programs call the weights that they save beside other things.
+KEYS = (
+    "state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "checkpoint",
+    "model_weights", "params", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema",
+    "teacher", "student",
+)  # fmt: skip
+
+
+def find(tree: Any, path: pathlib.Path) -> tuple[str, dict[str, View]]:
+    """The keys that lead to the state dict, joined by dots, and its tensors by name.
+
+    Raises:
+      MmflaxError: there are no tensors where a state dict is looked for.
+    """
+    where, state = "", tree
+    while (key := _nested(state)) is not None:
+        where, state = f"{where}.{key}".lstrip("."), state[key]
+    tensors = dict(_tensors(state))
+    if not tensors:
+        raise MmflaxError(
+            f"{path} holds no tensors{_holds(tree)}; expected a state dict, at the top or under "
+            f"one of {', '.join(KEYS)}. Save it with torch.save(model.state_dict(), ...)."
+        )
+    return where, tensors
+
+
+def _nested(tree: Any) -> str | None:
+    """The key under which the state dict is, or None where `tree` is one."""
+    if not isinstance(tree, Mapping) or isinstance(tree, Inert):
+        return None
+    for key in KEYS:
+        inner = tree.get(key)
+        if isinstance(inner, Mapping) and any(_tensors(inner, deep=True)):
+            return key
+    return None
+
+
+def _tensors(state: Any, deep: bool = False) -> Iterator[tuple[str, View]]:
+    """Names and tensors of a state dict, or of a module; with `deep` of what is nested in one."""
+    if isinstance(state, Inert):
+        yield from _of_module(state.attributes, "")
+        return
+    if not isinstance(state, Mapping):
+        return
+    for name, value in state.items():
+        view = _view(value)
+        if view is not None:
+            yield str(name), view
+        elif deep and name in KEYS:
+            yield from _tensors(value, deep=True)
+
+
+def _view(value: Any) -> View | None:
+    if isinstance(value, NumpyArray):
+        return value.view()
+    return value if isinstance(value, View) else None
+
+
+def _of_module(attributes: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, View]]:
+    """Names and tensors of a pickled `torch.nn.Module`, as its `state_dict()` has them.
+
+    The attributes of a TorchScript module are its tensors and modules themselves.
+    """
+    parts = [attributes.get(key) for key in ("_parameters", "_buffers", "_modules")]
+    if any(isinstance(part, Mapping) for part in parts):
+        left_out = attributes.get("_non_persistent_buffers_set")
+        left_out = left_out if isinstance(left_out, set) else set()
+        members = [item for p in parts if isinstance(p, Mapping) for item in p.items()]
+        members = [(name, value) for name, value in members if name not in left_out]
+    else:
+        members = list(attributes.items())
+    for name, value in members:
+        view = _view(value)
+        if view is not None:
+            yield prefix + str(name), view
+        elif isinstance(value, Inert):
+            yield from _of_module(value.attributes, f"{prefix}{name}.")
+
+
+def _holds(tree: Any) -> str:
+    """What a file without weights has in their place."""
+    if isinstance(tree, Inert):
+        return f" but an object of {tree.name}"
+    if isinstance(tree, Mapping) and tree:
+        return f" but {', '.join(map(str, list(tree)[:6]))}"
+    return f" but {type(tree).__name__}"
