@@ -17,6 +17,8 @@ from mmflax.pretrained import hub
 from mmflax.run import init_sources
 from mmflax.run.build import Experiment, example_batch
 
+_SPLITS = frozenset({"train", "validation", "test"})
+
 
 def check(experiment: Experiment, processor: Processor | None = None) -> None:
     """Raises unless every key, type, range and shape of the config is right.
@@ -83,8 +85,9 @@ def _check_best_metric(experiment: Experiment) -> None:
     metric, split = experiment.checkpoint.best_metric, experiment.evaluation.split
     if metric is not None and not metric.startswith(f"{split}/"):
         raise MmflaxError(
-            f"checkpoint.best_metric is {metric!r}; expected a metric of evaluation.split, such as "
-            f"'{split}/loss'."
+            f"checkpoint.best_metric is {metric!r}; expected a metric of evaluation.split, which "
+            f"is {split!r}{registry.nearest(split, _SPLITS - {split})}"
+            f" (such as --config.checkpoint.best_metric={split}/loss)."
         )
 
 

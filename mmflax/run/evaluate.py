@@ -97,11 +97,12 @@ def evaluator(
     experiment: Experiment, built: Built, on_bad: Callable[[str, str], None] | None = None
 ) -> Evaluator:
     """The evaluation of this run's task, as its config describes it."""
+    shards = built.mesh.shape["data"] * built.mesh.shape["fsdp"]
     return Evaluator(
         built.task,
         built.processor,
         built.mesh,
-        batch_size=experiment.evaluation.batch_size,
+        batch_size=-(-experiment.evaluation.batch_size // shards) * shards,
         views=experiment.evaluation.views,
         num_threads=experiment.data.num_threads,
         max_bad_fraction=experiment.data.max_bad_fraction,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -19,7 +20,7 @@ from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
-from mmflax.run import data_record, init_from, init_sources
+from mmflax.run import data_record, init_from, init_sources, lock
 from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
 from mmflax.run.check import check
 from mmflax.run.evaluate import evaluator, in_loop
@@ -30,7 +31,19 @@ from mmflax.training.step import make_train_step
 
 
 def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> loop.Result:
-    """Trains, or goes on training, the run in ``workdir``; returns the state and last metrics."""
+    """Trains, or goes on training, the run in ``workdir``; returns the state and last metrics.
+
+    Raises:
+      MmflaxError: a mistake in the config, or another training in the workdir, before data are
+        read; see also `mmflax.training.loop.run`.
+    """
+    with contextlib.ExitStack() as stack:
+        return _train(config, workdir, quiet, stack)
+
+
+def _train(
+    config: Mapping[str, Any], workdir: str, quiet: bool, stack: contextlib.ExitStack
+) -> loop.Result:
     experiment = Experiment(config)
     root = pathlib.Path(workdir)
     former = read_config(root) if (root / "config.json").exists() else None
@@ -41,6 +54,7 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     resumes = former is not None and (root / "processor.json").exists()
     learned = Processor.load(root) if resumes else None
     check(experiment, learned)
+    lock.check_free(root)
     record = data_record.read_record(root)
     dataset = experiment.dataset(learned, **data_record.hold_out_of(former, record))
     split = experiment.evaluation.split
@@ -59,6 +73,9 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.
     start = None if store.steps() else start_of(experiment, built)
+    stack.enter_context(lock.locked(root))
+    if former is None and (root / "config.json").exists():
+        raise MmflaxError(f"Another run began in {root} meanwhile; run the same command again.")
     if main:
         prepare_workdir(root, config, processor, None if data is record else data)
     for note in notes if main else ():
@@ -129,9 +146,17 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
 def _check_evaluation(experiment: Experiment, built: Built, dataset: Dataset) -> None:
     """Raises unless the metric that ranks checkpoints is computed during training."""
     split, best = experiment.evaluation.split, experiment.checkpoint.best_metric
+    if split not in dataset.splits:
+        if best is None and split == "validation":
+            return  # data without one, which is said
+        raise MmflaxError(
+            f"evaluation.split is {split!r}, which the data do not have"
+            f"{registry.nearest(split, dataset.splits)}; they have {', '.join(dataset.splits)}. "
+            "Name one of them, or train without evaluation: --config.evaluation.split=validation "
+            "--config.checkpoint.best_metric=None --config.checkpoint.keep_best=0."
+        )
     if best is None:
         return
-    dataset.source(split)  # raises, naming the splits that are there
     names = [
         f"{split}/{name}" for name in evaluator(experiment, built).names(built.abstract.params)
     ]

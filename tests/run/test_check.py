@@ -94,7 +94,7 @@ def test_a_metric_that_is_not_computed_cannot_rank_checkpoints(shapes_dir, tmp_p
     assert not (tmp_path / "w").exists()
     config["checkpoint"]["best_metric"] = config["evaluation"]["split"] = "dev"
     config["checkpoint"]["best_metric"] += "/accuracy"
-    with pytest.raises(MmflaxError, match="no split 'dev'"):
+    with pytest.raises(MmflaxError, match="'dev', which the data do not have"):
         train(config, str(tmp_path / "w"))
 
 
