@@ -67,6 +67,7 @@ def build(
             f"{registry.nearest(name, _OPTIMIZERS)}"
         )
 
+    _check_numbers(weight_decay, clip_norm, b1, b2, eps, momentum)
     parts: list[Any] = []
     if clip_norm is not None:
         parts.append(optax.clip_by_global_norm(clip_norm))
@@ -89,6 +90,24 @@ def build(
         )
     init, update = _standard_promotion(tx.init), _standard_promotion(tx.update)
     return optax.GradientTransformation(init, update), rate
+
+
+def _check_numbers(
+    weight_decay: float, clip_norm: float | None, b1: float, b2: float, eps: float, momentum: float
+) -> None:
+    """Raises for numbers with which no optimizer learns."""
+    if clip_norm is not None and clip_norm <= 0:
+        raise MmflaxError(
+            f"optim.clip_norm is {clip_norm}; expected a norm above 0, or no clipping: "
+            f"{option('optim.clip_norm', None)}."
+        )
+    for name, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
+        if not 0 <= value < 1:
+            raise MmflaxError(f"optim.{name} is {value}; expected at least 0 and below 1.")
+    if weight_decay < 0:
+        raise MmflaxError(f"optim.weight_decay is {weight_decay}; expected at least 0.")
+    if eps <= 0:
+        raise MmflaxError(f"optim.eps is {eps}; expected a number above 0.")
 
 
 def build_schedule(name: str = "constant", **fields: Any) -> Schedule:

@@ -107,3 +107,53 @@ def test_shipped_configs_take_keys_that_they_do_not_list():
     words = ["--config.evaluation.max_examples=9", "--config.train.ema_decay=0.9"]
     config = load_config("configs/folder.py:vqa", words)
     assert config["evaluation"]["max_examples"] == 9 and config["train"]["ema_decay"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("data.unseen_answers=wrong", "wrong"),
+        ("data.allow_leak=True", True),
+        ("data.allow_leak=None", None),
+        ("data.allow_repeats=True", True),
+        ("data.max_bad_fraction=5e-2", 0.05),
+        ("data.task=None", None),
+        ("data.path=7", "7"),
+        ("data.path=/x:y/z w", "/x:y/z w"),
+        ("processor.soft_answers=True", True),
+        ("processor.image_size=64.0", 64),
+        ("train.ema_decay=0.99", 0.99),
+        ("train.accumulate=2", 2),
+        ("train.steps=1e3", 1000),
+        ("train.steps=007", 7),
+        ("train.eval_every=None", None),
+        ("optim.clip_norm=None", None),
+        ("optim.schedule.peak= 1e-4", 1e-4),
+        ("evaluation.max_examples=100", 100),
+        ("evaluation.views=(full,text_only)", ("full", "text_only")),
+        ("augment.flip=safe", "safe"),
+        ("checkpoint.best_metric=None", None),
+        ("mesh.data=-1", -1),
+        ("seed=1e0", 1),
+    ],
+)
+def test_what_messages_and_people_type_is_the_value_that_is_meant(word, value):
+    found = at(load_config("configs/folder.py:vqa:d", [f"--config.{word}"]), word.split("=")[0])
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.steps=2.5", "expected None or int"),
+        ("data.allow_leak=yes", "expected None or True or False"),
+        ("data.max_bad_fraction=nan", "expected a finite number"),
+        ("optim.schedule.peak=inf", "expected a finite number"),
+        ("augment.flip=None", "this key has no None"),
+        ("data.path=None", "this key has no None"),
+        ("train.epochs=1/2", "expected None or float"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_one_sentence(word, message):
+    with pytest.raises(MmflaxError, match=message):
+        load_config("configs/folder.py:vqa:d", [f"--config.{word}"])

@@ -137,3 +137,13 @@ def test_other_errors():
         update(name="adam")
     with pytest.raises(MmflaxError, match="freezes every parameter"):
         update(freeze=("",))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [dict(clip_norm=0.0), dict(b1=1.0), dict(b2=-0.1), dict(eps=0.0), dict(weight_decay=-1.0)],
+)
+def test_numbers_with_which_nothing_is_learned_are_errors(fields):
+    (name,) = fields
+    with pytest.raises(MmflaxError, match=f"optim.{name} is"):
+        optim.build({"w": jnp.zeros(2)}, schedule={"name": "constant", "peak": 1.0}, **fields)
