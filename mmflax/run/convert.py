@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.checkpoint import Pretrained, from_pretrained
-from mmflax.pretrained.families import fields_of
+from mmflax.pretrained.families import fields_of, keys_of
 from mmflax.pretrained.inspect import FAMILIES, shapes_of
 from mmflax.run import init_from, init_sources
 from mmflax.run.former import is_run
@@ -134,8 +134,11 @@ def _as_trained(
         original["label2id"] = {answer: i for i, answer in enumerate(answers)}
     size = processor.get("image_size")
     if size and "image_encoder/position_embedding" in changed:
-        if "vision_config" in original:
-            original["vision_config"] = {**original["vision_config"], "image_size": size}
+        keys = keys_of(start.config["family"], original)
+        if "vision_config" in original or (keys is not None and "vision_config" in keys.parts):
+            older = original.get("vision_config_dict") is not None
+            part = "vision_config_dict" if older else "vision_config"
+            original[part] = {**(original.get(part) or {}), "image_size": size}
         else:
             original["image_size"] = size
         notes.append(
