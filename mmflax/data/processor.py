@@ -23,7 +23,7 @@ from mmflax.data.dataset import PICTURES, Dataset, Raw
 from mmflax.data.image import transforms
 from mmflax.data.processor_fields import ProcessorFields
 from mmflax.data.regions import region_arrays
-from mmflax.data.survey import Survey, fit_length, question_types
+from mmflax.data.survey import HEAD_ROOM, Survey, fit_length, question_types
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
 from mmflax.metrics.vqa import soft_scores
@@ -47,7 +47,7 @@ class Processor(ProcessorFields):
         target_length: int | None = None,
         min_answer_count: int = 1,
         lowercase: bool = True,
-        strip_accents: bool | None = None,
+        strip_accents: bool = False,
         absent_images: bool | None = None,
         normalize_answers: str | None = None,
         published: Sequence[Any] = (),
@@ -58,8 +58,10 @@ class Processor(ProcessorFields):
 
         Answers are ordered by frequency, then alphabetically; those of fewer than
         ``min_answer_count`` training examples are left out (VQAv2's custom is 9). A length of None
-        fits the longest training text, rounded up to a multiple of 8. Accents are stripped from
-        lower-cased text, as in BERT, but not where texts are to be written. What the examples have
+        fits the training texts, rounded up to a multiple of 8; a question has a quarter more room
+        than the longest, or what ``dataset.info["head_room"]`` says. With ``strip_accents``
+        ("ü" becomes "u"), BERT's custom with lower case, words that differ in accents or voicing
+        marks only are one word. What the examples have
         (targets, a second image, regions, absent images, image ids) sets the fields that are not
         given.
         Question types come from every split, since they name metrics and are not learned.
@@ -98,8 +100,6 @@ class Processor(ProcessorFields):
         if say is not None:
             for note in seen.notes(normalize_answers):
                 say(note)
-        if strip_accents is None and seen.targets:
-            strip_accents = False
         given = [one.tokenizer for one in published if one.tokenizer is not None]
         tokenizer = (
             given[0]
@@ -115,7 +115,8 @@ class Processor(ProcessorFields):
         if max_length is None and tokenizer.reads_padding:
             max_length = tokenizer.max_length  # such a model knows texts of one length only
         if max_length is None:
-            max_length = fit_length(tokenizer, seen.questions)
+            room = dataset.info.get("head_room", HEAD_ROOM)
+            max_length = fit_length(tokenizer, seen.questions, room)
         if target_length is None:
             target_length = fit_length(tokenizer, seen.targets) if seen.targets else 0
         return cls(
@@ -124,7 +125,6 @@ class Processor(ProcessorFields):
             tokenizer=tokenizer,
             answers=answers,
             normalize_answers=normalize_answers,
-            reads_text=bool(seen.questions),
             question_types=question_types(dataset),
             **fields,
         )

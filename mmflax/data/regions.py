@@ -10,6 +10,8 @@ from mmflax.data.batch import Batch
 from mmflax.data.dataset import Raw, has_image
 from mmflax.errors import MmflaxError
 
+_SLACK = 0.01  # detectors' boxes reach a little beyond the image
+
 
 def region_arrays(
     raws: Sequence[Raw], most: int, dim: int, classes: int, absent: bool, prefix: str
@@ -57,6 +59,11 @@ def _checked(raw: Raw, most: int, widths: dict[str, int], prefix: str) -> dict[s
     for key, width in widths.items():
         value = np.asarray(raw.get(prefix + key))
         if key == "region_labels" and value.ndim == 1 and value.dtype.kind in "iu":
+            if value.size and not 0 <= value.min() <= value.max() < width:
+                raise MmflaxError(
+                    f"{prefix}region_labels has classes {value.min()} to {value.max()}; expected "
+                    f"0 to {width - 1}, since the training data has {width}."
+                )
             value = (value[:, None] == np.arange(width)).astype(np.float32)
         expected, remark = "n", f" with n from 1 to {most}"
         good = value.ndim == 2 and value.shape[1] == width and 0 < len(value) <= most
@@ -69,4 +76,27 @@ def _checked(raw: Raw, most: int, widths: dict[str, int], prefix: str) -> dict[s
                 f"{prefix}{key} is {list(value.shape)}; expected [{expected} {width}]{remark}."
             )
         values[key] = value
+        _check_numbers(prefix + key, key, value)
     return values
+
+
+def _check_numbers(name: str, key: str, value: np.ndarray) -> None:
+    """Raises for numbers that no detector gives: they would become NaN or another place."""
+    if not np.isfinite(value).all():
+        row = int(np.argmin(np.isfinite(value).all(axis=1)))
+        raise MmflaxError(f"{name} has a NaN or an infinity in row {row}; expected finite numbers.")
+    if key == "boxes":
+        good = (value >= -_SLACK) & (value <= 1 + _SLACK)
+        good = good.all(axis=1) & (value[:, 0] <= value[:, 2]) & (value[:, 1] <= value[:, 3])
+        if not good.all():
+            row = int(np.argmin(good))
+            raise MmflaxError(
+                f"{name} has {np.round(value[row], 4).tolist()} in row {row}; expected x1 y1 x2 y2 "
+                "from 0 to 1 with x1 <= x2 and y1 <= y2: divide pixels by the image's width and "
+                "height."
+            )
+    if key == "region_labels" and not ((value >= 0) & (value <= 1 + _SLACK)).all():
+        raise MmflaxError(
+            f"{name} has numbers from {value.min():.3g} to {value.max():.3g}; expected "
+            "probabilities, from 0 to 1."
+        )

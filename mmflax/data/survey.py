@@ -3,6 +3,7 @@ needs for them."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -106,11 +107,32 @@ def question_types(dataset: Dataset) -> tuple[str, ...]:
     return tuple(sorted(types))
 
 
-def fit_length(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
-    """Tokens of the longest text with its ends, rounded up to a multiple of 8."""
+HEAD_ROOM = 0.25
+
+
+def fit_length(tokenizer: Tokenizer, texts: Iterable[str], head_room: float = 0.0) -> int:
+    """Tokens of the longest text with its ends, and ``head_room`` of that more, rounded up to a
+    multiple of 8."""
     longest = max((tokenizer.count(text) for text in texts), default=0)
     longest += tokenizer.template.num_special(pair=False)
-    return -(-longest // 8) * 8
+    return -(-math.ceil(longest * (1 + head_room)) // 8) * 8
+
+
+def cut_texts(
+    tokenizer: Tokenizer, max_length: int, texts: Iterable[str | None], where: str
+) -> str | None:
+    """A sentence on the texts that lose their end, or None where none does."""
+    room = max_length - tokenizer.template.num_special(pair=False)
+    counts = [tokenizer.count(text) for text in texts if text]
+    longer = [count for count in counts if count > room]
+    if not longer:
+        return None
+    needed = max(longer) + max_length - room
+    return (
+        f"{len(longer)} of the {len(counts)} texts {where} {'is' if len(longer) == 1 else 'are'} "
+        f"longer than {max_length} tokens and {'loses its' if len(longer) == 1 else 'lose their'} "
+        f"end; a run trained with --config.processor.max_length={needed} reads them whole"
+    )
 
 
 def _largest(shape: tuple[int, int, int], raw: Raw) -> tuple[int, int, int]:

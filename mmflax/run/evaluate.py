@@ -13,7 +13,9 @@ import numpy as np
 
 from mmflax.config.compare import check_same_run
 from mmflax.config.overrides import override
-from mmflax.data.dataset import Source, Subset, text_of
+from mmflax.data.dataset import Dataset, Source, Subset, text_of
+from mmflax.data.processor import Processor
+from mmflax.data.survey import cut_texts
 from mmflax.distributed import processes
 from mmflax.evaluation.engine import Evaluator
 from mmflax.evaluation.question_prior import question_prior
@@ -60,7 +62,8 @@ def evaluate(
     if "majority" in views:
         used = Subset(source, _usable(source, engine.bad)) if engine.bad else source
         views["question_prior"] = question_prior(dataset.source("train"), used, built.processor)
-    notes = []
+    cut = cut_note(built.processor, dataset, split)
+    notes = [] if cut is None else [cut]
     if views.get("majority", {}).get("accuracy") == 1.0:
         notes.append(
             f"every answer of {split} is the commonest of train, so an accuracy of 100 % is what "
@@ -86,6 +89,15 @@ def evaluate(
             reason = error.strerror or str(error)
             result["notes"] = [*notes, f"{path} could not be written ({reason})"]
     return result
+
+
+def cut_note(processor: Processor, dataset: Dataset, split: str) -> str | None:
+    """A sentence on the split's questions that are longer than the processor reads, if any is."""
+    if split not in dataset.splits:
+        return None
+    source = dataset.source(split)
+    texts = (text_of(source, index).get("question") for index in range(len(source)))
+    return cut_texts(processor.tokenizer, processor.max_length, texts, f"of {split}")
 
 
 def _usable(source: Source, bad: Mapping[str, str]) -> list[int]:

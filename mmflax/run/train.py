@@ -23,7 +23,7 @@ from mmflax.errors import MmflaxError
 from mmflax.run import data_record, init_from, init_sources, lock
 from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
 from mmflax.run.check import check
-from mmflax.run.evaluate import evaluator, in_loop
+from mmflax.run.evaluate import cut_note, evaluator, in_loop
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
 from mmflax.training.state import create_sharded
@@ -69,6 +69,7 @@ def _train(
         notes += [f"the data changed since the run began: {change}" for change in changes]
         if unknown := data_record.unknown_answers(dataset, ("train", split), processor):
             notes.append(unknown)
+    notes += [note for name in ("train", split) if (note := cut_note(processor, dataset, name))]
     _check_evaluation(experiment, built, dataset)
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.

@@ -37,8 +37,8 @@ def test_vocabulary_is_learned_from_train_alone():
     assert 1 in tokens[mask]
 
 
-def test_length_fits_the_longest_training_question(processor):
-    assert processor.max_length == 8
+def test_length_fits_the_longest_training_question_and_a_quarter(processor):
+    assert processor.max_length == 16  # of 7 tokens
     long = in_memory({"train": rows("a", question="one two three four five six seven")})
     assert Processor.learn(long, image_size=8).max_length == 16
     assert Processor.learn(long, image_size=8, max_length=5).max_length == 5

@@ -54,6 +54,10 @@ class Tokenizer:
         self.max_length = files.max_length
         model = backend.model
         self._is_wordpiece = isinstance(model, models.WordPiece)
+        # In a question to a vocabulary of our own "[MASK]" is text; published ones read it as the
+        # original does.
+        if files.config is None and all(map(self._has, SPECIALS, range(len(SPECIALS)))):
+            backend.encode_special_tokens = True
         # tokenizers leaves CLIP's mark of a word's end in decoded texts.
         self._word_end = getattr(model, "end_of_word_suffix", None) or ""
         # Questions repeat; a hit costs 0.1 us where encoding costs about 40.
@@ -66,18 +70,19 @@ class Tokenizer:
         *,
         vocab_size: int = 8192,
         lowercase: bool = True,
-        strip_accents: bool | None = None,
+        strip_accents: bool = False,
     ) -> Self:
         """A vocabulary of at most ``vocab_size`` pieces, the same for the same texts.
 
-        ``strip_accents`` ("ü" becomes "u") goes with ``lowercase`` where it is None, as in BERT.
+        Texts are composed first (Unicode's NFC), so that both spellings of "ü" are one;
+        ``strip_accents`` makes it "u".
         """
         if vocab_size < len(SPECIALS) + 2:
             raise MmflaxError(
                 f"vocab_size is {vocab_size}; it must be at least {len(SPECIALS) + 2}, for the "
                 "special tokens and one letter."
             )
-        blank = _backend(SPECIALS, lowercase, strip_accents)
+        blank = _backend(SPECIALS, lowercase, strip_accents, composed=True)
         words: Counter[str] = Counter()
         for text, count in Counter(texts).items():
             normal = blank.normalizer.normalize_str(text)
@@ -86,7 +91,7 @@ class Tokenizer:
         if not words:
             raise MmflaxError("There is no text to learn a vocabulary from; every text is empty.")
         pieces = learn_wordpieces(words, vocab_size - len(SPECIALS))
-        return cls(_backend((*SPECIALS, *pieces), lowercase, strip_accents))
+        return cls(_backend((*SPECIALS, *pieces), lowercase, strip_accents, composed=True))
 
     @classmethod
     def from_vocabulary(cls, tokens: Sequence[str], *, lowercase: bool = True) -> Self:
@@ -133,6 +138,15 @@ class Tokenizer:
     def vocabulary(self) -> dict[str, int]:
         """Every piece, as the model spells it, and its id."""
         return self._backend.get_vocab(with_added_tokens=True)
+
+    def beyond(self, rows: int) -> dict[str, int]:
+        """Tokens and ids that an embedding table of so many rows does not have, by id."""
+        if self._backend.get_vocab_size() <= rows:
+            return {}
+        vocabulary = self._backend.get_vocab()
+        return dict(
+            sorted(((t, i) for t, i in vocabulary.items() if i >= rows), key=lambda x: x[1])
+        )
 
     @property
     def continuation(self) -> tuple[bool, ...]:
@@ -197,6 +211,9 @@ class Tokenizer:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def _has(self, token: str, index: int) -> bool:
+        return self._backend.token_to_id(token) == index
+
     def _cut(self, pieces: tuple[int, ...], room: int) -> tuple[int, ...]:
         if len(pieces) > room:
             pieces = pieces[len(pieces) - room :] if self._files.keeps_end else pieces[:room]
@@ -226,15 +243,17 @@ def _rounded(files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _backend(
-    tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
+    tokens: Sequence[str],
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    composed: bool = False,
 ) -> tokenizers.Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise MmflaxError("The vocabulary lists a token twice; ids would be ambiguous.")
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS[1]))
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase, strip_accents=strip_accents
-    )
+    bert = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), bert]) if composed else bert
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens([token for token in SPECIALS if token in vocabulary])
