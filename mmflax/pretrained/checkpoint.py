@@ -23,14 +23,17 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mmflax import paths
+from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
 from mmflax.pretrained import own_format, rules
 from mmflax.pretrained.families import table_of
 from mmflax.pretrained.inspect import CONFIG, inspect, shapes_of
 from mmflax.pretrained.placement import contiguous, load_parameters
+from mmflax.pretrained.rules import some_of
 from mmflax.pretrained.tensors import SAFE, Tensors
 
+_WORD_TABLE = "word_embedding/embedding"
 # Files beside the weights that are copied with them; the processor copies its own.
 _COMPANIONS = ("generation_config.json",)
 
@@ -182,7 +185,24 @@ def from_pretrained(
         "names": checkpoint.names,
         "source": str(checkpoint.root),
     }
-    return Pretrained(model, params, checkpoint.processor(), config)
+    processor = checkpoint.processor()
+    if processor is not None and processor.tokenizer is not None:
+        _check_vocabulary(processor.tokenizer, shapes, checkpoint.root)
+    return Pretrained(model, params, processor, config)
+
+
+def _check_vocabulary(tokenizer: Tokenizer, shapes: Mapping[str, Any], root: pathlib.Path) -> None:
+    """Raises where the tokenizer has tokens beyond the embedding table, which would give NaN."""
+    tables = [x.shape[0] for path, x in shapes.items() if path.endswith(_WORD_TABLE)]
+    beyond = tokenizer.beyond(min(tables)) if tables else {}
+    if beyond:
+        words = some_of([f"{token!r} (id {index})" for token, index in beyond.items()], 3)
+        raise MmflaxError(
+            f"{root}: the tokenizer has tokens that the model's embedding table of {min(tables)} "
+            f"rows lacks: {words}. Words were added and the model was not resized: call "
+            "model.resize_token_embeddings(len(tokenizer)) in transformers and save both, or take "
+            "the words out of the tokenizer's files."
+        )
 
 
 def _with_dtypes(model: Any, dtype: Any, param_dtype: Any) -> Any:
