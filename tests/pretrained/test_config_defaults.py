@@ -60,6 +60,7 @@ REFUSED = {
     "boxes": ("lxmert", {"visual_pos_dim": 6}, "builds 4 only"),
     "bypass": ("visual_bert", {"bypass_transformer": True}, "builds false only"),
     "norms": ("uniter", {"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
+    "types": ("uniter", {"type_vocab_size": 1}, "expected a whole number from 2 on"),
     "pair": ("uniter", {"nlvr2": "other"}, "'triplet'"),
     "dynamic": ("vilbert", {"dynamic_attention": True}, "builds false only"),
     "no co-attention": ("vilbert", {"with_coattention": False}, "builds true only"),

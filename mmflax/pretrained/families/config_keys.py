@@ -251,7 +251,8 @@ def checked(
 def _check_together(values: Mapping[str, Any], keys: Keys, where: str) -> None:
     """Raises for values that are right alone and wrong together."""
     size, heads = keys.divisible
-    if size in keys.used and heads in keys.used and values[size] % values[heads]:
+    both = size in keys.used and heads in keys.used
+    if both and None not in (values[size], values[heads]) and values[size] % values[heads]:
         raise MmflaxError(
             f"{where}{size} is {values[size]}, which {heads} {values[heads]} does not divide; "
             "expected a multiple."

@@ -15,17 +15,21 @@ from mmflax.pretrained.families.config_keys import (
     SIZE,
     Key,
     Keys,
+    Kind,
     one_of,
 )
 from mmflax.pretrained.rules import Rule, Shape, Table, under
 
 MODEL_TYPES = ("uniter",)
 
+# One of words and at least one of regions.
+TYPES_OF_TOKENS = Kind("a whole number from 2 on", lambda value: type(value) is int and value > 1)
 KEYS = {
     "uniter": Keys(
         used={key: configs.BERT_USED[key] for key in configs.BERT_USED if key != "layer_norm_eps"}
         | dict(
             vocab_size=Key(SIZE, 28996),
+            type_vocab_size=Key(TYPES_OF_TOKENS, 2),
             num_answer=Key(SIZE, 3129),
             img_dim=Key(SIZE, 2048),
             img_label_dim=Key(SIZE, 1601),
