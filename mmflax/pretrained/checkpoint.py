@@ -147,10 +147,10 @@ def from_pretrained(
     """A published checkpoint as a model of ours.
 
     Args:
-      source: a folder with `config.json` and weights (safetensors or PyTorch's, sharded or not), a
-        weight file of the original authors, a folder that `Pretrained.save` or `mmflax convert`
-        wrote, or an id of the Hugging Face hub, which
-        is downloaded into its cache.
+      source: a folder with `config.json` (or `open_clip_config.json`) and weights (safetensors or
+        PyTorch's, sharded or not), a weight file of the original authors, a folder that
+        `Pretrained.save` or `mmflax convert` wrote, or an id of the Hugging Face hub, which is
+        downloaded into its cache.
       family: the family that reads it, by name or the dotted path of a package of yours (see
         `mmflax.pretrained.families`); None goes by the config's `model_type`.
       dtype: of computation; None computes in the parameters' type.

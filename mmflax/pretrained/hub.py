@@ -11,6 +11,7 @@ from mmflax.errors import MmflaxError
 
 SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+OPEN_CLIP_SAFE, OPEN_CLIP_TORCH = ("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)
 # Beside the weights: what the processor and the model are made from.
 SMALL = ("*.json", "*.txt", "*.model")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -35,14 +36,13 @@ def locate(
     if path.exists():
         return path
     text = str(source)
-    folder = _download(text, (*SMALL, *SAFE), revision, offline)
-    if not _has(folder, SAFE):
-        folder = _download(text, (*SMALL, *TORCH), revision, offline)
-    if not _has(folder, (*SAFE, *TORCH)):
-        raise MmflaxError(
-            f"The hub's {text} has no weights that are read here; expected {SAFE[0]} or {TORCH[0]}."
-        )
-    return folder
+    for weights in (SAFE, TORCH, OPEN_CLIP_SAFE, OPEN_CLIP_TORCH):
+        folder = _download(text, (*SMALL, *weights), revision, offline)
+        if _has(folder, weights):
+            return folder
+    raise MmflaxError(
+        f"The hub's {text} has no weights that are read here; expected {SAFE[0]} or {TORCH[0]}."
+    )
 
 
 def check_name(source: str | pathlib.Path) -> None:

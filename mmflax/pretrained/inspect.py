@@ -15,7 +15,7 @@ import numpy as np
 
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError
-from mmflax.pretrained import families, hub, own_format, rules
+from mmflax.pretrained import families, hub, open_clip, own_format, rules
 from mmflax.pretrained.families.config_keys import without
 from mmflax.pretrained.processor import PublishedProcessor
 from mmflax.pretrained.tensors import SAFE, Tensors, open_tensors
@@ -99,7 +99,9 @@ class PublishedCheckpoint:
     def processor(self) -> PublishedProcessor | None:
         """What makes a batch as the original did; None where its files are not there."""
         folder = self.root if self.root.is_dir() else self.root.parent
-        return PublishedProcessor.load(folder) if PublishedProcessor.exists(folder) else None
+        if not PublishedProcessor.exists(folder):
+            return None
+        return PublishedProcessor.load(folder, described=self.original)
 
 
 def inspect(
@@ -118,6 +120,8 @@ def inspect(
     folder = root if root.is_dir() else root.parent
     if (folder / CONFIG).exists():
         original = without(read_config(folder), may_ignore_keys)
+    elif open_clip.exists(folder):
+        original = open_clip.clip_config(folder, may_ignore_keys)
     else:
         tensors = unwrapped(tensors, functools.partial(_count_recognized, root, family))
         original = _recognized(root, tensors, family)

@@ -20,7 +20,7 @@ from mmflax.data.processor import Processor
 from mmflax.data.text import tokenizer_files as files
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
-from mmflax.pretrained import hub
+from mmflax.pretrained import hub, open_clip
 
 IMAGES, WHOLE = "preprocessor_config.json", "processor_config.json"
 _TOKENIZER = (files.JSON, files.VOCABULARY, files.BPE_VOCABULARY, files.SPIECE)
@@ -55,22 +55,31 @@ class PublishedProcessor:
     files: Mapping[str, bytes] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
-    def load(cls, directory: epath.PathLike, *, max_length: int | None = None) -> Self:
+    def load(
+        cls,
+        directory: epath.PathLike,
+        *,
+        max_length: int | None = None,
+        described: Mapping[str, Any] | None = None,
+    ) -> Self:
         """From the files beside a checkpoint's weights.
 
         Args:
           directory: with `preprocessor_config.json` or a `processor_config.json` for images, and
             `tokenizer.json` or older files for texts; either may be absent.
           max_length: None is the tokenizer's, at most what the model has positions for.
+          described: the model's config in a folder of open_clip; None reads it.
 
         Raises:
           MmflaxError: what is missing or not understood.
         """
         root = epath.Path(directory)
         config = files.read_json(root / files.MODEL_CONFIG)
+        if not config and open_clip.exists(root):
+            config = dict(described or open_clip.clip_config(root))
         model_type = files.family(config)
         image_config, name = _image_config(root)
-        if image_config is None and not _has_tokenizer(root):
+        if not cls.exists(root):
             raise MmflaxError(
                 f"{root} has no preprocessing; expected {IMAGES} or {WHOLE} for images, or "
                 f"{', '.join(_TOKENIZER)} for texts."
@@ -78,6 +87,8 @@ class PublishedProcessor:
         pixels = None
         if image_config is not None:
             pixels = PublishedImages.from_config(image_config, model_type, str(root / name))
+        elif open_clip.exists(root):
+            pixels = open_clip.images(root)
         tokenizer, length, types = None, 0, False
         if _has_tokenizer(root):
             tokenizer = Tokenizer.load(root)
@@ -89,7 +100,7 @@ class PublishedProcessor:
                 raise MmflaxError(
                     f"max_length is {length}; it must be more than the {around} special tokens."
                 )
-        names = [*_FILES, files.MODEL_CONFIG]
+        names = [*_FILES, files.MODEL_CONFIG, open_clip.CONFIG]
         kept = {name: (root / name).read_bytes() for name in names if (root / name).exists()}
         return cls(tokenizer, pixels, length, types, kept)
 
@@ -97,7 +108,9 @@ class PublishedProcessor:
     def exists(directory: epath.PathLike) -> bool:
         """Whether a directory has anything that `load` reads."""
         root = epath.Path(directory)
-        return root.is_dir() and (_image_config(root)[0] is not None or _has_tokenizer(root))
+        return root.is_dir() and (
+            _image_config(root)[0] is not None or _has_tokenizer(root) or open_clip.exists(root)
+        )
 
     def images(self, images: Sequence[Any], *, canvas: Size | str | None = None) -> Batch:
         """`image` float32 [b h w 3], and `pixel_mask` bool [b h w] of families that pad.
@@ -219,7 +232,8 @@ class PublishedProcessor:
     def _required_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise MmflaxError(
-                f"This checkpoint has no tokenizer ({', '.join(_TOKENIZER)}): it reads no texts."
+                f"This checkpoint has no tokenizer ({', '.join(_TOKENIZER)}): it reads no texts, "
+                "or the tokenizer's files have to be copied beside its weights."
             )
         return self.tokenizer
 
@@ -300,7 +314,7 @@ def _square_fields(pixels: PublishedImages) -> dict[str, Any]:
         "image_size": end[0],
         "resize": resize.how,
         "resize_to": 0 if resize.height == end[0] else resize.height,
-        "floor_crop": True,
+        "floor_crop": pixels.floor_crop,
         "filter": pixels.filter,
         "mean": mean,
         "std": std,

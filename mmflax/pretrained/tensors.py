@@ -21,6 +21,7 @@ from mmflax.pretrained.torch_file import ENDINGS, StoredTensor, read_torch_file
 # What a directory of transformers may hold, in the order in which it is looked for.
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 class Tensor(NamedTuple):
@@ -77,12 +78,12 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        for name in (SAFE, SAFE_INDEX, TORCH, TORCH_INDEX):
+        for name in (SAFE, SAFE_INDEX, TORCH, TORCH_INDEX, *OPEN_CLIP):
             if (path / name).exists():
                 return open_tensors(path / name)
         raise MmflaxError(
             f"{path} holds no weights; expected one of {SAFE}, {SAFE_INDEX}, {TORCH}, "
-            f"{TORCH_INDEX}."
+            f"{TORCH_INDEX}, {', '.join(OPEN_CLIP)}."
         )
     if not path.exists():
         raise MmflaxError(f"There is no file {path}; expected weights.")

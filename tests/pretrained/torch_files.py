@@ -44,7 +44,7 @@ class Pickler(pickle._Pickler):
         if isinstance(found, Name):
             self.write(pickle.GLOBAL + f"{found.module}\n{found.name}\n".encode())
         elif isinstance(found, np.ndarray):
-            self.save_tensor(np.ascontiguousarray(found))
+            self.save_tensor(np.ascontiguousarray(found).reshape(found.shape))
         elif isinstance(found, Instance):
             self.save_reduce(found.cls, (), found.state)
         else:

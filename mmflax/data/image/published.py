@@ -102,6 +102,7 @@ class PublishedImages:
       std_twice: divide by `std` once more (EfficientNet's `include_top`).
       pads: zeros below and on the right, to `pad_size` or to the largest; `masks` says where.
       white: lay transparent images on white, not only drop their alpha.
+      floor_crop: half a pixel before a crop rounds down; else to even, as torchvision's does.
     """
 
     resize: Resize | None
@@ -116,6 +117,7 @@ class PublishedImages:
     pad_size: Size | None = None
     masks: bool = False
     white: bool = False
+    floor_crop: bool = True
 
     @classmethod
     def from_config(
@@ -250,10 +252,10 @@ class PublishedImages:
         if self.resize is not None:
             height, width = self.resize.target(image.height, image.width)
             crop = crops[0] if crops else None
-            image = transforms.resized(image, height, width, self.filter, crop)
+            image = transforms.resized(image, height, width, self.filter, crop, self.floor_crop)
             crops = crops[1:]
         for height, width in crops:
-            image = transforms.middle(image, height, width)
+            image = transforms.middle(image, height, width, self.floor_crop)
         return np.asarray(image)
 
     def _canvas(self, canvas: Size | str | None, largest: Size) -> Size:

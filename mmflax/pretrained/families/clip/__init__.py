@@ -1,4 +1,4 @@
 """The family `clip`."""
 
 from mmflax.pretrained.families.clip.model import build
-from mmflax.pretrained.families.clip.names import KEYS, MODEL_TYPES, fields, table
+from mmflax.pretrained.families.clip.names import KEYS, MODEL_TYPES, fields, recognize, table

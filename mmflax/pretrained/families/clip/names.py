@@ -1,12 +1,16 @@
 """Names of CLIP's checkpoints: transformers' CLIPModel and its parts, and OpenAI's own layout.
 
-OpenAI's layout, which open_clip keeps, needs a `config.json` of transformers' CLIPModel beside it:
-its tensors do not show the number of heads.
+OpenAI's own files are recognized by their names and by the numbers that they hold beside the
+tensors. open_clip keeps the layout and leaves the numbers out: its models have GELU or QuickGELU,
+which no tensor shows, and need an `open_clip_config.json` or a `config.json` beside them.
 """
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
 from mmflax.pretrained.families.config_keys import (
     ACTIVATION,
@@ -19,7 +23,7 @@ from mmflax.pretrained.families.config_keys import (
     Key,
     Keys,
 )
-from mmflax.pretrained.rules import FLAT, LINEAR, Rule, Table, under
+from mmflax.pretrained.rules import FLAT, LINEAR, Rule, Shape, Table, under
 
 MODEL_TYPES = ("clip", "clip_text_model", "clip_vision_model")
 
@@ -62,6 +66,9 @@ KEYS = {
     "clip_text_model": TEXT,
     "clip_vision_model": VISION,
 }
+
+# What OpenAI's files hold beside the parameters, and no other program's.
+ORIGINAL_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 
 # transformers' CLIPVisionModel and our encoder `clip_vision`; SigLIP's has fewer of these rows.
 VISION_RULES = (
@@ -163,7 +170,7 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
                 Rule("logit_scale", "logit_scale"),
             ),
             # Numbers of the architecture, and a mask that early files of open_clip hold.
-            unused=(r"^(input_resolution|context_length|vocab_size)$", r"(^|\.)attn_mask$"),
+            unused=(f"^({'|'.join(ORIGINAL_NUMBERS)})$", r"(^|\.)attn_mask$"),
         )
     return Table(
         rules=(
@@ -175,4 +182,63 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *rows.dense("classifier", "head"),
         ),
         unused=(rows.POSITION_IDS,),
+    )
+
+
+def recognize(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+    """The config of OpenAI's own file (a TorchScript archive or its state dict), from its shapes.
+
+    Raises:
+      MmflaxError: the image encoder is a ResNet, or a number of the model is not in the file.
+    """
+    words = "token_embedding.weight"
+    if any(name.startswith("visual.layer1.") for name in shapes) and words in shapes:
+        raise MmflaxError(
+            "the checkpoint is a CLIP whose image encoder is a ResNet (it has visual.layer1), and "
+            "only those with a Vision Transformer are read, such as ViT-B/32."
+        )
+    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.class_embedding")
+    if not {*needed, "text_projection", "ln_final.weight", words} <= set(shapes):
+        return None
+    if not set(ORIGINAL_NUMBERS) <= set(shapes):
+        raise MmflaxError(
+            "the checkpoint is a CLIP in OpenAI's layout without the entries "
+            f"{', '.join(ORIGINAL_NUMBERS)} of OpenAI's own files, so whether its activation is "
+            "gelu or quick_gelu is unknown; put its open_clip_config.json, or the config.json of "
+            "transformers, beside it."
+        )
+    width, _, patch, _ = shapes["visual.conv1.weight"]
+    positions = shapes["visual.positional_embedding"][0] - 1
+    grid = math.isqrt(positions)
+    if grid**2 != positions:
+        raise MmflaxError(
+            f"the checkpoint is a CLIP with {positions} positions of patches, which form no "
+            "square; put the model's config.json beside it."
+        )
+    text, projection = shapes["text_projection"]
+    return dict(
+        model_type="clip",
+        projection_dim=projection,
+        vision_config=_tower(shapes, "visual.", width)
+        | dict(image_size=grid * patch, patch_size=patch, projection_dim=projection),
+        text_config=_tower(shapes, "", text)
+        | dict(
+            vocab_size=shapes[words][0],
+            max_position_embeddings=shapes["positional_embedding"][0],
+            eos_token_id=2,
+            projection_dim=projection,
+        ),
+    )
+
+
+def _tower(shapes: Mapping[str, Shape], prefix: str, width: int) -> dict[str, Any]:
+    """The config of the transformer of one side of OpenAI's."""
+    blocks = f"{prefix}transformer.resblocks."
+    return dict(
+        hidden_size=width,
+        intermediate_size=shapes[f"{blocks}0.mlp.c_fc.weight"][0],
+        num_hidden_layers=configs.count(shapes, re.escape(blocks) + r"(\d+)\."),
+        num_attention_heads=configs.heads_of(width, "OpenAI's CLIP"),
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
     )
