@@ -99,9 +99,20 @@ class PublishedCheckpoint:
     def processor(self) -> PublishedProcessor | None:
         """What makes a batch as the original did; None where its files are not there."""
         folder = self.root if self.root.is_dir() else self.root.parent
-        if not PublishedProcessor.exists(folder):
+        fixed = self._fixed_preprocessing(folder)
+        described = self.original if fixed is not None or open_clip.exists(folder) else None
+        found = None
+        if PublishedProcessor.exists(folder):
+            found = PublishedProcessor.load(folder, described=described)
+        if fixed is None or (found is not None and found.pixels is not None):
+            return found
+        return PublishedProcessor.with_images(fixed, str(self.root), found)
+
+    def _fixed_preprocessing(self, folder: pathlib.Path) -> dict[str, Any] | None:
+        """The `preprocessor_config.json` of an original file that came without a config."""
+        if any((folder / name).exists() for name in (CONFIG, open_clip.CONFIG, own_format.CONFIG)):
             return None
-        return PublishedProcessor.load(folder, described=self.original)
+        return families.preprocessing_of(self.family, self.original)
 
 
 def inspect(

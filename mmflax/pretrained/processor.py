@@ -68,14 +68,14 @@ class PublishedProcessor:
           directory: with `preprocessor_config.json` or a `processor_config.json` for images, and
             `tokenizer.json` or older files for texts; either may be absent.
           max_length: None is the tokenizer's, at most what the model has positions for.
-          described: the model's config in a folder of open_clip; None reads it.
+          described: the model's config where there is no config.json; None reads open_clip's.
 
         Raises:
           MmflaxError: what is missing or not understood.
         """
         root = epath.Path(directory)
         config = files.read_json(root / files.MODEL_CONFIG)
-        if not config and open_clip.exists(root):
+        if not config and (described or open_clip.exists(root)):
             config = dict(described or open_clip.clip_config(root))
         model_type = files.family(config)
         image_config, name = _image_config(root)
@@ -180,6 +180,14 @@ class PublishedProcessor:
             kept.pop(files.MODEL_CONFIG, None)
         for name, contents in kept.items():
             (root / name).write_bytes(contents)
+
+    @classmethod
+    def with_images(cls, config: Mapping[str, Any], source: str, texts: Self | None) -> Self:
+        """`texts` with the images of a `preprocessor_config.json`; `source` is for messages."""
+        texts = texts or cls(None, None, 0, False, {})
+        pixels = PublishedImages.from_config(config, source=source)
+        kept = {**texts.files, IMAGES: json.dumps(config, indent=1).encode()}
+        return dataclasses.replace(texts, pixels=pixels, files=kept)
 
     @classmethod
     def of_checkpoint(cls, source: str) -> Self:

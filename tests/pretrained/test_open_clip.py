@@ -28,6 +28,7 @@ MODEL = {
     "vision_cfg": {"image_size": 16, "layers": 2, "width": 16, "head_width": 4, "patch_size": 4},
     "text_cfg": {"context_length": 9, "vocab_size": 29, "width": 20, "heads": 4, "layers": 2},
 }
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGES = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}
 
 
@@ -79,7 +80,12 @@ def test_openais_file_alone_is_the_model_with_a_config(form, weights, tmp_path, 
     found = inspect(tmp_path / "ViT-B-32.pt")
     assert found.fields == inspect(cases.GOLDEN / RECORDED).fields
     if form == "TorchScript":
-        same_outputs(from_pretrained(tmp_path / "ViT-B-32.pt"))
+        found = from_pretrained(tmp_path / "ViT-B-32.pt")
+        same_outputs(found)
+        pixels = found.processor.pixels
+        assert (pixels.filter, pixels.crops, pixels.mean) == ("bicubic", ((16, 16),), OPENAI_MEAN)
+        found.save(tmp_path / "copy")
+        assert from_pretrained(tmp_path / "copy").processor.pixels == pixels
 
 
 def shapes_of_original(vision=128, text=64, depth=3):
@@ -274,7 +280,7 @@ def pixels_of(path, **images):
 
 def test_images_are_prepared_as_open_clip_does(tmp_path):
     found = pixels_of(tmp_path).pixels
-    assert found.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert found.mean == OPENAI_MEAN
     assert found.std == (0.26862954, 0.26130258, 0.27577711)
     assert (found.filter, found.crops, found.resize.how) == ("bicubic", ((224, 224),), "crop")
     found = pixels_of(tmp_path, mean=[0.5] * 3, std=[0.25] * 3, interpolation="bilinear").pixels
@@ -313,11 +319,24 @@ def test_a_folder_without_a_tokenizer_says_so_when_asked_for_texts(tmp_path):
         processor.texts(["a cat"])
 
 
-def test_a_tokenizer_beside_it_has_the_models_length(tmp_path):
+def tokenizer(path):
     words = [*"abc", *(f"{letter}</w>" for letter in "abc"), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+
+
+def test_a_tokenizer_beside_openais_file_has_the_models_length(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmflax.pretrained.families.configs.heads_of", lambda width, _: 4)
+    torch_files.save({**weights, **numbers()}, tmp_path / "ViT-B-32.pt")
+    tokenizer(tmp_path)
+    processor = inspect(tmp_path / "ViT-B-32.pt").processor()
+    batch = processor.batch([np.zeros((20, 30, 3), np.uint8)], ["ab"])
+    assert (batch["image"].shape, batch["tokens"].shape) == ((1, 16, 16, 3), (1, 9))
+
+
+def test_a_tokenizer_beside_it_has_the_models_length(tmp_path):
+    tokenizer(tmp_path)
     batch = pixels_of(tmp_path).texts(["ab"])
     assert batch["tokens"].shape == (1, MODEL["text_cfg"]["context_length"])
     assert batch["tokens"][0, :4].tolist() == [6, 0, 4, 7]

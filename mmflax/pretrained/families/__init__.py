@@ -5,9 +5,10 @@ A folder has `build(**fields) -> linen module` (`model.py`), or `MODEL_TYPES`, t
 config and its tensors' names (`names.py`), or both: some checkpoints are read into the model of
 another family. `KEYS` says of every key of a config what it means (`config_keys.py`): the functions
 are given a config that has been checked by it and has the original's defaults for what it leaves
-out. `recognize(shapes)` gives the config of a weight file that comes without one. A package of
-yours with the same functions is a family too, under its dotted path; without `KEYS` its functions
-are given what the file holds.
+out. `recognize(shapes)` gives the config of a weight file that comes without one, and
+`preprocessing(config)` its `preprocessor_config.json`, where the original's code fixes the images'
+preprocessing. A package of yours with the same functions is a family too, under its dotted path;
+without `KEYS` its functions are given what the file holds.
 """
 
 import importlib
@@ -91,6 +92,12 @@ def table_of(family: str, config: Mapping[str, Any], names: Collection[str]) -> 
     """The family's table of a checkpoint's names."""
     table: rules.Table = family_module(family).table(completed(family, config), names)
     return table
+
+
+def preprocessing_of(family: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `preprocessor_config.json` of a file that came without one, if the family knows it."""
+    module = family_module(family)
+    return dict(module.preprocessing(config)) if hasattr(module, "preprocessing") else None
 
 
 def recognize(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:

@@ -231,6 +231,16 @@ def recognize(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     )
 
 
+def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `preprocessor_config.json` of a file that `recognize` knows, as OpenAI's code has it."""
+    size = config["vision_config"]["image_size"]
+    return dict(
+        image_processor_type="CLIPImageProcessor",
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+    )
+
+
 def _tower(shapes: Mapping[str, Shape], prefix: str, width: int) -> dict[str, Any]:
     """The config of the transformer of one side of OpenAI's."""
     blocks = f"{prefix}transformer.resblocks."
