@@ -264,9 +264,7 @@ def _length(tokenizer: Tokenizer, config: Mapping[str, Any], root: epath.Path) -
     text = config.get("text_config") or config
     positions = text.get("max_position_embeddings")
     if isinstance(positions, int) and positions > 0:
-        # RoBERTa's rows up to its padding token's are not positions.
-        roberta = tokenizer.kind == "roberta" or files.family(config) == "xlm_roberta"
-        limits.append(positions - (tokenizer.pad_id + 1 if roberta else 0))
+        limits.append(positions - files.position_offset(config, tokenizer.kind, tokenizer.pad_id))
     if files.family(config) == "align":
         limits.append(_ALIGN_LENGTH)
     if not limits:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
+from tokenizers import processors
 
 from mmflax.errors import MmflaxError
 
@@ -50,6 +51,10 @@ class Template(NamedTuple):
         return ids, types
 
 
+# No special tokens: what a tokenizer without a post-processor does.
+BARE = Template(((TEXT, 0),), ((TEXT, 0), (SECOND, 1)))
+
+
 def bert_template(cls: int, sep: int) -> Template:
     """`[CLS] a [SEP] b [SEP]`, with type 1 from b on."""
     single: tuple[Part, ...] = ((cls, 0), (TEXT, 0), (sep, 0))
@@ -84,6 +89,25 @@ def template_of(section: Mapping[str, Any] | None) -> Template | None:
             build = roberta_template if one["type"] == "RobertaProcessing" else bert_template
             return build(one["cls"][1], one["sep"][1])
     return None
+
+
+def post_processor(
+    template: Template, backend: tokenizers.Tokenizer
+) -> processors.TemplateProcessing:
+    """The section of a tokenizer.json that says the template."""
+
+    def said(parts: Sequence[Part]) -> list[str]:
+        names = (
+            backend.id_to_token(what) if isinstance(what, int) else f"${what}" for what, _ in parts
+        )
+        return [f"{name}:{kind}" for name, (_, kind) in zip(names, parts, strict=True)]
+
+    ids = {what for what, _ in template.pair + template.single if isinstance(what, int)}
+    return processors.TemplateProcessing(
+        single=said(template.single),
+        pair=said(template.pair),
+        special_tokens=[(backend.id_to_token(index), index) for index in sorted(ids)],
+    )
 
 
 def checked_template(roles: Roles, template: Template | None, source: str) -> Template:

@@ -1,7 +1,15 @@
 """Reading the files of a published tokenizer: vocabulary, special tokens, rules.
 
-`tokenizer.json` is read as it stands, but for the switches that `tokenizer_config.json` overrules,
-as transformers 5 does: it builds the tokenizers of known classes anew from their vocabulary.
+`tokenizer.json` is read as it stands: its normalizer, pre-tokenizer and post-processor are those of
+the model's training, also where its class usually has others. As in transformers 4, the switches in
+`tokenizer_config.json` (`do_lower_case`, `add_prefix_space` …) overrule those of BERT's own
+normalizer and RoBERTa's own pre-tokenizer, and nothing else. A file without a post-processor adds
+no special tokens where transformers 4 wrote it (it then has a list of added tokens beside it) or
+where its class is a general one; else its class's are added, as transformers 5 does.
+
+What is the model's and not the tokenizer's, such as the number of positions, goes by the family
+that `config.json` names. A tokenizer of no particular class is taken for the family's.
+
 Directories from before that file have `vocab.txt`, `vocab.json` with `merges.txt`, or
 `spiece.model`; see `tokenizer_legacy`.
 """
@@ -12,7 +20,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 from etils import epath
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from mmflax.data.text import special_tokens as special
 from mmflax.data.text import tokenizer_legacy as legacy
@@ -44,11 +52,23 @@ _MODELS = {
     **dict.fromkeys(("bridgetower", "meter", "roberta"), "roberta"),
     **{name: name for name in ("albert", "clip", "siglip", "t5")},
 }
+# Classes that say nothing of a tokenizer; their names are written without "Fast".
+_ANY_CLASS = ("", "PreTrainedTokenizer", "TokenizersBackend")
+# The models whose positions begin after the row of the padding token.
+_ROBERTA_LIKE = ("bridgetower", "camembert", "roberta", "xlm_roberta")
+# The type of model in a tokenizer.json by kind; a file with another is of no known kind.
+_ALGORITHMS = {
+    "bert": "WordPiece",
+    **dict.fromkeys(("clip", "roberta"), "BPE"),
+    **dict.fromkeys(("albert", "siglip", "t5"), "Unigram"),
+}
 _CASED = ("uniter",)  # BERT's tokenizer on a vocabulary with capitals
+# The keys that change how texts are read, for the classes that know them.
+_SWITCHES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 # What is written again beside a tokenizer.json.
 _KEPT = (
-    "model_max_length", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
-    "add_prefix_space", "truncation_side", "model_input_names", "keep_accents", "extra_ids",
+    *_SWITCHES, "model_max_length", "truncation_side", "model_input_names", "keep_accents",
+    "extra_ids",
 )  # fmt: skip
 
 
@@ -91,19 +111,29 @@ def read(path: epath.Path) -> TokenizerFiles:
     """
     root = path if path.is_dir() else path.parent
     config = read_json(root / CONFIG)
-    model_type = family(read_json(root / MODEL_CONFIG)) if path.is_dir() else ""
+    model_type = text_family(read_json(root / MODEL_CONFIG)) if path.is_dir() else ""
     class_name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
-    kind = _CLASSES.get(class_name, "") if class_name else _MODELS.get(model_type, "")
+    any_class = class_name in _ANY_CLASS
+    kind = _MODELS.get(model_type, "") if any_class else _CLASSES.get(class_name, "")
+    lowercase = bool(config.get("do_lower_case", True))
+    by_transformers = "added_tokens_decoder" in config or (root / SPECIAL).exists()
     if "added_tokens_decoder" not in config:  # else the map is older than the config
         config |= read_json(root / SPECIAL)
     if model_type in _CASED:
         config.setdefault("do_lower_case", False)
+    if any_class and class_name:  # such a class does not read them
+        config = {key: value for key, value in config.items() if key not in _SWITCHES}
     if config.get("padding_side", "right") != "right":
         raise MmflaxError(
             f"{root} pads on the {config['padding_side']}, and models here expect padding on the "
             f"right; change padding_side in its {CONFIG}."
         )
-    backend, kind = _backend(path, root, kind, config)
+    file = root / JSON if path.is_dir() else path
+    # transformers tokenizes SigLIP's texts by the SentencePiece file alone.
+    whole = file.exists() and not (kind == "siglip" and (root / SPIECE).exists())
+    backend, kind = _from_json(file, kind, config) if whole else _backend(root, kind, config)
+    if model_type == "siglip" and not kind and lowercase:
+        _lowercase(backend)
     tokens = special.named(config, kind)
     _add_tokens(backend, root, config, [token for token in tokens.values() if token])
     data = json.loads(backend.to_str())
@@ -113,11 +143,20 @@ def read(path: epath.Path) -> TokenizerFiles:
     for role, token in tokens.items():
         if token is not None and (index := backend.token_to_id(token)) is not None:
             roles[role] = index
-    template = special.template_of_kind(kind, roles) or special.template_of(data["post_processor"])
+    section = data["post_processor"]
+    template: Template | None
+    if whole and section is not None:
+        template = special.template_of(section) or special.BARE
+    elif whole and (by_transformers or (any_class and class_name)):
+        template = special.BARE
+    else:
+        template = special.template_of_kind(kind, roles)
+    template = special.checked_template(roles, template, str(root))
+    if section is None:
+        backend.post_processor = special.post_processor(template, backend)
     siglip = None
     if kind == "siglip":
         added = {token["content"]: token["id"] for token in data["added_tokens"]}
-        lowercase = bool(config.get("do_lower_case", True))
         siglip = SiglipText(data, added, int(roles["unk"] or 0), lowercase)
     written = {key: config[key] for key in _KEPT if key in config}
     if kind or class_name:
@@ -134,7 +173,7 @@ def read(path: epath.Path) -> TokenizerFiles:
         backend=backend,
         kind=kind,
         roles=roles,
-        template=special.checked_template(roles, template, str(root)),
+        template=template,
         siglip=siglip,
         reads_padding=reads_padding,
         keeps_end=config.get("truncation_side", "right") == "left",
@@ -166,6 +205,34 @@ def family(config: Mapping[str, Any]) -> str:
     return name.removesuffix("_text_model").removesuffix("_vision_model")
 
 
+def text_family(config: Mapping[str, Any]) -> str:
+    """The family of what reads the texts: the model's, or that of its `text_config`."""
+    name, part = family(config), config.get("text_config")
+    if name in _MODELS or name in _ROBERTA_LIKE or not isinstance(part, Mapping):
+        return name
+    return family(part) or name
+
+
+def position_offset(config: Mapping[str, Any], kind: str, pad: int) -> int:
+    """How many rows of a model's position table stand before the first position.
+
+    RoBERTa counts positions from the row after its padding token's, and so do the families built
+    on it; whichever class its tokenizer is of.
+
+    Args:
+      config: of the model.
+      kind: of the tokenizer, which decides where the family may have either (METER).
+      pad: the tokenizer's padding token, where `config` names none.
+    """
+    name = text_family(config)
+    roberta = name in _ROBERTA_LIKE or (name in ("", "meter") and kind == "roberta")
+    if not roberta:
+        return 0
+    text = config.get("text_config") or config
+    given = text.get("pad_token_id")
+    return (pad if given is None else int(given)) + 1
+
+
 def read_json(path: epath.Path) -> dict[str, Any]:
     """The object in a JSON file; {} where there is no file."""
     if not path.exists():
@@ -180,12 +247,9 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _backend(
-    path: epath.Path, root: epath.Path, kind: str, config: Mapping[str, Any]
+    root: epath.Path, kind: str, config: Mapping[str, Any]
 ) -> tuple[tokenizers.Tokenizer, str]:
-    file = root / JSON if path.is_dir() else path
-    # transformers tokenizes SigLIP's texts by the SentencePiece file alone.
-    if file.exists() and not (kind == "siglip" and (root / SPIECE).exists()):
-        return _from_json(file, kind, config), kind
+    """The tokenizer of the files older than tokenizer.json, and its kind."""
     if (root / VOCABULARY).exists():
         unknown = str(special.named(config, "bert")["unk"])
         return legacy.from_vocabulary(root / VOCABULARY, config, unknown), "bert"
@@ -200,22 +264,32 @@ def _backend(
     )
 
 
-def _from_json(path: epath.Path, kind: str, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The tokenizer with the switches of `config` in place of its own."""
+def _from_json(
+    path: epath.Path, kind: str, config: Mapping[str, Any]
+) -> tuple[tokenizers.Tokenizer, str]:
+    """The tokenizer with the switches of `config` in place of its own, and its kind."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if kind == "bert":
-            old = data["normalizer"] or {}
-            old = old if old.get("type") == "BertNormalizer" else {}
-            data["normalizer"] = {"type": "BertNormalizer", **legacy.bert_switches(config, old)}
-        if kind == "roberta" and "add_prefix_space" in config:
-            section = data["pre_tokenizer"] or {}
-            for part in section.get("pretokenizers", [section]):
-                if part.get("type") == "ByteLevel":
-                    part["add_prefix_space"] = bool(config["add_prefix_space"])
-        return tokenizers.Tokenizer.from_str(json.dumps(data))
+        if data["model"]["type"] != _ALGORITHMS.get(kind):
+            kind = ""
+        normalizer, words = data["normalizer"] or {}, data["pre_tokenizer"] or {}
+        if kind == "bert" and normalizer.get("type") == "BertNormalizer":
+            normalizer |= legacy.bert_switches(config, normalizer)
+        if kind == "roberta" and words.get("type") == "ByteLevel":
+            words["add_prefix_space"] = bool(
+                config.get("add_prefix_space", words["add_prefix_space"])
+            )
+        return tokenizers.Tokenizer.from_str(json.dumps(data)), kind
     except Exception as error:  # the Rust side raises a bare Exception
         raise MmflaxError(f"{path} is not a readable {JSON}: {error}.") from error
+
+
+def _lowercase(backend: tokenizers.Tokenizer) -> None:
+    """Texts of SigLIP 2 are lower-cased before its Gemma tokenizer, which does not do it."""
+    first = [normalizers.Lowercase()]
+    backend.normalizer = normalizers.Sequence(
+        [*first, backend.normalizer] if backend.normalizer else first
+    )
 
 
 def _add_tokens(

@@ -20,7 +20,7 @@ def bert_switches(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict
     """Keywords of BERT's normalizer, as tokenizer.json has them; `config` overrides `default`."""
     chinese = default.get("handle_chinese_chars", True)
     return {
-        "clean_text": True,
+        "clean_text": default.get("clean_text", True),
         "handle_chinese_chars": config.get("tokenize_chinese_chars", chinese),
         "strip_accents": config.get("strip_accents", default.get("strip_accents")),
         "lowercase": config.get("do_lower_case", default.get("lowercase", True)),
