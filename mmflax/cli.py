@@ -161,7 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("target", metavar="DST", nargs="?", help="a new folder")
     convert.add_argument(
-        "--to", choices=("hf", "mmflax"), default="hf", help="the original's format, or ours"
+        "--to",
+        choices=("hf", "flax", "mmflax"),
+        default="hf",
+        help="the original's format, the same with Flax weights, or ours",
     )
     convert.add_argument(
         "--check", action="store_true", help="compare with the original in PyTorch (extra parity)"

@@ -26,14 +26,16 @@ from mmflax import paths
 from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError
-from mmflax.pretrained import own_format, rules
+from mmflax.pretrained import flax_file, own_format, rules
 from mmflax.pretrained.families import table_of
 from mmflax.pretrained.inspect import CONFIG, inspect, shapes_of
 from mmflax.pretrained.placement import contiguous, load_parameters
 from mmflax.pretrained.rules import some_of
-from mmflax.pretrained.tensors import SAFE, Tensors
+from mmflax.pretrained.tensors import FLAX, SAFE, Tensors
 
 _WORD_TABLE = "word_embedding/embedding"
+# What `Pretrained.save` writes.
+FORMATS = ("hf", "flax", "mmflax")
 # Files beside the weights that are copied with them; the processor copies its own.
 _COMPANIONS = ("generation_config.json",)
 
@@ -59,15 +61,17 @@ class Pretrained:
 
     def tensors(self, params: Any = None) -> dict[str, np.ndarray]:
         """The parameters under the original's names, in its layout."""
+        return {rule.theirs: value for rule, value in self._tensors(params)}
+
+    def _tensors(self, params: Any = None) -> list[tuple[rules.Rule, np.ndarray]]:
         _refuse_run(self.config)
         names = self.config["names"]
         table = table_of(self.config["family"], self.config["original"], sorted(names))
-        tensors = rules.write(table, self._arrays(params))
         # In the types that the file has: half precision goes back as half precision.
-        return {
-            name: value.astype(jnp.dtype(names.get(name, value.dtype)), copy=False)
-            for name, value in tensors.items()
-        }
+        return [
+            (rule, value.astype(jnp.dtype(names.get(rule.theirs, value.dtype)), copy=False))
+            for rule, value in rules.written(table, self._arrays(params))
+        ]
 
     def _arrays(self, params: Any) -> dict[str, np.ndarray]:
         flat = paths.leaves(self.params if params is None else params)
@@ -82,26 +86,32 @@ class Pretrained:
           directory: a new folder.
           params: parameters to write in place of this object's, such as fine-tuned ones.
           to: "hf", the original's format (config.json, model.safetensors and what lay beside
-            them), or "mmflax", our names and layout, which loads without a table.
+            them), "flax", the same with flax_model.msgpack of transformers' Flax classes, or
+            "mmflax", our names and layout, which loads without a table.
 
         Raises:
-          MmflaxError: the directory exists already.
+          MmflaxError: the directory exists already, or the family has no Flax layout.
         """
         _refuse_run(self.config)
-        if to not in ("hf", "mmflax"):
-            raise MmflaxError(f"to is {to!r}; expected 'hf' or 'mmflax'.")
+        if to not in FORMATS:
+            raise MmflaxError(f"to is {to!r}; expected one of {', '.join(FORMATS)}.")
+        if to == "flax":
+            flax_file.check_written(self.config)
         target = pathlib.Path(directory)
         if target.exists():
             raise MmflaxError(f"{target} exists already; name a new folder.")
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        if to == "hf":
-            save_file(self.tensors(params), partial / SAFE, metadata={"format": "pt"})
+        if to == "mmflax":
+            own_format.write(partial, self.config, self._arrays(params))
+        else:
+            if to == "flax":
+                flax_file.write_flax_file(partial / FLAX, self._tensors(params))
+            else:
+                save_file(self.tensors(params), partial / SAFE, metadata={"format": "pt"})
             text = json.dumps(self.config["original"], indent=2, ensure_ascii=False)
             (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
-        else:
-            own_format.write(partial, self.config, self._arrays(params))
         origin = pathlib.Path(self.config["source"])
         for name in _COMPANIONS:
             if (origin / name).exists():
@@ -147,8 +157,8 @@ def from_pretrained(
     """A published checkpoint as a model of ours.
 
     Args:
-      source: a folder with `config.json` (or `open_clip_config.json`) and weights (safetensors or
-        PyTorch's, sharded or not), a weight file of the original authors, a folder that
+      source: a folder with `config.json` (or `open_clip_config.json`) and weights (safetensors,
+        PyTorch's or Flax's, sharded or not), a weight file of the original authors, a folder that
         `Pretrained.save` or `mmflax convert` wrote, or an id of the Hugging Face hub, which is
         downloaded into its cache.
       family: the family that reads it, by name or the dotted path of a package of yours (see

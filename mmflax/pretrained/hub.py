@@ -12,6 +12,7 @@ from mmflax.errors import MmflaxError
 SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 OPEN_CLIP_SAFE, OPEN_CLIP_TORCH = ("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)
+FLAX = ("flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack")
 # Beside the weights: what the processor and the model are made from.
 SMALL = ("*.json", "*.txt", "*.model")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -36,12 +37,13 @@ def locate(
     if path.exists():
         return path
     text = str(source)
-    for weights in (SAFE, TORCH, OPEN_CLIP_SAFE, OPEN_CLIP_TORCH):
+    for weights in (SAFE, TORCH, OPEN_CLIP_SAFE, OPEN_CLIP_TORCH, FLAX):
         folder = _download(text, (*SMALL, *weights), revision, offline)
         if _has(folder, weights):
             return folder
     raise MmflaxError(
-        f"The hub's {text} has no weights that are read here; expected {SAFE[0]} or {TORCH[0]}."
+        f"The hub's {text} has no weights that are read here; expected {SAFE[0]}, {TORCH[0]} or "
+        f"{FLAX[0]}."
     )
 
 

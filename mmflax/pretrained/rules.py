@@ -205,7 +205,12 @@ def bind(
 
 def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Their tensors of our parameters (path -> array), contiguous; the inverse of reading."""
-    tensors: dict[str, np.ndarray] = {}
+    return {rule.theirs: tensor for rule, tensor in written(table, params)}
+
+
+def written(table: Table, params: Mapping[str, np.ndarray]) -> list[tuple[Rule, np.ndarray]]:
+    """The same, each with its rule, whose numbers are filled in."""
+    tensors = []
     done: set[str] = set()
     for path in sorted(params):
         if path in done:
@@ -215,7 +220,7 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             raise MmflaxError(f"no rule of the table leads from our parameter {path}.")
         one = candidates[0]
         done.update(one.paths)
-        tensors[one.theirs] = one.write([np.asarray(params[p]) for p in one.paths])
+        tensors.append((one, one.write([np.asarray(params[p]) for p in one.paths])))
     return tensors
 
 

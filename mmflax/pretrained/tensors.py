@@ -1,7 +1,7 @@
-"""Named tensors of weight files, one at a time: safetensors, sharded or not, and PyTorch's.
+"""Named tensors of weight files, one at a time: safetensors, PyTorch's and Flax's, sharded or not.
 
 safetensors are read by the library of that name; PyTorch's files by an unpickler of our own, for
-the reasons in `torch_file.py`.
+the reasons in `torch_file.py`. Those of Flax come under PyTorch's names (`flax_file.py`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mmflax.errors import MmflaxError
+from mmflax.pretrained import flax_file
 from mmflax.pretrained.torch_file import ENDINGS, StoredTensor, read_torch_file
 
 # What a directory of transformers may hold, in the order in which it is looked for.
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+FLAX, FLAX_INDEX = "flax_model.msgpack", "flax_model.msgpack.index.json"
+_WHOLE = (SAFE, SAFE_INDEX, TORCH, TORCH_INDEX, *OPEN_CLIP, FLAX, FLAX_INDEX)
 
 
 class Tensor(NamedTuple):
@@ -78,13 +81,10 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        for name in (SAFE, SAFE_INDEX, TORCH, TORCH_INDEX, *OPEN_CLIP):
+        for name in _WHOLE:
             if (path / name).exists():
                 return open_tensors(path / name)
-        raise MmflaxError(
-            f"{path} holds no weights; expected one of {SAFE}, {SAFE_INDEX}, {TORCH}, "
-            f"{TORCH_INDEX}, {', '.join(OPEN_CLIP)}."
-        )
+        raise MmflaxError(f"{path} holds no weights; expected one of {', '.join(_WHOLE)}.")
     if not path.exists():
         raise MmflaxError(f"There is no file {path}; expected weights.")
     if path.name.endswith(".index.json"):
@@ -93,9 +93,17 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
         return _open_safetensors(path)
     if path.suffix in ENDINGS:
         return _open_torch(path)
+    if path.suffix == flax_file.ENDING:
+        arrays = flax_file.read_flax_file(path)
+        return Tensors(str(path), {name: _in_memory(x) for name, x in arrays.items()})
+    endings = (".safetensors", *ENDINGS, flax_file.ENDING)
     raise MmflaxError(
-        f"{path} ends in {path.suffix!r}; weights end in .safetensors or {', '.join(ENDINGS)}."
+        f"{path} ends in {path.suffix!r}; weights end in one of {', '.join(endings)}."
     )
+
+
+def _in_memory(array: np.ndarray) -> Tensor:
+    return Tensor(array.shape, array.dtype, lambda: array)
 
 
 def _open_index(path: pathlib.Path) -> Tensors:
@@ -104,6 +112,8 @@ def _open_index(path: pathlib.Path) -> Tensors:
         shards = sorted(set(files.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MmflaxError(f"{path} is not an index of weights ({error!r}).") from error
+    if path.name.endswith(f"{flax_file.ENDING}.index.json"):
+        files = {flax_file.torch_name(name.split("/")): file for name, file in files.items()}
     absent = [name for name in shards if not (path.parent / name).exists()]
     if absent:
         raise MmflaxError(
@@ -134,6 +144,9 @@ def _open_safetensors(path: pathlib.Path) -> Tensors:
             f"{path} is truncated or corrupt ({error}); download it again and compare its size."
         ) from error
 
+    # A Flax class saved it, under its own names joined by dots.
+    flax = (file.metadata() or {}).get("format") == "flax"
+
     def tensor(name: str) -> Tensor:
         part = file.get_slice(name)
         dtype_name = part.get_dtype()
@@ -142,9 +155,17 @@ def _open_safetensors(path: pathlib.Path) -> Tensors:
                 f"{path}: {name} has type {dtype_name}; expected a plain number type."
             )
         dtype = jnp.dtype(_SAFE_DTYPES[dtype_name])
-        return Tensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
+        shape = tuple(part.get_shape())
+        if not flax:
+            return Tensor(shape, dtype, lambda: file.get_tensor(name))
+        axes = flax_file.torch_axes(name.split("."), len(shape))
+        shape = tuple(shape[axis] for axis in axes)
+        return Tensor(shape, dtype, lambda: file.get_tensor(name).transpose(axes))
 
-    return Tensors(str(path), {name: tensor(name) for name in file.keys()})
+    tensors = {name: tensor(name) for name in file.keys()}
+    if flax:
+        tensors = {flax_file.torch_name(name.split(".")): one for name, one in tensors.items()}
+    return Tensors(str(path), tensors)
 
 
 def _open_torch(path: pathlib.Path) -> Tensors:

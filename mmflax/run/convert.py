@@ -30,7 +30,7 @@ def convert(source: str, target: str, *, to: str = "hf", family: str | None = No
 
     Args:
       source: what `from_pretrained` takes, or a workdir that was started from such a checkpoint.
-      to: "hf" or "mmflax"; see `Pretrained.save`.
+      to: "hf", "flax" or "mmflax"; see `Pretrained.save`.
       family: of a public checkpoint; see `from_pretrained`.
 
     Raises:
