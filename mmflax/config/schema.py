@@ -52,7 +52,8 @@ NAMED = {
 FUNCTIONS = {
     "processor": (
         "mmflax.data.processor", "Processor.learn",
-        ("dataset", "published", "say", "answers", "question_types", "tokenizer", "fields"),
+        ("dataset", "published", "say", "answers", "question_types", "tokenizer",
+         "reads_text", "fields"),
     ),
     "optim": ("mmflax.training.optim", "build", ("params",)),  # less those of other optimizers
     "augment": ("mmflax.data.augment", "build", ()),

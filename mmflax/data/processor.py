@@ -125,6 +125,7 @@ class Processor(ProcessorFields):
             tokenizer=tokenizer,
             answers=answers,
             normalize_answers=normalize_answers,
+            reads_text=bool(seen.questions),
             question_types=question_types(dataset),
             **fields,
         )

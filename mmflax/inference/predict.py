@@ -94,6 +94,11 @@ class Predictor:
                 "mmflax.inference.search.Retriever, of pretraining train a task that answers."
             )
         images, texts, single = _pairs(image, text)
+        if not self.processor.reads_text and any(given is not None for given in texts):
+            raise MmflaxError(
+                "This model was trained on images without texts, so a text would only disturb it; "
+                "leave --text out."
+            )
         seconds = second_image if isinstance(second_image, (list, tuple)) else [second_image]
         if self.processor.second_images == (second_image is None):
             expected = "two images" if self.processor.second_images else "one image"

@@ -230,7 +230,7 @@ class Experiment:
             given["text_encoder"].pop("max_length")
         else:
             given["text_encoder"]["max_length"] += text.get("position_offset", 0)
-        if text.get("position_offset"):  # as RoBERTa counts
+        if text.get("position_offset") and "pad_token" not in text:  # as RoBERTa counts
             given["text_encoder"] |= {"pad_token": processor.tokenizer.pad_id}
         parts = {
             part: registry.build(

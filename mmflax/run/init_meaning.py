@@ -32,6 +32,7 @@ HARMLESS = {
     "any_size": "which image sizes are accepted; one that does not fit is an error",
     "crop": "which image sizes are accepted; one that does not fit is an error",
     "ImageEncoderBase.pool": "advice to a head, which has a field of its own",
+    "pad_token": "follows from position_offset and the run's tokenizer",
     "MLMHead.vocab_size": "said by the shape of its bias",
 }
 # What the shapes of parameters say, which are compared first: whatever differs here was fitted,

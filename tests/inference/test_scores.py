@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mmflax import cli
+from mmflax.data.dataset import Dataset
+from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.engine import _check_finite
 from mmflax.inference import predict, search
@@ -67,3 +69,16 @@ def test_a_terminal_without_the_letters_shows_their_codes(monkeypatch):
     cli._print_safely()
     print("grün …", file=sys.stdout, flush=True)
     assert stream.buffer.getvalue() == b"gr\\xfcn \\u2026\n"
+
+
+def test_a_text_is_refused_by_a_model_that_never_had_one(monkeypatch):
+    row = {"image": np.zeros((8, 8, 3), np.uint8), "target": "a dog", "id": "0"}
+    for question, reads in ((None, False), ("what?", True)):
+        made = Dataset("made", {"train": [{**row, "question": question}]})
+        processor = Processor.learn(made, image_size=8)
+        assert processor.reads_text == reads
+    blind = Processor.learn(Dataset("m", {"train": [{**row, "question": None}]}), image_size=8)
+    task = type("Task", (), {"model": None, "predict": print})()
+    run = predict.Predictor(task, {}, blind)
+    with pytest.raises(MmflaxError, match="trained on images without texts"):
+        run.predict(row["image"], "a red dog")

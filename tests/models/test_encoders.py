@@ -245,3 +245,15 @@ def test_last_layers_end_in_the_tokens(encoder, scan_layers, zoo):
     np.testing.assert_allclose(layers[0], expected, atol=1e-5)
     with pytest.raises(MmflaxError, match="last 3 layers were requested, but there are 2"):
         zoo.run(model, scanned, *inputs, layers=3, train=False)
+
+
+def test_positions_count_what_is_no_padding():
+    model = bert.build(
+        vocab_size=9, width=4, depth=1, num_heads=1, mlp_dim=4, max_length=9, position_offset=2,
+        pad_token=1,
+    )  # fmt: skip
+    tokens = jnp.asarray([[3, 1, 4, 5, 1, 1], [1, 1, 3, 4, 1, 5]])
+    rows = jax.jit(lambda x: model.bind({})._positions(x))(tokens)
+    assert rows.tolist() == [[2, 1, 3, 4, 1, 1], [1, 1, 2, 3, 1, 4]]  # as fairseq's make_positions
+    plain = model.clone(pad_token=None).bind({})._positions(tokens)
+    assert plain.tolist() == [[2, 3, 4, 5, 6, 7]]

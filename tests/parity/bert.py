@@ -50,6 +50,9 @@ CASES = {
     "classifier": Case(original("BertForSequenceClassification", num_labels=3), **POOLED),
     "gelu_new": Case(original(hidden_act="gelu_new"), **WHOLE),
     "epsilon": Case(original(layer_norm_eps=1e-5), **WHOLE),
+    "causal": Case(original("BertLMHeadModel", is_decoder=True), **WORDS),
+    "causal encoder": Case(original(is_decoder=True), **WHOLE),
+    "own table of words": Case(original("BertForMaskedLM", tie_word_embeddings=False), **WORDS),
     "one type": Case(
         original(type_vocab_size=1),
         **WHOLE | dict(batch=lambda rng: batch(rng) | {"token_types": np.zeros((2, 7), np.int32)}),

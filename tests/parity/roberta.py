@@ -31,6 +31,13 @@ def batch(rng, vocabulary=30, length=7):
     return {"tokens": np.where(mask, tokens, 1).astype(np.int32), "text_mask": mask}
 
 
+def padded_inside(rng):
+    """A text that contains padding's own token, and one with the padding before it."""
+    found = batch(rng)
+    found["tokens"][0, 3] = 1
+    return {name: np.stack([x[0], x[1, ::-1]]) for name, x in found.items()}
+
+
 def call(module, batch):
     names = dict(input_ids="tokens", attention_mask="text_mask")
     return module(**torch_batch(batch, **names), output_hidden_states=True)
@@ -74,6 +81,11 @@ CASES = {
     "xlm words": Case(original("XLMRobertaForMaskedLM", config="XLMRobertaConfig"), **WORDS),
     "two types": Case(original(type_vocab_size=2), **WHOLE),
     "epsilon": Case(original(layer_norm_eps=1e-12), **WHOLE),
+    "causal": Case(original("RobertaForCausalLM", is_decoder=True), **WORDS),
+    "own table of words": Case(original("RobertaForMaskedLM", tie_word_embeddings=False), **WORDS),
+    "padding inside": Case(
+        original(), **WHOLE | dict(batch=padded_inside, absent=("pooler_output",))
+    ),
     "padding 0": Case(original(pad_token_id=0), **WHOLE),
 }
 BASE = {
