@@ -66,6 +66,11 @@ def _print_safely() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _text(word: str) -> str:
+    """A word of the command line, which Python reads as bytes where the locale is ASCII."""
+    return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _leave(code: int) -> int:
     """In a run of several processes the others must not wait for this one."""
     import jax
@@ -134,8 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         "--second-image", metavar="FILE", help="the other one, for two-image tasks"
     )
     predict.add_argument(
-        "--text", action="append", help="what the model reads, such as a question; may repeat"
-    )
+        "--text", action="append", type=_text,
+        help="what the model reads, such as a question; may repeat",
+    )  # fmt: skip
     predict.add_argument("--top", type=int, default=3, help="answers to list (default: 3)")
     predict.add_argument("--attention", metavar="OUT.png", help="draw its text-to-image attention")
     predict.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any
 
@@ -84,10 +85,12 @@ def _check_best_metric(experiment: Experiment) -> None:
     """Checkpoints are ranked by a metric of the split that is evaluated during training."""
     metric, split = experiment.checkpoint.best_metric, experiment.evaluation.split
     if metric is not None and not metric.startswith(f"{split}/"):
+        near = [one for one in _SPLITS if metric.startswith(f"{one}/")]
+        near = difflib.get_close_matches(split, near) if split not in _SPLITS else []
+        change = f"evaluation.split={near[0]}" if near else f"checkpoint.best_metric={split}/loss"
         raise MmflaxError(
             f"checkpoint.best_metric is {metric!r}; expected a metric of evaluation.split, which "
-            f"is {split!r}{registry.nearest(split, _SPLITS - {split})}"
-            f" (such as --config.checkpoint.best_metric={split}/loss)."
+            f"is {split!r} (such as --config.{change})."
         )
 
 

@@ -82,3 +82,9 @@ def test_a_text_is_refused_by_a_model_that_never_had_one(monkeypatch):
     run = predict.Predictor(task, {}, blind)
     with pytest.raises(MmflaxError, match="trained on images without texts"):
         run.predict(row["image"], "a red dog")
+
+
+@pytest.mark.parametrize("text", ["is it green?", "¿Qué color hacía?", "これはがきですか"])
+def test_a_text_is_read_where_the_locale_is_ascii(text):
+    assert cli._text(text.encode().decode("ascii", "surrogateescape")) == text
+    assert cli._text(text) == text

@@ -71,7 +71,9 @@ def test_unknown_vit_variant_lists_the_sizes(variant):
 
 
 def test_missing_sizes_are_named():
-    with pytest.raises(MmflaxError, match="variant such as 'B/16', or also depth, num_heads"):
+    with pytest.raises(
+        MmflaxError, match=r"variant such as 'B/16' \(--.*=B/16\), or also depth, num_heads"
+    ):
         vit.build(image_size=8, patch_size=4, width=8)
     with pytest.raises(MmflaxError, match="or also depth, num_heads"):
         bert.build(vocab_size=9, width=8)

@@ -68,6 +68,8 @@ def change(section, **fields):
         (change("optim", freeze="no_such/"), "'no_such/' decides no parameter"),
         (change("evaluation", views=3), r"evaluation.views is \(3,\); expected 'full'"),
         (change("checkpoint", best_metric="accuracy"), "expected a metric of evaluation.split"),
+        (change("evaluation", split="vaildation"), r"--config\.evaluation\.split=validation\)"),
+        (change("evaluation", split="test"), r"--config\.checkpoint\.best_metric=test/loss\)"),
         (change("mesh", rules=(("no_such", ()),)), "'no_such', which matches no parameter"),
         (lambda c: c.update(init={"from": "/no/such"}), "There is no /no/such"),
         (lambda c: c.update(init={"skip": 3}), "init.skip is 3; expected regular expressions"),
