@@ -20,6 +20,12 @@ from mmflax.data.text.special_tokens import DEFAULTS, ROLES, share
 from mmflax.data.text.wordpiece import learn_wordpieces
 from mmflax.errors import MmflaxError
 
+# Spaces that splitting into words has put in, in the order in which transformers takes them out.
+_JOINED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")),
+)
 SPECIALS = tuple(str(token) for token in DEFAULTS["bert"])
 
 
@@ -199,8 +205,14 @@ class Tokenizer:
         return len(self._pieces(text))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The normalized text of the ids; special tokens are left out."""
-        return self._decoded([int(token) for token in tokens], True)
+        """The normalized text of the ids; special tokens are left out.
+
+        Of a published tokenizer whose files say `clean_up_tokenization_spaces`, also the spaces
+        around punctuation and contractions, as transformers does; where the files do not say it
+        they stay, as in transformers 5.
+        """
+        text = self._decoded([int(token) for token in tokens], True)
+        return _cleaned_up(text) if self._files.cleans_up else text
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
@@ -233,6 +245,13 @@ class Tokenizer:
             return tuple(self._files.siglip.ids(text))
         # add_special_tokens=False also hides a loaded tokenizer's own template; ours is explicit.
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+
+
+def _cleaned_up(text: str) -> str:
+    """What transformers' `clean_up_tokenization` makes of a decoded English text."""
+    for spaced, joined in _JOINED:
+        text = text.replace(spaced, joined)
+    return text
 
 
 def _rounded(files: Mapping[str, str]) -> dict[str, Any]:

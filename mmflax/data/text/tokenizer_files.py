@@ -65,10 +65,13 @@ _ALGORITHMS = {
 _CASED = ("uniter",)  # BERT's tokenizer on a vocabulary with capitals
 # The keys that change how texts are read, for the classes that know them.
 _SWITCHES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
+# Whether decoded texts lose spaces before punctuation; for BPE only where the second says so too.
+_CLEANS = "clean_up_tokenization_spaces"
+_CLEANS_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 # What is written again beside a tokenizer.json.
 _KEPT = (
     *_SWITCHES, "model_max_length", "truncation_side", "model_input_names", "keep_accents",
-    "extra_ids",
+    "extra_ids", _CLEANS, _CLEANS_BPE,
 )  # fmt: skip
 
 
@@ -82,6 +85,7 @@ class TokenizerFiles(NamedTuple):
       template: the special tokens around a text.
       siglip: replaces the backend's way from a text to ids.
       reads_padding: the model was trained without a mask.
+      cleans_up: decoded texts lose the spaces of tokenization: "don ' t ." is "don't.".
       keeps_end: a text that is too long loses its beginning.
       max_length: the longest text with its special tokens, where the files say it.
       config: the tokenizer_config.json to write beside a tokenizer.json.
@@ -93,6 +97,7 @@ class TokenizerFiles(NamedTuple):
     template: Template
     siglip: SiglipText | None = None
     reads_padding: bool = False
+    cleans_up: bool = False
     keeps_end: bool = False
     max_length: int | None = None
     config: Mapping[str, Any] | None = None
@@ -176,6 +181,9 @@ def read(path: epath.Path) -> TokenizerFiles:
         template=template,
         siglip=siglip,
         reads_padding=reads_padding,
+        cleans_up=bool(
+            config.get(_CLEANS) and (data["model"]["type"] != "BPE" or config.get(_CLEANS_BPE))
+        ),
         keeps_end=config.get("truncation_side", "right") == "left",
         max_length=int(longest) if longest and longest < _LONGEST else None,
         config=written,
