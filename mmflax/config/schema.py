@@ -53,7 +53,7 @@ FUNCTIONS = {
     "processor": (
         "mmflax.data.processor", "Processor.learn",
         ("dataset", "published", "say", "answers", "question_types", "tokenizer",
-         "reads_text", "fields"),
+         "reads_text", "reads_image", "fields"),
     ),
     "optim": ("mmflax.training.optim", "build", ("params",)),  # less those of other optimizers
     "augment": ("mmflax.data.augment", "build", ()),

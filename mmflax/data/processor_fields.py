@@ -36,6 +36,7 @@ class ProcessorFields:
       draft: decode large JPEGs at 1/2, 1/4 or 1/8 size (never below ``image_size``); several times
         faster, and a little different from decoding every pixel: turn it off for exact parity.
       reads_text: some training example had a text, such as a question.
+      reads_image: some training example had an image or regions.
       max_length: tokens of a question with ``[CLS]`` and ``[SEP]``.
       caption_length: tokens of a caption, for objectives that read one; 0 leaves captions out.
       target_length: tokens of a text to be generated; 0 leaves targets out.
@@ -78,6 +79,7 @@ class ProcessorFields:
     region_classes: int = 0
     image_keys: bool = False
     reads_text: bool = True
+    reads_image: bool = True
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "answers", "question_types"):

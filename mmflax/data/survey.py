@@ -56,6 +56,7 @@ class Survey:
             absent_images=bool(absent[""] or (second_images and absent[SECOND])),
             second_images=second_images,
             image_keys=image_ids,
+            reads_image=absent[""] < len(source),
         )
         if regions[0]:
             names = ("num_regions", "region_dim", "region_classes")

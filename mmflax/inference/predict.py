@@ -99,6 +99,11 @@ class Predictor:
                 "This model was trained on images without texts, so a text would only disturb it; "
                 "leave --text out."
             )
+        if not self.processor.reads_image and any(given is not None for given in images):
+            raise MmflaxError(
+                "This model was trained on texts without images, so an image would only disturb "
+                "it; leave --image out."
+            )
         seconds = second_image if isinstance(second_image, (list, tuple)) else [second_image]
         if self.processor.second_images == (second_image is None):
             expected = "two images" if self.processor.second_images else "one image"

@@ -84,6 +84,18 @@ def test_a_text_is_refused_by_a_model_that_never_had_one(monkeypatch):
         run.predict(row["image"], "a red dog")
 
 
+def test_an_image_is_refused_by_a_model_that_never_had_one():
+    shown = {"image": np.zeros((8, 8, 3), np.uint8), "question": "a red dog", "answer": "yes"}
+    row = {**shown, "image": None}
+    for rows, reads in (([row, shown], True), ([row, row], False)):
+        processor = Processor.learn(Dataset("made", {"train": rows}), image_size=8)
+        assert processor.reads_image == reads
+    task = type("Task", (), {"model": None, "predict": print})()
+    run = predict.Predictor(task, {}, processor)
+    with pytest.raises(MmflaxError, match="trained on texts without images"):
+        run.predict(shown["image"], "a red dog")
+
+
 @pytest.mark.parametrize("text", ["is it green?", "¿Qué color hacía?", "これはがきですか"])
 def test_a_text_is_read_where_the_locale_is_ascii(text):
     assert cli._text(text.encode().decode("ascii", "surrogateescape")) == text
