@@ -68,7 +68,7 @@ _REMEDIES = {
     "image": "give the examples images and give --config.processor.image_size=PIXELS",
     "regions": "give the examples a detector's region features",
     "region_labels": "give the examples the detector's classes under region_labels",
-    "second_image": "give the examples a second image and set processor.second_images=True",
+    "second_image": "give the examples a second image",
     "caption": "give the examples a caption and give --config.processor.caption_length=TOKENS",
     "target": "give the examples a target and give --config.processor.target_length=TOKENS",
     "answer_scores": "give --config.processor.soft_answers=True",

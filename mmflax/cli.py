@@ -95,8 +95,8 @@ def _sentence(error: Exception) -> str:
         return f"{error.strerror or error}{where}."
     if isinstance(error, MemoryError):
         return (
-            "This machine's memory is used up; choose a smaller data.batch_size, data.num_threads "
-            "or data.prefetch, or a smaller model."
+            "This machine's memory is used up; give a smaller --config.data.batch_size=ROWS, "
+            "--config.data.num_threads=1 and --config.data.prefetch=1, or a smaller model."
         )
     text = " ".join(str(error).split())
     return f"internal error: {type(error).__name__}: {text[:400]} (--debug shows where)"

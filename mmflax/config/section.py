@@ -37,7 +37,8 @@ class Section:
         registry.check_fields(cls.section, values.keys(), fields)
         for name, field in fields.items():
             if field.default is dataclasses.MISSING and values.get(name) is None:
-                raise MmflaxError(f"The config has no {cls.section}.{name}; add it.")
+                key = f"{cls.section}.{name}"
+                raise MmflaxError(f"The config has no {key}; give --config.{key}=VALUE.")
         return cls(**values)
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ class Processor(ProcessorFields):
             fields["image_size"] = image_size
         if fields.get("image_size") is None:
             raise MmflaxError(
-                "The config has no processor.image_size (pixels a side); add it, or "
+                "The config has no processor.image_size (pixels a side); "
                 "give --config.processor.image_size=PIXELS."
             )
         if normalize_answers is None:
@@ -285,8 +285,8 @@ class Processor(ProcessorFields):
         """The image; None only where images may be absent."""
         if raw.get(key) is None and not self.absent_images:
             raise MmflaxError(
-                f"there is no {key.replace('_', ' ')}; give one, or set "
-                "processor.absent_images=True if it may be absent."
+                f"there is no {key.replace('_', ' ')}; give one, or "
+                "--config.processor.absent_images=True if it may be absent."
             )
         return raw.get(key)
 

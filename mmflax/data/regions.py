@@ -52,8 +52,8 @@ def _checked(raw: Raw, most: int, widths: dict[str, int], prefix: str) -> dict[s
     if raw.get(f"{prefix}regions") is None:
         raise MmflaxError(
             f"there are no {prefix}regions; give a detector's features [n {widths['regions']}] and "
-            "boxes [n 4] (a model of regions reads no pixels), or set "
-            "processor.absent_images=True if they may be absent."
+            "boxes [n 4] (a model of regions reads no pixels), or "
+            "--config.processor.absent_images=True if they may be absent."
         )
     values: dict[str, np.ndarray] = {}
     for key, width in widths.items():

@@ -14,7 +14,7 @@ from mmflax.batch_keys import PREFIXES, SECOND
 from mmflax.data import answers as spellings
 from mmflax.data.dataset import Dataset, Raw, Source, has_image, text_of
 from mmflax.data.text.tokenizer import Tokenizer
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 
 
 class Survey:
@@ -80,7 +80,9 @@ class Survey:
         answers = [answer for answer in counts if counts[answer] >= min_count]
         if counts and not answers:
             raise MmflaxError(
-                f"No answer occurs {min_count} times in training; lower min_answer_count."
+                f"No answer occurs {min_count} times in training, and the commonest "
+                f"{max(counts.values())}; give "
+                f"{option('processor.min_answer_count', max(counts.values()))} or less."
             )
         return tuple(sorted(answers, key=lambda answer: (-counts[answer], str(answer))))
 

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from mmflax.distributed.mesh import compile_step
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -88,8 +88,10 @@ def plan(step: Callable[..., Any], state: Any, batch: Mapping[str, Any], mesh: M
         figures = re.search(r"(Used [^.]*? of [^.]*?hbm[^.]*\.[^.]*)\.", text)
         raise MmflaxError(
             f"The step does not fit into the memory of one of {mesh.size} chips "
-            f"({figures[1] if figures else text[:200]}); raise mesh.fsdp or train.accumulate, set "
-            'remat="full", or lower data.batch_size.'
+            f"({figures[1] if figures else text[:200]}); give "
+            f"{option('mesh.fsdp', 2 * mesh.shape['fsdp'])}, a larger --config.train.accumulate=N, "
+            "--config.model.text_encoder.remat=full (and the image encoder's and the fusion's), or "
+            "a smaller --config.data.batch_size=ROWS."
         ) from error
     memory = compiled.memory_analysis()
     text = compiled.as_text()

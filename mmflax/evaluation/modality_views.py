@@ -20,7 +20,8 @@ def check_views(views: Sequence[str]) -> tuple[str, ...]:
     given = (views,) if not isinstance(views, (list, tuple)) else tuple(views)
     if not all(view in VIEWS for view in given) or "full" not in given:
         raise MmflaxError(
-            f"evaluation.views is {given!r}; expected 'full', and any of 'text_only', 'image_only'."
+            f"evaluation.views is {given!r}; expected 'full', and any of 'text_only', 'image_only'"
+            ", as in --config.evaluation.views=full,text_only."
         )
     return tuple(view for view in VIEWS if view in given)
 

@@ -37,7 +37,7 @@ from mmflax.data import augment
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 from mmflax.evaluation.modality_views import check_views
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.run.former import preprocessing_of
@@ -136,13 +136,14 @@ class Experiment:
             if size % shards:
                 raise MmflaxError(
                     f"{where} is {size}, which does not divide over data x fsdp = {shards} "
-                    f"devices; make it a multiple, such as {-(-size // shards) * shards}."
+                    f"devices; give {option(where, -(-size // shards) * shards)}."
                 )
         rows, parts = self.data.batch_size, self.train.accumulate
         if rows % (parts * shards):
             raise MmflaxError(
                 f"data.batch_size is {rows}, which does not divide into train.accumulate = {parts} "
-                f"micro-batches over {shards} devices; make it a multiple of {parts * shards}."
+                f"micro-batches over {shards} devices; give "
+                f"{option('data.batch_size', -(-rows // (parts * shards)) * parts * shards)}."
             )
         return mesh
 
@@ -222,8 +223,7 @@ class Experiment:
         if not (processor.num_regions if reads == "regions" else processor.image_size):
             raise MmflaxError(
                 f"The image encoder {name!r} reads {reads}, which the data lack; choose "
-                "model.image_encoder.name='regions' for a detector's regions (data.regions), "
-                "another one for images."
+                "--config.model.image_encoder.name=regions for a detector's regions, or vit."
             )
         text = self.config["model"]["text_encoder"]
         if "max_length" in text:  # such as a checkpoint's, longer than this data needs
@@ -283,7 +283,7 @@ class Experiment:
         registry.check_fields("optim", fields, {k: v for k, v in known.items() if k != "params"})
         for key in {"no_decay", "freeze"} & fields.keys():
             fields[key] = sections.regexes(f"optim.{key}", fields[key])
-        sections.regexes("optim.lr_multipliers", [r[0] for r in fields.get("lr_multipliers", ())])
+        sections.regexes("optim.lr_multipliers", optim.patterns(fields.get("lr_multipliers", ())))
         steps = self.train.steps or _ANY_STEPS
         schedule = {"total_steps": steps, **fields.pop("schedule")}
         return optim.build(params, schedule=schedule, **fields)

@@ -13,7 +13,7 @@ from mmflax import paths, registry
 from mmflax.config import schema
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 from mmflax.pretrained import hub
 from mmflax.run import init_sources
 from mmflax.run.build import Experiment, example_batch
@@ -107,7 +107,11 @@ def _build(experiment: Experiment, processor: Processor) -> None:
     names = paths.leaves(params)
     for pattern, _ in experiment.mesh_config.rules:
         if not any(re.search(pattern, name) for name in names):
-            raise MmflaxError(f"mesh.rules has {pattern!r}, which matches no parameter; remove it.")
+            left = tuple(rule for rule in experiment.mesh_config.rules if rule[0] != pattern)
+            raise MmflaxError(
+                f"mesh.rules has {pattern!r}, which matches no parameter; remove it, as in "
+                f"{option('mesh.rules', left)}."
+            )
 
 
 def _check_layers(backbone: Any) -> None:

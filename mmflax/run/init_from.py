@@ -18,7 +18,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ import numpy as np
 
 from mmflax import paths
 from mmflax.config.sections import PARTS
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 from mmflax.pretrained.inspect import LazyArray
 from mmflax.pretrained.rules import some_of
 from mmflax.run import init_inputs
@@ -122,6 +122,7 @@ def start(
     how: dict[str, str] = {}
     origin: dict[str, Source] = {}
     problems: list[str] = []
+    unfit: list[str] = []
     used: dict[Source, set[str]] = {source: set() for source in given_by}
     for path, leaf in shapes.items():
         name = path.removeprefix(BACKBONE)
@@ -144,16 +145,30 @@ def start(
         elif borrowed or (given is None and name.startswith("objectives_")):
             how[path] = "new"
         elif given is None:
+            unfit.append(path)
             problems.append(f"{path} is not in {source}")
         else:
+            unfit.append(path)
             problems.append(f"{path} is {list(given.shape)} in {source}, not {list(shape)}")
+    if fields.get("skip") is not None:
+        for pattern in skip:
+            if not any(re.search(pattern, path) for path in shapes):
+                left = tuple(other for other in skip if other != pattern)
+                raise MmflaxError(
+                    f"init.skip has {pattern!r}, which matches no parameter (paths look like "
+                    f"{next(iter(shapes), '')!r}); correct it or remove it, as in "
+                    f"{option('init.skip', left)}."
+                )
     if problems:
         hint = ""
         if any("word_embedding" in problem for problem in problems):
-            hint = " The word table is another vocabulary's: set processor.from to the checkpoint."
+            words_of = next(
+                str(wanted[part]) for part in ("text_encoder", "model") if part in wanted
+            )
+            hint = f" The word table is another vocabulary's: {option('processor.from', words_of)}."
         raise MmflaxError(
             f"The weights do not fit the model: {some_of(problems, 8)}.{hint} Change the model's "
-            "fields, or let parameters start at random by naming them in init.skip."
+            f"fields, or let these start at random: {option('init.skip', skip + _patterns(unfit))}."
         )
     notes = [] if model is None else _compare(origin, given_by, model, accepted(fields))
     parts = {part for part in PARTS if part in wanted}
@@ -165,6 +180,13 @@ def start(
         and (wanted.get("model") == source or name.split("/")[0] in parts)
     ]
     return Start(values, how, tuple(unused), wanted, tuple(notes))
+
+
+def _patterns(unfit: Sequence[str]) -> tuple[str, ...]:
+    """Regular expressions of these paths, or of the modules they are in where they are many."""
+    if len(unfit) > 4:
+        unfit = list(dict.fromkeys("/".join(path.split("/")[:3]) for path in unfit))
+    return tuple(f"^{path}" for path in unfit)
 
 
 def _compare(

@@ -11,7 +11,7 @@ import flax.linen as nn
 import numpy as np
 from scipy.special import softmax
 
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 from mmflax.metrics.classification import auroc, auroc_one_vs_rest, average_precision, macro_f1
 from mmflax.tasks.pooled import answer_task
 from mmflax.tasks.task import Record, Task
@@ -59,7 +59,8 @@ def scorer(
     """
     if positive is not None and positive not in answers:
         raise MmflaxError(
-            f"task.positive is {positive!r}, which is not among the answers: {', '.join(answers)}."
+            f"task.positive is {positive!r}, which is not among the answers: {', '.join(answers)}; "
+            f"give one of them, as in {option('task.positive', answers[-1])}."
         )
     if positive is None and len(answers) == 2:
         positive = answers[1]

@@ -74,8 +74,8 @@ def build(
     """
     if target_length < 3:
         raise MmflaxError(
-            f"target_length is {target_length}, so there is no text to learn to write; set "
-            "processor.target_length to at least 3 tokens."
+            f"target_length is {target_length}, so there is no text to learn to write; give "
+            "--config.processor.target_length=TOKENS, at least 3."
         )
     if cls_id is None or sep_id is None:
         raise MmflaxError(

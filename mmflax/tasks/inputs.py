@@ -71,7 +71,7 @@ def pair_rows(batch: Batch) -> dict[str, Array]:
     together, so that a batch split over devices stays where it is.
     """
     if "second_regions" not in batch:
-        require(batch, "second_image", "A task over two images", "set task.images=1")
+        require(batch, "second_image", "A task over two images", "give --config.task.images=1")
     both = select(batch, (*TEXT_KEYS, "image_mask", "image_present"))
     both |= {key: batch[key] for key in batch if SECOND + key in batch}
     return {
@@ -94,7 +94,7 @@ def grounded(grounding: nn.Module | None, backbone: nn.Module, encoded: Encoded)
 
 def caption_word_loss(weight: float, outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
     """`weight` times `word_region_loss`; 0 where no image was read, be it absent or dropped."""
-    caption = require(batch, "caption", "task.caption_words", "remove task.caption_words")
+    caption = require(batch, "caption", "task.caption_words", "give --config.task.caption_words=0")
     return weight * word_region_loss(
         outputs["words"],
         caption,

@@ -61,7 +61,8 @@ def build(
     """The task whose loss is the weighted sum of its objectives'.
 
     Args:
-      objectives: name -> weight, or name -> {"weight": 1.0, **fields of the file's `build`}. A
+      objectives: name -> weight, or name -> {"weight": 1.0, **fields of the file's `build`}; None
+        leaves one out. A
         field `name` says which file when the key is another name (two of a kind), or is the dotted
         path of a module of yours.
 
@@ -71,9 +72,11 @@ def build(
       MmflaxError: an unknown objective or field (naming the nearest), a negative weight; and, when
         the model is first run (before training), an objective that batch or model cannot feed.
     """
+    objectives = {key: fields for key, fields in objectives.items() if fields is not None}
     if not objectives:
         raise MmflaxError(
-            f"task.objectives is empty; name one or more of {', '.join(names())} with a weight."
+            f"task.objectives is empty; name one or more of {', '.join(names())} with a weight, as "
+            "in --config.task.objectives.mlm=1.0."
         )
     given = dict(
         backbone=backbone,

@@ -45,11 +45,13 @@ def build(
     if loss == "sigmoid" and label_smoothing:
         raise MmflaxError(
             f"task.label_smoothing is {label_smoothing}, but loss='sigmoid' learns soft answers as "
-            "they are; remove one of the two."
+            "they are; give --config.task.label_smoothing=0.0 or --config.task.loss=softmax."
         )
 
     def sigmoid_loss(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
-        scores = require(batch, "answer_scores", "task.loss 'sigmoid'", "set task.loss='softmax'")
+        scores = require(
+            batch, "answer_scores", "task.loss 'sigmoid'", "give --config.task.loss=softmax"
+        )
         return sigmoid_cross_entropy(outputs["logits"], scores)
 
     task = answer_task(

@@ -128,7 +128,10 @@ def build_schedule(name: str = "constant", **fields: Any) -> Schedule:
         if parameter.default is parameter.empty and key not in fields
     ]
     if missing:
-        raise MmflaxError(f"optim.schedule ({name}) needs {', '.join(missing)}; add it.")
+        raise MmflaxError(
+            f"optim.schedule ({name}) needs {', '.join(missing)}; give "
+            f"--config.optim.schedule.{missing[0]}=VALUE."
+        )
     schedule: Schedule = _standard_promotion(_SCHEDULES[name](**fields))
     return schedule
 
@@ -281,6 +284,20 @@ def _check_steps(used: int, total: int) -> None:
 def _map_paths(function: Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     """``tree -> tree`` of ``function(path, leaf)``."""
     return lambda tree: paths.map_leaves(function, tree)
+
+
+def patterns(multipliers: Any) -> list[Any]:
+    """The path patterns of ``lr_multipliers``; raises unless these are pairs with a factor."""
+    for rule in multipliers if isinstance(multipliers, (list, tuple)) else (multipliers,):
+        pair = isinstance(rule, (list, tuple)) and len(rule) == 2
+        factor = rule[1] if pair else None
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 0:
+            example = option("optim.lr_multipliers", (("^backbone/text_encoder/", 0.1),))
+            raise MmflaxError(
+                f"optim.lr_multipliers has {rule!r}; expected (path regex, factor) pairs with "
+                f"factors of at least 0, as in {example}."
+            )
+    return [rule[0] for rule in multipliers]
 
 
 def _first_match(

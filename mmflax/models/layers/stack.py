@@ -23,6 +23,8 @@ REMAT_POLICIES: dict[str, Any] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+# Sections of a config that hold a stack, by the module's name.
+_PARTS = ("image_encoder", "text_encoder", "fusion")
 
 
 class Stack(nn.Module):
@@ -73,7 +75,11 @@ class Stack(nn.Module):
         entered = carry
         makers = self.layer if isinstance(self.layer, tuple) else (self.layer,) * depth
         if config.scan_layers and isinstance(self.layer, tuple):
-            raise MmflaxError("these layers differ, so no scan runs them; set scan_layers=False.")
+            part = next((name for name in self.path if name in _PARTS), "text_encoder")
+            raise MmflaxError(
+                "These layers differ, so no scan runs them; give "
+                f"--config.model.{part}.scan_layers=False."
+            )
         if config.scan_layers and depth:
             scan = nn.scan(
                 body,

@@ -45,7 +45,10 @@ def build(
     """
     first_temperature, first_bias = lookup("task.objectives.itc.kind", kind, INIT)
     if bias is not None and kind != "sigmoid":
-        raise MmflaxError(f"task.objectives.itc.bias is set, but kind {kind!r} has no bias.")
+        raise MmflaxError(
+            f"task.objectives.itc.bias is set, but kind {kind!r} has no bias; give "
+            "--config.task.objectives.itc.bias=None."
+        )
     module = Contrast(
         embed_dim,
         first_temperature if temperature is None else temperature,

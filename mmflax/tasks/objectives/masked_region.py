@@ -33,8 +33,9 @@ class MaskedRegions(nn.Module):
         if not of_regions(clean.backbone):
             raise MmflaxError(
                 "The objective 'masked_region' hides regions from an image encoder of regions, and "
-                f"{type(encoder).__name__} reads pixels; set model.image_encoder.name='regions', "
-                "or remove task.objectives.masked_region."
+                f"{type(encoder).__name__} reads pixels; give "
+                "--config.model.image_encoder.name=regions, "
+                "or --config.task.objectives.masked_region=None."
             )
         batch, mask = clean.batch, clean.encoded.image_mask
         regions = clean.require("masked_region", "regions")

@@ -55,7 +55,7 @@ class CleanPass:
 
     def require(self, who: str, key: str) -> Any:
         """`batch[key]`, or an error that says how to get it."""
-        otherwise = f"remove task.objectives.{who}"
+        otherwise = f"leave it out with --config.task.objectives.{who}=None"
         return require(self.batch, key, f"The objective {who!r}", otherwise)
 
     def summaries(self) -> tuple[Float[Array, "b i"], Float[Array, "b j"]]:
@@ -94,7 +94,8 @@ class CleanPass:
             raise MmflaxError(
                 f"{type(fusion).__name__} reads layers inside the encoders, which are not kept for "
                 "objectives that fuse again (itm, mlm, masked_patch, masked_region, prefix_lm); "
-                "use another fusion, or remove these from task.objectives."
+                "give another fusion, as in --config.model.fusion.name=co_attention, or leave "
+                "these out, as in --config.task.objectives.itm=None."
             )
         more = {"causal": True} if causal else {}
         return fusion(

@@ -30,8 +30,9 @@ class PrefixLM(nn.Module):
             if not part.supports_causal:
                 raise MmflaxError(
                     f"The objective 'prefix_lm' needs a causal pass, which {type(part).__name__} "
-                    "does not have; use the text encoder bert with the fusion cross_attention or "
-                    "merged_attention, or remove task.objectives.prefix_lm."
+                    "does not have; give --config.model.text_encoder.name=bert and "
+                    "--config.model.fusion.name=merged_attention (or cross_attention), or leave it "
+                    "out with --config.task.objectives.prefix_lm=None."
                 )
         encoded = clean.encoded
         prefix = random_prefix(draw_key(self, train), encoded.text_mask)

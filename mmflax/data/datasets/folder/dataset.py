@@ -164,7 +164,7 @@ def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form
                 raise MmflaxError(
                     f"{line_of(row['id'])}: the answer {row['answer']!r} does not occur in train"
                     f"{f' (nearest: {near[0]!r})' if near else ''}, so no model can give it; "
-                    f"correct it, or set --config.data.unseen_answers='wrong' to count it as wrong "
+                    f"correct it, or set --config.data.unseen_answers=wrong to count it as wrong "
                     f"in {split}."
                 )
 

@@ -11,7 +11,7 @@ from mmflax.data.datasets.folder.columns import answer_form, infer, parse, renam
 from mmflax.data.datasets.folder.names import Names
 from mmflax.data.datasets.folder.tables import METADATA, Entry, entries_of, metadata_files
 from mmflax.data.image.transforms import check_header
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 
 # The folder names that the imagefolder loader itself takes for each split, in any letter case.
 SPLIT_FOLDERS = {
@@ -216,7 +216,9 @@ def _no_train(root: pathlib.Path) -> str:
         (path for path in inside if path.is_dir() and "train" in _split_folders(path)), None
     )
     if inner is not None:
-        return f"The folder {root} has no train/, but {inner} has; give data.path={inner}."
+        return (
+            f"The folder {root} has no train/, but {inner} has; give {option('data.path', inner)}."
+        )
     return (
         f"The folder {root} has no train/ (its folders: {folders}); put the training images and "
         f"{METADATA[0]} into {root / 'train'}."

@@ -65,7 +65,7 @@ def examples(task: str, split: str, seed: int, scenes: Scenes) -> list[Example]:
     if not made:
         raise MmflaxError(
             f"The {len(scenes)} scenes of the split {split!r} give no example of {task} with "
-            "balanced labels; raise num_scenes."
+            "balanced labels; give more, such as --config.data.num_scenes=1000."
         )
     return sorted(made, key=lambda example: example.scene)
 
