@@ -234,8 +234,9 @@ def check_tied(table: Table, tensors: Mapping[str, Any], source: str = "The chec
             and not np.array_equal(tensors[name], tensors[other])
         ):
             raise MmflaxError(
-                f"{source}: {name} differs from {other}, which this family ties to it; the file "
-                "belongs to another architecture."
+                f"{source}: {name} differs from {other}, to which this family ties it; if the "
+                "model was trained with the two apart, its config.json needs "
+                '"tie_word_embeddings": false, else the file belongs to another architecture.'
             )
 
 

@@ -106,7 +106,7 @@ def check(source: str, *, seed: int = 0, family: str | None = None) -> Checked:
         names = [other for other in (key, *OTHER_NAMES.get(key, ())) if other in found]
         if names:
             other = found[names[0]]
-        elif key in inside and tuple(inside[key].shape) == value.shape:
+        elif key in inside and _flat(inside[key].numpy(), value.ndim).shape == value.shape:
             other = inside[key]
         else:
             lacking.append(key)
@@ -148,12 +148,17 @@ def _original(transformers: Any, ours: Pretrained, source: str) -> tuple[str, An
         )
     cls = transformers.AutoModel if name is None else getattr(transformers, name)
     try:
-        model, info = cls.from_pretrained(ours.config["source"], output_loading_info=True)
+        # Without the type a file is rounded to that which its config names.
+        options: dict[str, Any] = dict(output_loading_info=True, dtype="float32")
+        model, info = cls.from_pretrained(ours.config["source"], **options)
     except Exception as error:
         raise MmflaxError(
             f"transformers cannot read {source} as {name or 'AutoModel'} "
             f"({_first_line(error)}); there is nothing to compare with."
         ) from error
+    for part in model.modules():  # a config, also that of a part, may ask for tuples
+        if hasattr(getattr(part, "config", None), "return_dict"):
+            part.config.return_dict = True
     return type(model).__name__, model, sorted(info.get("missing_keys") or ())
 
 
@@ -219,9 +224,7 @@ def _difference(key: str, ours: np.ndarray, theirs: np.ndarray, unordered: int |
       theirs: the original's.
       unordered: the tokens from this one on are theirs in any order.
     """
-    if theirs.ndim == 4 and ours.ndim in (2, 3):
-        flat = theirs.reshape(*theirs.shape[:2], -1)
-        theirs = flat.swapaxes(1, 2) if ours.ndim == 3 else flat[..., 0]
+    theirs = _flat(theirs, ours.ndim)
     if ours.shape != theirs.shape:
         raise MmflaxError(
             f"{key} has shape {list(ours.shape)} and in the original {list(theirs.shape)}; expected"
@@ -239,6 +242,14 @@ def _difference(key: str, ours: np.ndarray, theirs: np.ndarray, unordered: int |
         )
     scale = max(float(np.abs(theirs).max(initial=0.0)), 1e-6)
     return float(np.abs(ours - theirs).max(initial=0.0)) / scale
+
+
+def _flat(theirs: np.ndarray, ndim: int) -> np.ndarray:
+    """A map [b d h w] as tokens [b n d] where ours has 3 axes, [b d 1 1] as a vector where 2."""
+    if theirs.ndim != 4 or ndim not in (2, 3):
+        return theirs
+    flat = theirs.reshape(*theirs.shape[:2], -1).swapaxes(1, 2)
+    return flat if ndim == 3 else flat[:, 0]
 
 
 def _matched(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

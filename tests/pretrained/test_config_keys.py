@@ -5,9 +5,11 @@ import pathlib
 
 import pytest
 
+from mmflax import registry
 from mmflax.errors import MmflaxError
 from mmflax.pretrained import families
 from mmflax.pretrained.families import config_keys
+from mmflax.pretrained.inspect import shapes_of
 
 ONE_SENTENCE = {
     # changed key -> value, and what the sentence says
@@ -57,6 +59,35 @@ def test_keys_that_may_be_ignored_are_read_as_absent():
     assert config_keys.without(config, ["a", "text_config.b"]) == {"text_config": {"c": 3}}
     with pytest.raises(MmflaxError, match="may_ignore_keys has 'z', which"):
         config_keys.without(config, ["z"])
+
+
+# What files on the hub hold beside transformers' own keys, and no class of transformers reads.
+PUBLISHED = {
+    "bert": {"emb_size": 312, "cell": {}, "structure": [], "pre_trained": "", "training": ""},
+    "bridgetower": {"num_layers": 6, "vit_embed_dim": 512, "vit_patch_size": 16, "vit_width": 768},
+    "siglip_vision_model": {"num_image_tokens": 256, "projection_dim": 2048},
+}
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_keys_of_public_files_that_nothing_reads(model_type):
+    config = {"model_type": model_type, **PUBLISHED[model_type]}
+    families.check_config(families.known_types()[model_type], config, "config.json")
+
+
+@pytest.mark.parametrize("family", ["align", "siglip"])
+def test_two_sides_of_other_sizes_are_one_sentence(family):
+    names = ["embeddings.convolution.weight", "patch_embedding.weight"]
+    names += ["embeddings.word_embeddings.weight", "token_embedding.weight", "head.probe"]
+    names += ["text_projection.weight"]
+    small = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 8}
+    text = {**small, "projection_size": 4} if family == "siglip" else small
+    vision = {"image_size": 32, **(small if family == "siglip" else {"width_coefficient": 0.1})}
+    config = {"text_config": text, "vision_config": vision, "projection_dim": 4}
+    fields = families.fields_of(family, config, names)
+    model = registry.build(families.__name__, "model", fields)
+    with pytest.raises(MmflaxError, match="and a text 4, which cannot be compared"):
+        shapes_of(model)
 
 
 RECORDED = sorted((pathlib.Path(__file__).parents[1] / "golden" / "config_keys").glob("*.json"))

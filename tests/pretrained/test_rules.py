@@ -99,7 +99,7 @@ def test_a_parameter_without_a_rule_and_a_broken_tie_are_errors():
         bind(ours={**OURS, "bias": (4,)})
     same = {"norm.weight": np.ones(4), "decoder.weight": np.ones(4)}
     rules.check_tied(TABLE, same)
-    with pytest.raises(MmflaxError, match=r"decoder\.weight differs from norm\.weight"):
+    with pytest.raises(MmflaxError, match="decoder.weight differs from norm.weight.*tie_word"):
         rules.check_tied(TABLE, {**same, "decoder.weight": np.zeros(4)})
 
 

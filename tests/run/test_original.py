@@ -115,6 +115,25 @@ def test_half_precision_files(tmp_path, dtype):
     assert max(asked(module, tmp_path).differences.values()) < original.BOUND
 
 
+# case -> what its config says that is not of the computation, and outputs that are compared.
+ANSWERS = {
+    "rounds": ("bert", "plain", {"torch_dtype": "float16", "dtype": "float16"}, "pooler_output"),
+    "tuples": ("lxmert", "answers", {"return_dict": False}, "question_answering_score"),
+    "maps": ("resnet", "classifier", {}, "last_hidden_state"),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ANSWERS)
+def test_how_a_config_lets_the_original_answer_changes_nothing(case, tmp_path):
+    pytest.importorskip("transformers")
+    family, name, keys, output = ANSWERS[case]
+    module = cases.all_cases()[f"{family}/{name}"].original()
+    found = asked(module, tmp_path, lambda config: config.update(keys))
+    assert output in {*found.differences}, found.notes
+    assert max(found.differences.values()) < original.BOUND
+
+
 @pytest.mark.parity
 def test_the_status_and_what_is_printed(tmp_path, capsys):
     pytest.importorskip("transformers")

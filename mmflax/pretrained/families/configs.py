@@ -42,10 +42,12 @@ BERT_USED = dict(
 )
 ROBERTA_USED = BERT_USED | dict(vocab_size=Key(SIZE, 50265), pad_token_id=Key(COUNT, 1))
 BERT_FIXED = dict(position_embedding_type=("absolute",))
-# Of Google's multilingual models, and of models with another table or pooler.
+# Of Google's multilingual models, of models with another table or pooler, and of TinyBERT's
+# distillation, none of which transformers reads.
 BERT_HARMLESS = (
     "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
-    "pooler_size_per_head", "pooler_type", "embedding_size",
+    "pooler_size_per_head", "pooler_type", "embedding_size", "cell", "emb_size", "pre_trained",
+    "structure", "training",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mmflax.errors import MmflaxError
 from mmflax.models.layers.blocks import dense
 from mmflax.numerics import unit
 from mmflax.pretrained.families.base import image_zeros, text_zeros
@@ -85,6 +86,12 @@ class DualEncoder(nn.Module):
         self, image_embeds: Float[Array, "i e"], text_embeds: Float[Array, "t e"]
     ) -> Float[Array, "i t"]:
         """Logits of every image with every text, from embeddings of unit length."""
+        sizes = image_embeds.shape[1], text_embeds.shape[1]
+        if sizes[0] != sizes[1]:
+            raise MmflaxError(
+                f"an image becomes {sizes[0]} numbers and a text {sizes[1]}, which cannot be "
+                "compared; expected the same, so correct the sizes of both sides in the config."
+            )
         return self.scaled(image_embeds @ text_embeds.T)
 
     def dense(self, width: int, encoder: Any, **fields: Any) -> nn.Dense:

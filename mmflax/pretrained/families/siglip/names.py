@@ -34,6 +34,8 @@ VISION = Keys(
     used=BOTH
     | dict(image_size=Key(SIDES, 224), patch_size=Key(SIDE, 16), vision_use_head=Key(FLAG, True)),
     fixed=dict(num_channels=(3,)),
+    # Of models that read the image's tokens, for which transformers' SigLIP has no use.
+    harmless=("num_image_tokens", "num_positions", "projection_dim", "projector_hidden_act"),
 )
 TEXT = Keys(
     used=BOTH
