@@ -159,7 +159,9 @@ def test_a_bad_row_names_file_and_line(tmp_path, bad, message):
 def test_damaged_headers_are_the_pipelines_where_some_may_be_bad(tmp_path):
     write(tmp_path, "train", [row(i) for i in range(3)])
     (tmp_path / "train" / "1.png").write_bytes(b"not an image")
-    with pytest.raises(MmflaxError, match=r"metadata\.jsonl, line 2: .*1\.png is not an image"):
+    with pytest.raises(
+        MmflaxError, match=r"metadata\.jsonl, line 2: .*1\.png is not an image.*; or set --config"
+    ):
         dataset.build(path=tmp_path)
     data = dataset.build(path=tmp_path, max_bad_fraction=0.5, validation_fraction=0)
     processor = Processor.learn(data, image_size=8)

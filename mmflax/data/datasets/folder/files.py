@@ -232,7 +232,13 @@ def _image(names: Names, checked: set[str], damaged: bool, row: Row, column: str
         try:
             check_header(path)
         except MmflaxError as error:
-            if not (damaged and path.is_file()):
+            if not path.is_file():
                 raise MmflaxError(f"{row.where}: {error}") from error
+            if not damaged:
+                raise MmflaxError(
+                    f"{row.where}: {str(error).rstrip('.')}; or set "
+                    "--config.data.max_bad_fraction=0.01, the share of examples that may be left "
+                    "out."
+                ) from error
         checked.add(str(path))
     return str(path)
