@@ -121,8 +121,8 @@ class CheckpointConfig(Section):
         if self.keep_best and not self.best_metric:
             raise MmflaxError(
                 f"checkpoint.keep_best is {self.keep_best} without checkpoint.best_metric; name "
-                "the metric, such as --config.checkpoint.best_metric=validation/loss, or give "
-                "--config.checkpoint.keep_best=0."
+                "the metric, such as --config.checkpoint.best_metric=validation/loss with "
+                "--config.checkpoint.best_mode=min, or give --config.checkpoint.keep_best=0."
             )
 
 

@@ -63,7 +63,7 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     sources = init_sources.sources(init).values()
     for source in sources if processor is None else ():  # a run that resumes has its weights
         hub.check_name(source.path)
-    _check_best_metric(experiment)
+    _check_best_metric(experiment, begins=processor is None)
     problems = []
     for second_images in (False, True):
         try:
@@ -81,7 +81,7 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     raise problems[0]
 
 
-def _check_best_metric(experiment: Experiment) -> None:
+def _check_best_metric(experiment: Experiment, begins: bool) -> None:
     """Checkpoints are ranked by a metric of the split that is evaluated during training."""
     metric, split = experiment.checkpoint.best_metric, experiment.evaluation.split
     if metric is not None and not metric.startswith(f"{split}/"):
@@ -91,6 +91,12 @@ def _check_best_metric(experiment: Experiment) -> None:
         raise MmflaxError(
             f"checkpoint.best_metric is {metric!r}; expected a metric of evaluation.split, which "
             f"is {split!r} (such as --config.{change})."
+        )
+    least = metric is not None and {"loss", "nll", "perplexity"} & set(metric.split("/"))
+    if begins and least and experiment.checkpoint.best_mode == "max":
+        raise MmflaxError(
+            f"checkpoint.best_mode is 'max', which would keep the checkpoints of the largest "
+            f"{metric}; give --config.checkpoint.best_mode=min."
         )
 
 

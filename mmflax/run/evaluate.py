@@ -63,7 +63,7 @@ def evaluate(
         used = Subset(source, _usable(source, engine.bad)) if engine.bad else source
         views["question_prior"] = question_prior(dataset.source("train"), used, built.processor)
     cut = cut_note(built.processor, dataset, split)
-    notes = [] if cut is None else [cut]
+    notes = [note for note in (cut, image_note(built, dataset, split)) if note is not None]
     if views.get("majority", {}).get("accuracy") == 1.0:
         notes.append(
             f"every answer of {split} is the commonest of train, so an accuracy of 100 % is what "
@@ -98,6 +98,17 @@ def cut_note(processor: Processor, dataset: Dataset, split: str) -> str | None:
     source = dataset.source(split)
     texts = (text_of(source, index).get("question") for index in range(len(source)))
     return cut_texts(processor.tokenizer, processor.max_length, texts, f"of {split}")
+
+
+def image_note(built: Built, dataset: Dataset, split: str) -> str | None:
+    """A sentence on data for retrieval that do not say which rows show the same image."""
+    source = dataset.source(split)
+    if built.task.search is None or not len(source) or "image_id" in text_of(source, 0):
+        return None
+    return (
+        f"the rows of {split} have no image_id, so each counts as an image of its own: several "
+        "texts of one image would count as wrong for each other"
+    )
 
 
 def _usable(source: Source, bad: Mapping[str, str]) -> list[int]:

@@ -23,7 +23,7 @@ from mmflax.errors import MmflaxError
 from mmflax.run import data_record, init_from, init_sources, lock
 from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
 from mmflax.run.check import check
-from mmflax.run.evaluate import cut_note, evaluator, in_loop
+from mmflax.run.evaluate import cut_note, evaluator, image_note, in_loop
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
 from mmflax.training.state import create_sharded
@@ -71,6 +71,10 @@ def _train(
             notes.append(unknown)
     notes += [note for name in ("train", split) if (note := cut_note(processor, dataset, name))]
     _check_evaluation(experiment, built, dataset)
+    if split not in dataset.splits:
+        notes.append(f"the data have no split {split!r}, so training evaluates nothing")
+    if (note := image_note(built, dataset, "train")) is not None:
+        notes.append(note)
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.
     start = None if store.steps() else start_of(experiment, built)
@@ -108,8 +112,6 @@ def _train(
         prefetch=experiment.data.prefetch,
     )
     evals = {}
-    if split not in dataset.splits and not quiet and main:
-        print(f"note: the data have no split {split!r}, so training evaluates nothing")
     if split in dataset.splits:
         evals[split] = in_loop(experiment, built, dataset.source(split), on_bad)
     key = jax.random.key(experiment.seed)

@@ -41,6 +41,13 @@ def change(section, **fields):
         (change("optim.schedule", name="warmup_cosin"), "did you mean 'warmup_cosine'"),
         (change("optim", freeze=("no_such/",)), "'no_such/' decides no parameter"),
         (change("optim", lr_multipliers=(("fuson/", 2.0),)), "'fuson/' decides no parameter"),
+        (
+            change("optim", lr_multipliers=("head/", 2.0)),
+            r"has 'head/'; expected \(path regex, fac",
+        ),
+        (change("optim", lr_multipliers=(("head/", "2x"),)), "factors of at least 0, as in"),
+        (change("optim", lr_multipliers=3), "lr_multipliers has 3; expected"),
+        (change("checkpoint", best_metric="validation/loss"), "checkpoint.best_mode=min"),
         (change("optim", freeze=("(",)), "optim.freeze has '\\(', which is no regex"),
         (change("train", log_every=0), "train.log_every is 0"),
         (change("train", epochs=2), "both of train.steps and train.epochs"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmflax import paths
+from mmflax.config.overrides import override
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import vit
 from mmflax.pretrained.checkpoint import from_pretrained
@@ -17,6 +18,7 @@ from mmflax.run.load import load
 from mmflax.run.restore import restore
 from mmflax.run.train import train
 from tests import tiny
+from tests.hints import hints
 from tests.pretrained import cases
 
 
@@ -72,6 +74,38 @@ def test_one_pattern_may_be_a_string_and_none_is_the_default():
     assert init_sources.skipped({"skip": "mlm"}) == ("mlm",)
     assert init_sources.skipped({"skip": ()}) == ()
     assert init_sources.skipped({}) == init_sources.skipped({"skip": None}) == init_sources.SKIP
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [
+        (("^haed/",), "init.skip has '.haed/', which matches no parameter .*--config.init.skip=.."),
+        (("^head/", "x9"), "has 'x9', which matches no parameter"),
+    ],
+)
+def test_a_pattern_of_skip_that_matches_nothing_is_an_error(skip, message, monkeypatch):
+    source = {"image_encoder/w": lazy(2)}
+    ours = shapes(**{"backbone/image_encoder/w": (2,), "head/w": (2,)})
+    with pytest.raises(MmflaxError, match=message):
+        start(monkeypatch, source, ours, {"from": "x", "skip": skip})
+    assert (
+        start(monkeypatch, source, ours, {"from": "x", "skip": ("^head/",)}).how["head/w"] == "new"
+    )
+
+
+def test_what_does_not_fit_is_left_at_random_by_the_words_of_the_message(monkeypatch):
+    source = {"image_encoder/w": lazy(2)}
+    ours = shapes(**{"backbone/image_encoder/w": (2,), "backbone/text_encoder/w": (3,)})
+    with pytest.raises(MmflaxError) as error:
+        start(monkeypatch, source, ours)
+    (word,) = hints(error.value)
+    config = override({"init": {"from": "x"}}, [word])
+    with pytest.raises(MmflaxError, match="matches no parameter") as error:
+        start(monkeypatch, source, ours, config["init"])
+    (word,) = hints(error.value)
+    config = override({"init": {"from": "x"}}, [word])
+    found = start(monkeypatch, source, ours, config["init"])
+    assert found.how["backbone/text_encoder/w"] == "new"
 
 
 def test_tables_are_fitted(monkeypatch):
