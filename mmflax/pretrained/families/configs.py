@@ -22,6 +22,7 @@ LAYER_FIELDS = (
     "attention_dropout_rate",
 )  # fmt: skip
 WORD_TABLE = "embeddings.word_embeddings.weight"
+POSITION_TABLE = "embeddings.position_embeddings.weight"
 
 # Which of their grids a model gives to a detector around it.
 BACKBONE = ("out_features", "out_indices", "stage_names")
@@ -129,17 +130,19 @@ def prefix(names: Collection[str], start: str) -> str:
     return start if any(name.startswith(start) for name in names) else ""
 
 
-def prefix_of(names: Collection[str], family: str, end: str = WORD_TABLE) -> str:
-    """What stands before a tensor's name that every file of the family has."""
-    prefixes = sorted(name.removesuffix(end) for name in names if name.endswith(end))
-    if not prefixes:
-        raise MmflaxError(f"the checkpoint has no {end}; expected one of {family}.")
-    return prefixes[0]
+def prefix_of(names: Collection[str], family: str) -> str:
+    """What stands before the word table's name, or the position table's where a file stores the
+    words under the tied head's name only."""
+    for end in (WORD_TABLE, POSITION_TABLE):
+        prefixes = sorted(name.removesuffix(end) for name in names if name.endswith(end))
+        if prefixes:
+            return prefixes[0]
+    raise MmflaxError(f"the checkpoint has no {WORD_TABLE}; expected one of {family}.")
 
 
 def word_table(config: Mapping[str, Any], names: Collection[str]) -> str:
     """Whose table `cls.predictions` multiplies with: "tied" to the words', its "own", or "none"."""
-    if not has(names, "cls.predictions.bias"):
+    if not has(names, "cls.predictions.transform.dense.weight"):
         return "none"
     return "tied" if config.get("tie_word_embeddings", True) else "own"
 
@@ -168,12 +171,23 @@ def decoder_names(
     return DecoderNames(bias, (), ())
 
 
-def score_table(names: Collection[str]) -> str:
-    """Of `mlm_score`: its "own" where a file has one, as transformers does whatever the config
-    says, or that of the words, to which it is "tied"; or "none"."""
+SCORE_TABLE = "mlm_score.decoder.weight"
+
+
+def score_table(names: Collection[str], words: str, tied: bool) -> str:
+    """Of `mlm_score`: its "own" where a file has one beside `words`, as transformers does whatever
+    the config says, or that of the words, to which it is "tied"; or "none".
+
+    Tied, a file may store the one table under either name.
+    """
     if "mlm_score.transform.dense.weight" not in names:
         return "none"
-    return "own" if "mlm_score.decoder.weight" in names else "tied"
+    return "own" if not tied or {SCORE_TABLE, words} <= {*names} else "tied"
+
+
+def score_tied(names: Collection[str], words: str, tied: bool) -> tuple[tuple[str, str], ...]:
+    """The pair of names of that one table."""
+    return ((SCORE_TABLE, words),) if score_table(names, words, tied) == "tied" else ()
 
 
 def heads_of(width: int, family: str) -> int:
@@ -189,13 +203,18 @@ def heads_of(width: int, family: str) -> int:
 
 def bert_config(shapes: Mapping[str, Shape], prefix: str, family: str) -> dict[str, Any]:
     """What the shapes of a BERT's tables and first layer show of its config, under `prefix`."""
+    if prefix + WORD_TABLE not in shapes:
+        raise MmflaxError(
+            f"the checkpoint has no {prefix}{WORD_TABLE}, from which {family}'s sizes are read; "
+            "put the model's config.json beside it."
+        )
     words = shapes[prefix + WORD_TABLE]
     return dict(
         vocab_size=words[0],
         hidden_size=words[1],
         num_attention_heads=heads_of(words[1], family),
         intermediate_size=shapes[f"{prefix}encoder.layer.0.intermediate.dense.weight"][0],
-        max_position_embeddings=shapes[f"{prefix}embeddings.position_embeddings.weight"][0],
+        max_position_embeddings=shapes[prefix + POSITION_TABLE][0],
         type_vocab_size=shapes[f"{prefix}embeddings.token_type_embeddings.weight"][0],
         num_hidden_layers=count(shapes, re.escape(prefix) + r"encoder\.layer\.(\d+)\."),
     )

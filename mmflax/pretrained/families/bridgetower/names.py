@@ -60,6 +60,7 @@ KEYS = {
             link_tower_type=Key(one_of("add", "scaled_add", "interpolate"), "add"),
             share_cross_modal_transformer_layers=Key(FLAG, True),
             contrastive_hidden_size=Key(SIZE, None),
+            tie_word_embeddings=Key(FLAG, False),
         ),
         # transformers itself cannot run the other value.
         fixed=dict(share_link_tower_layers=(False,)),
@@ -97,6 +98,12 @@ IMAGE = (
 )
 
 
+def words(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, bool]:
+    """The name of the words' table, and whether the word head's is tied to it."""
+    bridge = configs.prefix(names, "bridgetower.")
+    return f"{bridge}text_model.{configs.WORD_TABLE}", config["tie_word_embeddings"]
+
+
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     text, image = config["text_config"], config["vision_config"]
     encoder = configs.roberta_fields(text)
@@ -121,7 +128,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             # transformers makes the fusion's layers with the text encoder's config.
             **configs.layer_fields(encoder, configs.LAYER_FIELDS[1:]),
         ),
-        word_head=configs.score_table(names),
+        word_head=configs.score_table(names, *words(config, names)),
         word_activation=configs.activation(config["hidden_act"]),
         word_epsilon=config["layer_norm_eps"],
         matching="itm_score.fc.weight" in names,
@@ -175,6 +182,7 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *rows.dense("itc_cross_modal_head.fc", "cross_contrast"),
             Rule("logit_scale", "logit_scale"),
         ),
+        tied=configs.score_tied(names, *words(config, names)),
         unused=(
             # BERT's own pooler and the separate last norms, which no forward pass reads.
             r"text_model\.pooler\.",

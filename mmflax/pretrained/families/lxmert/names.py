@@ -116,7 +116,9 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     root = bert.removesuffix("bert.").removesuffix("lxmert.")
     answers = "logit_fc" if "logit_fc.0.weight" in names else f"{root}answer_head.logit_fc"
     words, regions = f"{root}cls.predictions", f"{root}obj_predict_head"
-    tied = configs.word_table(config, names) == "tied"
+    decoder = configs.decoder_names(
+        config, names, f"{words}.decoder", f"{words}.bias", bert + configs.WORD_TABLE
+    )
     return Table(
         rules=(
             *under(bert, "text_encoder/", rows.BERT),
@@ -124,7 +126,7 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *under(f"{bert}encoder.", "fusion/", FUSION),
             *rows.dense(f"{bert}pooler.dense", "fusion/text_pooler/dense"),
             *rows.classifier(answers, "head"),
-            *rows.word_head(f"{words}.transform", f"{words}.decoder.weight", f"{words}.bias"),
+            *rows.word_head(f"{words}.transform", f"{words}.decoder.weight", decoder.bias),
             *rows.dense(f"{root}cls.seq_relationship", "matching_head"),
             *rows.dense(f"{regions}.transform.dense", "region_dense"),
             *rows.norm(f"{regions}.transform.LayerNorm", "region_norm"),
@@ -132,8 +134,8 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *rows.dense(f"{regions}.decoder_dict.attr", "region_attr"),
             *rows.dense(f"{regions}.decoder_dict.feat", "region_feat"),
         ),
-        tied=((f"{words}.decoder.weight", bert + configs.WORD_TABLE),) if tied else (),
-        unused=(rows.POSITION_IDS,),
+        tied=decoder.tied,
+        unused=(rows.POSITION_IDS, *decoder.unused),
     )
 
 

@@ -38,6 +38,8 @@ KEYS = {
     )
 }
 
+# The table of words; transformers ties the head's to it whatever the config says.
+WORDS = "embeddings.text_embeddings.word_embeddings.weight"
 # BERT's embeddings, which lie here without `embeddings.` in front.
 TEXT = tuple(
     rule._replace(theirs=rule.theirs.removeprefix("embeddings.")) for rule in rows.BERT_EMBEDDINGS
@@ -58,6 +60,7 @@ FUSION = (
 def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     text = configs.bert_fields(config)
     answers, images = "classifier.0.weight" in names, count_images(config)
+    vilt = configs.prefix(names, "vilt.")
     return dict(
         name="vilt",
         image_encoder=dict(
@@ -75,7 +78,7 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             qkv_bias=config["qkv_bias"],
             **configs.layer_fields(text),
         ),
-        word_head=configs.score_table(names),
+        word_head=configs.score_table(names, vilt + WORDS, tied=True),
         matching="rank_output.weight" in names,
         labels=configs.count_labels(config) if answers else 0,
         # As wide as the images' vectors together, or for questions twice one vector.
@@ -105,6 +108,9 @@ def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
             *rows.dense("rank_output", "matching_head"),
             *rows.classifier("classifier", "head", "0 1 3"),
         ),
-        tied=(("mlm_score.bias", "mlm_score.decoder.bias"),),
+        tied=(
+            ("mlm_score.bias", "mlm_score.decoder.bias"),
+            *configs.score_tied(names, vilt + WORDS, tied=True),
+        ),
         unused=(rows.POSITION_IDS,),
     )

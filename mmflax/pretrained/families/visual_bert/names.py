@@ -76,27 +76,19 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
 def table(config: Mapping[str, Any], names: Collection[str]) -> Table:
     """Every row of a VisualBERT checkpoint, with or without the prefix `visual_bert.`."""
     bert = configs.prefix(names, "visual_bert.")
-    decoder = "cls.predictions.decoder"
-    tied = configs.word_table(config, names) == "tied"
-    # Untied, the decoder's own bias is the one that is added, and the other lies idle.
-    bias = "cls.predictions.bias" if tied else f"{decoder}.bias"
+    head = "cls.predictions"
+    decoder = configs.decoder_names(
+        config, names, f"{head}.decoder", f"{head}.bias", bert + configs.WORD_TABLE
+    )
     return Table(
         rules=(
             *under(bert, "text_encoder/", rows.BERT_TABLES),
             *under(bert, "image_encoder/", REGIONS),
             *under(bert, "fusion/", FUSION),
-            *rows.word_head("cls.predictions.transform", f"{decoder}.weight", bias),
+            *rows.word_head(f"{head}.transform", f"{head}.decoder.weight", decoder.bias),
             *rows.dense("cls.seq_relationship", "matching_head"),
             *rows.dense("cls", "classifier"),
         ),
-        tied=(
-            (f"{decoder}.weight", bert + configs.WORD_TABLE),
-            (f"{decoder}.bias", bias),
-        )
-        if tied
-        else (),
-        unused=(
-            rows.POSITION_IDS,
-            *(() if tied else (r"^cls\.predictions\.bias$",)),
-        ),
+        tied=decoder.tied,
+        unused=(rows.POSITION_IDS, *decoder.unused),
     )
