@@ -76,6 +76,17 @@ class Mutation(NamedTuple):
         paths = {path for path, _ in leaves(config)}
         return all(path in paths for path, _ in self.changes)
 
+    def invalid(self, config: Mapping[str, Any]) -> bool:
+        """Whether a changed key has a value of another JSON type than the config's own, or is not
+        above 0 where that is a whole number above 0, or below 0 where that is not."""
+        own = dict(leaves(config))
+        return any(
+            value is not DROPPED
+            and path in own
+            and (_retyped(own[path], value) or _too_low(own[path], value))
+            for path, value in self.changes
+        )
+
     def applied(self, config: Mapping[str, Any]) -> dict[str, Any]:
         changed = copy.deepcopy(dict(config))
         for path, value in self.changes:
@@ -90,6 +101,17 @@ class Mutation(NamedTuple):
                 else:
                     node[path[-1]] = copy.deepcopy(value)
         return changed
+
+
+def _retyped(own: Any, value: Any) -> bool:
+    return type(value) is not type(own) and (type(own), type(value)) != (float, int)
+
+
+def _too_low(own: Any, value: Any) -> bool:
+    """Of values of one type."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value <= 0 < own if isinstance(own, int) else value < 0 <= own
 
 
 def leaves(config: Mapping[str, Any], root: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import warnings
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,17 @@ COUNT = 500
 LACKING = "lacks weights"
 # The cases of each family that are mutated: one of every class whose fields are read elsewhere.
 FAMILIES = {
+    "bert": ("plain", "words", "classifier"),
+    "roberta": ("plain", "words", "classifier", "token classifier"),
+    "vit": ("plain", "classifier"),
+    "deit": ("plain", "classifier", "teacher"),
+    "swin": ("plain", "classifier"),
+    "resnet": ("plain", "classifier"),
+    "clip": ("pair", "text", "image projected", "classifier"),
+    "siglip": ("pair", "text", "image"),
+    "align": ("pair", "text", "image"),
+    "blip": ("pair", "matching", "answer", "caption"),
+    "bridgetower": ("whole precision", "words", "matching", "contrastive"),
     "vilt": ("plain", "questions", "images and text", "words", "matching"),
     "lxmert": ("plain", "pretraining", "answers"),
     "visual_bert": ("plain", "pretraining", "answers", "choices"),
@@ -37,8 +49,24 @@ OTHERS = {
     "uniter": ("answers", "pretraining"),
     "vilbert": ("pretraining", "tasks"),
 }
-# How many of the mutations that change nothing in transformers have to load here, at least.
-LOADED = 0.9
+# Mutations that change nothing in transformers load here, but for values of another JSON type than
+# the key's or too low, and for these keys with an error that has these words.
+REFUSED = {
+    # A side that patches do not divide, or smaller than one, that the original never compares.
+    "image_size": "image_size",
+    # BridgeTower's text is causal in transformers 4 and is not in 5.
+    "is_decoder": "is_decoder",
+    # Lists with an entry for each stage, of which transformers reads as many as one of them has.
+    **dict.fromkeys(
+        (
+            "kernel_sizes", "out_channels", "strides", "num_block_repeats", "expand_ratios",
+            "num_heads", "depths", "hidden_sizes",
+        ),
+        "have different lengths",
+    ),
+}  # fmt: skip
+# Weights that no forward pass reads: BridgeTower's separate norms.
+NOT_READ = "ln_separate"
 
 
 class Original:
@@ -79,7 +107,11 @@ class Original:
         return config
 
     def _theirs_of(self, config):
-        return self.kind.config_class.from_dict(copy.deepcopy(config)).to_dict()
+        """What transformers makes of a config; None where it refuses it."""
+        try:
+            return self.kind.config_class.from_dict(copy.deepcopy(config)).to_dict()
+        except Exception:  # whatever transformers makes of it
+            return None
 
     def theirs(self, config):
         """Outputs of transformers' class; None where it fails, `LACKING` if it makes up weights."""
@@ -97,7 +129,8 @@ class Original:
                     output_loading_info=True,
                     dtype=torch.float32,
                 )
-                if info["missing_keys"] or info["mismatched_keys"]:
+                lacking = [*info["missing_keys"], *info["mismatched_keys"]]
+                if any(NOT_READ not in str(name) for name in lacking):
                     self.expected[key] = LACKING
                 else:
                     found = cases.theirs(self.case, module.eval(), self.batch)
@@ -146,17 +179,25 @@ def mutated(original, seed, count):
                 yield mutation.applied(base), mutation
 
 
-@pytest.mark.parity
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_no_config_gives_other_numbers_in_silence(family, seed, tmp_path):
-    torch = pytest.importorskip("torch")
-    quiet()
-    torch.set_num_threads(1)
+class Found(NamedTuple):
+    """What a family's mutations gave.
+
+    Attributes:
+      wrong: those with other numbers in silence, or another error than ours.
+      refused: those that change nothing in transformers, whose values may stand for the keys.
+      harmless: how many change nothing in transformers.
+    """
+
+    wrong: list[str]
+    refused: list[str]
+    harmless: int
+
+
+def tried(family, seed, folder):
+    """`Found` of `COUNT` mutations of a family's cases."""
     wrong, refused, harmless = [], [], 0
     for number, name in enumerate(FAMILIES[family]):
-        original = Original(cases.all_cases()[f"{family}/{name}"], tmp_path / name)
+        original = Original(cases.all_cases()[f"{family}/{name}"], folder / name)
         usual = original.theirs(original.config)
         assert usual is not None, name
         for config, mutation in mutated(original, (seed, number), COUNT // len(FAMILIES[family])):
@@ -172,7 +213,11 @@ def test_no_config_gives_other_numbers_in_silence(family, seed, tmp_path):
             same = same and not mutation.names(OTHER_CLASS) and mutation.known(original.config)
             harmless += same
             if isinstance(ours, MmflaxError):
-                if same:
+                listed = any(
+                    path[-1] in REFUSED and REFUSED[path[-1]] in str(ours)
+                    for path, _ in mutation.changes
+                )
+                if same and not listed and not mutation.invalid(original.config):
                     refused.append(f"{what}: {ours}"[:300])
             elif theirs == LACKING:
                 wrong.append(f"{what}: loads, where transformers lacks weights")
@@ -188,9 +233,23 @@ def test_no_config_gives_other_numbers_in_silence(family, seed, tmp_path):
                     continue
                 if worst > cases.TOLERANCE:
                     wrong.append(f"{what}: differs by {worst:.1e}")
+    return Found(wrong, refused, harmless)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_config_gives_other_numbers_in_silence(family, seed, tmp_path):
+    torch = pytest.importorskip("torch")
+    quiet()
+    torch.set_num_threads(1)
+    wrong, refused, harmless = tried(family, seed, tmp_path)
     assert not wrong, f"{len(wrong)} of {COUNT}:\n" + "\n".join(wrong)
-    share = 1 - len(refused) / max(harmless, 1)
-    assert share >= LOADED, f"{share:.2f} of {harmless} harmless load:\n" + "\n".join(refused)
+    assert not refused, f"{len(refused)} of {harmless} harmless ones are refused:\n" + "\n".join(
+        refused
+    )
+    assert harmless > COUNT // 10, "too few mutations change nothing to say so"
 
 
 @pytest.mark.slow
@@ -223,6 +282,7 @@ def quiet():
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
 
 
 def unchanged(usual, theirs):
