@@ -100,6 +100,7 @@ class Pretrained:
         target = pathlib.Path(directory)
         if target.exists():
             raise MmflaxError(f"{target} exists already; name a new folder.")
+        flax = flax_file.flax_bytes(self._tensors(params)) if to == "flax" else b""
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -107,7 +108,7 @@ class Pretrained:
             own_format.write(partial, self.config, self._arrays(params))
         else:
             if to == "flax":
-                flax_file.write_flax_file(partial / FLAX, self._tensors(params))
+                (partial / FLAX).write_bytes(flax)
             else:
                 save_file(self.tensors(params), partial / SAFE, metadata={"format": "pt"})
             text = json.dumps(self.config["original"], indent=2, ensure_ascii=False)

@@ -99,14 +99,15 @@ def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield (), part
 
 
-def write_flax_file(path: pathlib.Path, tensors: Iterable[tuple[Rule, np.ndarray]]) -> None:
-    """Writes tensors, each with the row of the table it comes from, in the layout of Flax.
+def flax_bytes(tensors: Iterable[tuple[Rule, np.ndarray]]) -> bytes:
+    """The msgpack file of tensors, each with the row of the table that it comes from.
 
     Raises:
       MmflaxError: a tensor that no Flax class has.
     """
     leaves = dict(_flax_leaf(rule, array) for rule, array in tensors)
-    path.write_bytes(msgpack_serialize(unflatten_dict(leaves)))
+    data: bytes = msgpack_serialize(unflatten_dict(leaves))
+    return data
 
 
 def _flax_leaf(rule: Rule, array: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
