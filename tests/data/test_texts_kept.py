@@ -9,7 +9,7 @@ from mmflax.data.dataset import in_memory
 from mmflax.data.processor import Processor
 from mmflax.data.regions import region_arrays
 from mmflax.data.survey import cut_texts
-from mmflax.data.text.tokenizer import SPECIALS, Tokenizer
+from mmflax.data.text.tokenizer import Tokenizer
 from mmflax.errors import MmflaxError
 
 DIFFERENT = [
@@ -45,19 +45,6 @@ def test_words_that_differ_in_marks_are_different(one, other):
 def test_a_switch_strips_accents():
     processor = learned(["hacía", "hacia"], strip_accents=True)
     assert np.array_equal(processor.text("hacía")[0], processor.text("hacia")[0])
-
-
-def saved(tokenizer, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    return Tokenizer.load(tmp_path / "tokenizer.json")
-
-
-@pytest.mark.parametrize("token", SPECIALS)
-def test_special_tokens_in_a_question_are_text(token, tmp_path):
-    tokenizer = Tokenizer.learn([f"what does {token} mean", "a b"])
-    for one in (tokenizer, saved(tokenizer, tmp_path)):
-        ids, _ = one.ids_and_types(f"what does {token} mean", 64)
-        assert not set(ids[1:-1]) & set(range(len(SPECIALS)))
 
 
 def test_longer_questions_have_room_and_what_is_cut_is_counted():

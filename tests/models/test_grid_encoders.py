@@ -146,7 +146,9 @@ def test_remat_changes_nothing_and_paths_drop(zoo):
 
 
 def test_errors_name_what_is_missing():
-    with pytest.raises(MmflaxError, match="variant such as 'B', or also depths, num_heads"):
+    with pytest.raises(
+        MmflaxError, match="variant such as 'B' .*variant=B.*, or also depths, num_heads"
+    ):
         swin.build(image_size=8, width=8)
     with pytest.raises(MmflaxError, match="2 stages by depths and 1 by num_heads"):
         swin.build(image_size=8, width=8, depths=(1, 1), num_heads=(1,))

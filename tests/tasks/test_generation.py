@@ -271,7 +271,7 @@ def test_caption_words_join_the_loss():
     outputs = jax.jit(lambda p: task.model.apply({"params": p}, given, train=False))(params)
     assert outputs["words"].shape == (4, 5, V)
     assert (task.loss(outputs, given) > plain.loss(outputs, given)).all()
-    with pytest.raises(MmflaxError, match="set processor.caption_length"):
+    with pytest.raises(MmflaxError, match="give --config.processor.caption_length=TOKENS"):
         task.loss(outputs, batch())
 
 

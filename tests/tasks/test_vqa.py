@@ -166,7 +166,7 @@ def test_caption_words_reach_encoder_and_word_table_alone(batch):
 def test_caption_words_without_captions_is_one_sentence(batch):
     task = build(caption_words=1.0)
     outputs = {"words": jnp.zeros((4, 4, 20)), "image_mask": jnp.ones((4, 5), bool)}
-    with pytest.raises(MmflaxError, match="set processor.caption_length"):
+    with pytest.raises(MmflaxError, match="give --config.processor.caption_length=TOKENS"):
         task.loss({"logits": jnp.zeros((4, 3)), **outputs}, batch)
 
 
@@ -206,7 +206,7 @@ def test_sigmoid_learns_soft_answers(batch):
 
 
 def test_sigmoid_without_soft_answers_is_one_sentence(batch):
-    with pytest.raises(MmflaxError, match="set processor.soft_answers=True"):
+    with pytest.raises(MmflaxError, match="give --config.processor.soft_answers=True"):
         build(loss="sigmoid").loss({"logits": jnp.zeros((4, 3))}, batch)
     with pytest.raises(MmflaxError, match="task.loss is 'bce'; known: softmax, sigmoid"):
         build(loss="bce")

@@ -60,10 +60,6 @@ class Tokenizer:
         self.max_length = files.max_length
         model = backend.model
         self._is_wordpiece = isinstance(model, models.WordPiece)
-        # In a question to a vocabulary of our own "[MASK]" is text; published ones read it as the
-        # original does.
-        if files.config is None and all(map(self._has, SPECIALS, range(len(SPECIALS)))):
-            backend.encode_special_tokens = True
         # tokenizers leaves CLIP's mark of a word's end in decoded texts.
         self._word_end = getattr(model, "end_of_word_suffix", None) or ""
         # Questions repeat; a hit costs 0.1 us where encoding costs about 40.
@@ -222,9 +218,6 @@ class Tokenizer:
         return mine == theirs or _rounded(mine) == _rounded(theirs)
 
     __hash__ = None  # type: ignore[assignment]
-
-    def _has(self, token: str, index: int) -> bool:
-        return self._backend.token_to_id(token) == index
 
     def _cut(self, pieces: tuple[int, ...], room: int) -> tuple[int, ...]:
         if len(pieces) > room:
