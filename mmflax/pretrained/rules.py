@@ -22,6 +22,8 @@ import numpy as np
 from mmflax.errors import MmflaxError
 
 Shape = tuple[int, ...]
+# Counters that torch's AveragedModel keeps beside the weights, whatever the model.
+_COUNTERS = r"^n_averaged$"
 
 
 class Op(NamedTuple):
@@ -179,7 +181,7 @@ def bind(
                 )
         bound.append(one)
     taken = {one.theirs for one in bound}
-    expected = [*table.unused, *may_ignore]
+    expected = [*table.unused, *may_ignore, _COUNTERS]
     left = [
         name
         for name in sorted(names - taken)

@@ -17,8 +17,8 @@ from mmflax.pretrained.unpickle import Inert, NumpyArray, View
 # What programs call the weights that they save beside other things.
 KEYS = (
     "state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "checkpoint",
-    "model_weights", "params", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema",
-    "teacher", "student",
+    "model_weights", "model_state", "params", "state", "backbone", "state_dict_ema", "model_ema",
+    "ema_state_dict", "ema_model", "ema", "teacher", "student",
 )  # fmt: skip
 
 

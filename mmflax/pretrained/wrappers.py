@@ -1,13 +1,14 @@
 """Names of tensors without what training programs put before them.
 
 `torch.compile`, FSDP and activation checkpointing put a part into the middle of names, which no
-model has of its own; data parallelism and training frameworks put `module.` or `model.` before all
-of them, which some models do have: it goes only where the names are the family's without it.
+model has of its own; data parallelism and training frameworks put `module.` or `model.` before
+them, which some models do have: it goes only where the names are the family's without it. Tensors
+of the program itself, such as a metric's, lie beside and keep their names.
 """
 
 from __future__ import annotations
 
-import functools
+import collections
 import re
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,10 @@ from mmflax.pretrained.tensors import Tensors
 _INSIDE = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-_BEFORE = ("module", "model", "net", "network", "_model", "ema_model", "base_model")
+_BEFORE = (
+    "module", "model", "net", "network", "_model", "ema_model", "base_model",
+    "averaged_model", "backbone", "student", "teacher",
+)  # fmt: skip
 _DEEPEST = 3
 
 
@@ -46,20 +50,21 @@ def unwrapped(tensors: Tensors, count_known: Callable[[Tensors], int]) -> Tensor
 
 
 def _candidates(tensors: Tensors) -> Iterator[Tensors]:
-    """The tensors as they are, and without one, two or three parts before all their names."""
+    """The tensors as they are, and without one, two or three parts before most of their names."""
     if any(map(_INSIDE.search, tensors)):
         tensors = _renamed(tensors, lambda name: _INSIDE.sub("", name))
     yield tensors
     for _ in range(_DEEPEST):
-        first = next(iter(tensors), "").split(".")[0]
-        if first not in _BEFORE or not all(name.startswith(first + ".") for name in tensors):
+        firsts = collections.Counter(name.partition(".")[0] for name in tensors if "." in name)
+        first, count = max(firsts.items(), key=lambda item: item[1], default=("", 0))
+        if first not in _BEFORE:
             return
-        tensors = _renamed(tensors, functools.partial(_cut, len(first) + 1))
+        start = re.compile(rf"^{re.escape(first)}\.")
+        cut = {name: start.sub("", name) for name in tensors}
+        if len({*cut.values()}) < len(cut) and count < len(cut):
+            return  # names of the model's own
+        tensors = _renamed(tensors, cut.__getitem__)
         yield tensors
-
-
-def _cut(start: int, name: str) -> str:
-    return name[start:]
 
 
 def _renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:

@@ -90,6 +90,19 @@ def test_two_sides_of_other_sizes_are_one_sentence(family):
         shapes_of(model)
 
 
+def test_a_pair_without_the_head_of_its_images_is_one_sentence():
+    names = ["vision_model.embeddings.patch_embedding.weight"]
+    names += ["text_model.embeddings.token_embedding.weight"]
+    with pytest.raises(MmflaxError, match=r"no vision_model\.head"):
+        families.fields_of("siglip", {}, names)
+    assert not families.fields_of("siglip", {}, names[:1])["pooler"]
+
+
+def test_a_config_without_a_model_type_says_how_to_name_one():
+    with pytest.raises(MmflaxError, match="x has no model_type, .* family="):
+        families.family_of(None, "x")
+
+
 RECORDED = sorted((pathlib.Path(__file__).parents[1] / "golden" / "config_keys").glob("*.json"))
 
 

@@ -97,6 +97,9 @@ FORMS = {
     "inside": inside,
     "net": lambda w: {"net": w},
     "ema": lambda w: {"model_ema": under("module.")(w), **OTHERS},
+    "averaged": lambda w: {**under("module.")(w), "n_averaged": np.array(3)},
+    "backbone.": under("backbone."),
+    "model_state": lambda w: {"model_state": w, "step": 3},
     "twice": lambda w: {"checkpoint": {"model": w}, "epoch": 1},
     "lightning": lambda w: {"state_dict": under("model.")(w), **OTHERS},
     "beside": lambda w: {"model": w, **OTHERS},
@@ -136,6 +139,10 @@ REFUSED = {
     "lora": (
         lambda w: {"base_model.model.x.lora_A.weight": np.ones((2, 2), np.float32)},
         "holds a LoRA adapter",
+    ),
+    "tensors of the program's own": (
+        lambda w: {**under("model.")(w), "loss.weight": np.ones(3, np.float32)},
+        r"the model\. unknown \(no rule names them\): loss\.weight\.$",
     ),
     "another prefix": (
         under("backbone_of_mine."),

@@ -55,6 +55,11 @@ def family_of(model_type: Any, source: str) -> str:
     """The family whose table is for this `model_type`."""
     known = known_types()
     name = str(model_type).replace("-", "_")
+    if model_type is None:
+        raise MmflaxError(
+            f"{source} has no model_type, which says what it is; write it into its config.json, "
+            'such as "model_type": "bert", or name the family as family=.'
+        )
     if name not in known:
         raise MmflaxError(
             f"{source} has model_type {model_type!r}{registry.nearest(name, known)}; known: "

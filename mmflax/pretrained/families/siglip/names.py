@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mmflax.errors import MmflaxError
 from mmflax.pretrained.families import configs, rows
 from mmflax.pretrained.families.clip.names import (
     TEXT_RULES,
@@ -71,6 +72,11 @@ def fields(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         text = one_side(config, "text")
         fields["text_encoder"] = text_fields(text)
         fields["projection"] = text["projection_size"] or text["hidden_size"]
+    if "text_encoder" in fields and not fields.get("pooler", True):
+        raise MmflaxError(
+            "the file has both sides of a SigLIP and no vision_model.head.*, without which an "
+            "image has no vector to compare; save the whole SiglipModel, or one side alone."
+        )
     return fields | dict(labels=configs.classifier_labels(config, names))
 
 
