@@ -56,6 +56,9 @@ REFUSED = {
     "image_size": "image_size",
     # BridgeTower's text is causal in transformers 4 and is not in 5.
     "is_decoder": "is_decoder",
+    # ViLT's classifier and the pooler of ViT and DeiT read these, and the other classes do not.
+    "num_images": "expected -1, 1 or 2",
+    "pooler_act": "expected one of",
     # Lists with an entry for each stage, of which transformers reads as many as one of them has.
     **dict.fromkeys(
         (
