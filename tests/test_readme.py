@@ -162,6 +162,20 @@ def test_train_evaluate_and_predict_as_printed(checkout, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+def test_another_kind_of_fusion_by_the_one_switch(checkout, monkeypatch, capfd):
+    monkeypatch.chdir(checkout)
+    assert "One switch: `--config.model.fusion.name=` concat," in README
+    line = next(words for words in ours() if words[0] == "train" and "runs/shapes" in words)
+    line = [word.replace("runs/shapes", "runs/concat") for word in line]
+    assert cli.main([*line, "--config.model.fusion.name=concat", *SHORT]) == 0
+    output, errors = capfd.readouterr()
+    assert "model.fusion.name=concat does not take model.fusion.form" in errors
+    assert "done at step 2" in output
+    config = json.loads((checkout / "runs" / "concat" / "config.json").read_text())
+    assert config["model"]["fusion"]["name"] == "concat"
+
+
+@pytest.mark.slow
 def test_a_folder_of_pictures_as_printed(checkout, monkeypatch, capfd):
     monkeypatch.chdir(checkout)
     words = [words for words in ours() if any("my_" in word for word in words)]

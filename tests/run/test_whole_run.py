@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from mmflax.run import lock
 from mmflax.run.build import Experiment
 from mmflax.run.restore import restore
 from tests import tiny
@@ -95,6 +96,43 @@ def test_killed_at_random_steps_equals_never_killed(undisturbed, config_file, tm
         np.testing.assert_array_equal(found, expected)
     assert losses(tmp_path) == losses(undisturbed)  # and no step is written twice
     assert len(losses(tmp_path)) == sum("loss" in line for line in logged(tmp_path))
+
+
+def test_the_second_of_two_trainings_in_one_workdir_is_refused(config_file, tmp_path):
+    first = subprocess.Popen(
+        command(config_file, tmp_path), env=environment(1),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (tmp_path / lock.NAME).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    second = subprocess.run(
+        command(config_file, tmp_path), env=environment(1), capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    ended = first.poll() is not None  # then the second found nobody
+    assert first.wait(timeout=300) == 0
+    assert not (tmp_path / lock.NAME).exists() and len(losses(tmp_path)) == 24
+    if not ended:
+        assert second.returncode == 1
+        assert f"Another training runs in {tmp_path} (process {first.pid} on" in second.stderr
+
+
+def test_a_run_of_batch_4_is_evaluated_on_3_devices(shapes_dir, tmp_path):
+    config = tiny.config(shapes_dir, steps=4, eval_every=4, checkpoint_every=4)
+    config["data"]["batch_size"] = config["evaluation"]["batch_size"] = 4
+    file, workdir = tmp_path / "four.py", tmp_path / "w"
+    file.write_text(CONFIG.format(text=json.dumps(config)))
+    subprocess.run(command(file, workdir), env=environment(2), check=True, timeout=300)
+    words = [sys.executable, "-m", "mmflax.cli", "evaluate", "--workdir", str(workdir), "--json"]
+    found = []
+    for devices in (1, 3):
+        done = subprocess.run(
+            words, env=environment(devices), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.splitlines()[-1])["metrics"])
+    assert found[1]["full"] == pytest.approx(found[0]["full"], rel=1e-5)
 
 
 def test_two_processes_of_two_devices_equal_one_of_four(shapes_dir, tmp_path):
