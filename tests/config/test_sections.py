@@ -29,7 +29,7 @@ from mmflax.errors import MmflaxError
         (TrainConfig, {"steps": 5, "log_every": "5"}, r"train.log_every is '5' \(str\)"),
         (TrainConfig, {"steps": 5, "ema_decay": 1.0}, "at least 0 and below 1"),
         (TrainConfig, {"steps": 5, "evl_every": 1}, "did you mean 'eval_every'"),
-        (DataConfig, {}, "The config has no data.batch_size; add it"),
+        (DataConfig, {}, "The config has no data.batch_size; give --config"),
         (DataConfig, {"batch_size": 0}, "data.batch_size is 0"),
         (DataConfig, {"batch_size": 4, "max_bad_fraction": -0.1}, "data.max_bad_fraction is -0.1"),
         (EvaluationConfig, {"batch_size": 4, "bootstrap": -1}, "evaluation.bootstrap is -1"),

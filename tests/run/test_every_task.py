@@ -109,10 +109,10 @@ REFUSED = [
     (config("classification", PIXELS, caption_words=0.5), "needs 'caption'.*caption_length"),
     (
         config("generation", REGIONS, drop="target"),
-        "target_length is 0.*set processor.target_length",
+        "target_length is 0.*give --config.processor.target_length=TOKENS",
     ),
-    (config("reasoning", PIXELS, images=2), "needs 'second_image'.*second_images=True"),
-    (config("reasoning", REGIONS, images=2), "needs 'second_image'.*second_images=True"),
+    (config("reasoning", PIXELS, images=2), "needs 'second_image'.*--config.task.images=1"),
+    (config("reasoning", REGIONS, images=2), "needs 'second_image'.*--config.task.images=1"),
     (
         config("pretraining", PIXELS, objectives=dict(captioning=1.0), drop="target"),
         "'captioning' needs 'target'",

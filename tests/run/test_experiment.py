@@ -163,7 +163,7 @@ def test_modality_views_depend_on_nothing_that_they_leave_out(trained):
         (lambda c: c["train"].update(step=5), "did you mean 'steps'"),
         (lambda c: c["optim"].update(weight_deca=0.1), "did you mean 'weight_decay'"),
         (lambda c: c["optim"].update(name="adam"), "known are adamw"),
-        (lambda c: c["data"].update(batch_size=12), "multiple"),
+        (lambda c: c["data"].update(batch_size=12), "give --config.data.batch_size=16"),
         (lambda c: c["data"].update(batch_size="big"), "batch_size is 'big' .str.; expected int"),
         (lambda c: c["mesh"].update(data=16), "does not fit 8 devices"),
         (lambda c: c["mesh"].update(tensr=2), "did you mean 'tensor'"),
