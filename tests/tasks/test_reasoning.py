@@ -125,7 +125,7 @@ def test_a_split_is_judged_by_consistency():
 
 def test_one_picture_where_two_are_needed_is_one_sentence(batch):
     batch = {name: value for name, value in batch.items() if name != "second_image"}
-    with pytest.raises(MmflaxError, match="set processor.second_images=True"):
+    with pytest.raises(MmflaxError, match="give --config.task.images=1"):
         pair_rows(batch)
     with pytest.raises(MmflaxError, match="task.images is 3; expected 1"):
         build(images=3)
