@@ -160,7 +160,7 @@ def test_equal_images_have_equal_keys():
 
 
 def test_an_absent_image_must_be_allowed(processor):
-    with pytest.raises(MmflaxError, match="there is no image; or --config.processor.absent"):
+    with pytest.raises(MmflaxError, match="give one, or --config.processor.absent"):
         processor.batch([{"image": None, "question": "what"}])
 
 
