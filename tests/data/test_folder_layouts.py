@@ -306,7 +306,9 @@ def test_why_nothing_is_held_out_is_said(tmp_path):
 
 def test_a_folder_that_is_one_too_high_is_said(tmp_path):
     table(tmp_path / "mine", [ROW])
-    with pytest.raises(MmflaxError, match=r"no train/, but .*/mine has; give data\.path=.*/mine"):
+    with pytest.raises(
+        MmflaxError, match=r"no train/, but .*/mine has; give --config\.data\.path=.*/mine"
+    ):
         read(tmp_path)
 
 
