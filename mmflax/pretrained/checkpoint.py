@@ -50,7 +50,8 @@ class Pretrained:
       processor: raw images and texts to the arrays of a batch, as the original did; None where the
         checkpoint came without what that needs.
       config: the `family`, its module's `name` and keywords (`fields`), the checkpoint's own config
-        (`original`), its tensors' `names` and types, and where it came from (`source`); of a
+        (`original`), its tensors' `names` and types, where it came from (`source`), and `notes` for
+        people; of a
         workdir the run's config, and its step (`run`).
     """
 
@@ -195,6 +196,7 @@ def from_pretrained(
         "original": checkpoint.original,
         "names": checkpoint.names,
         "source": str(checkpoint.root),
+        "notes": list(checkpoint.tensors.notes),
     }
     processor = checkpoint.processor()
     if processor is not None and processor.tokenizer is not None:

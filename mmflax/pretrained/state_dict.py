@@ -2,14 +2,15 @@
 
 A state dict is often nested (`{"state_dict": ..., "epoch": 3}`), and a whole module may be pickled
 in place of one. With several state dicts in a file the first of `KEYS` that holds tensors is
-taken: the trained weights go before their moving average, which is taken where it is alone.
+taken: the trained weights go before their moving average, which is taken where it is alone. What
+was passed over is said. A pickle may hold itself, so nothing is followed without end.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmflax.errors import MmflaxError
 from mmflax.pretrained.unpickle import Inert, NumpyArray, View
@@ -20,41 +21,61 @@ KEYS = (
     "model_weights", "model_state", "params", "state", "backbone", "state_dict_ema", "model_ema",
     "ema_state_dict", "ema_model", "ema", "teacher", "student",
 )  # fmt: skip
+_DEEPEST = 4  # state dicts within state dicts
 
 
-def find(tree: Any, path: pathlib.Path) -> tuple[str, dict[str, View]]:
-    """The keys that lead to the state dict, joined by dots, and its tensors by name.
+class Found(NamedTuple):
+    """A state dict in a file.
+
+    Attributes:
+      where: the keys that lead to it, joined by dots.
+      tensors: by name.
+      others: further keys that hold state dicts.
+    """
+
+    where: str
+    tensors: dict[str, View]
+    others: tuple[str, ...]
+
+
+def find(tree: Any, path: pathlib.Path) -> Found:
+    """The state dict of what was pickled.
 
     Raises:
       MmflaxError: there are no tensors where a state dict is looked for.
     """
-    where, state = "", tree
-    while (key := _nested(state)) is not None:
-        where, state = f"{where}.{key}".lstrip("."), state[key]
+    state = tree
+    keys: list[str] = []
+    others: list[str] = []
+    while len(keys) < _DEEPEST and (nested := _nested(state)):
+        first, *rest = nested
+        others += [".".join([*keys, key]) for key in rest]
+        keys.append(first)
+        state = state[first]
     tensors = dict(_tensors(state))
     if not tensors:
         raise MmflaxError(
             f"{path} holds no tensors{_holds(tree)}; expected a state dict, at the top or under "
             f"one of {', '.join(KEYS)}. Save it with torch.save(model.state_dict(), ...)."
         )
-    return where, tensors
+    return Found(".".join(keys), tensors, tuple(others))
 
 
-def _nested(tree: Any) -> str | None:
-    """The key under which the state dict is, or None where `tree` is one."""
+def _nested(tree: Any) -> list[str]:
+    """The keys under which there are state dicts, the one to take first; none if `tree` is one."""
     if not isinstance(tree, Mapping) or isinstance(tree, Inert):
-        return None
-    for key in KEYS:
-        inner = tree.get(key)
-        if isinstance(inner, Mapping) and any(_tensors(inner, deep=True)):
-            return key
-    return None
+        return []
+    return [
+        key
+        for key in KEYS
+        if isinstance(tree.get(key), Mapping) and any(_tensors(tree[key], _DEEPEST))
+    ]
 
 
-def _tensors(state: Any, deep: bool = False) -> Iterator[tuple[str, View]]:
-    """Names and tensors of a state dict, or of a module; with `deep` of what is nested in one."""
+def _tensors(state: Any, deep: int = 0) -> Iterator[tuple[str, View]]:
+    """Names and tensors of a state dict, or of a module, and of so many state dicts within."""
     if isinstance(state, Inert):
-        yield from _of_module(state.attributes, "")
+        yield from _of_module(state, "", ())
         return
     if not isinstance(state, Mapping):
         return
@@ -63,7 +84,7 @@ def _tensors(state: Any, deep: bool = False) -> Iterator[tuple[str, View]]:
         if view is not None:
             yield str(name), view
         elif deep and name in KEYS:
-            yield from _tensors(value, deep=True)
+            yield from _tensors(value, deep - 1)
 
 
 def _view(value: Any) -> View | None:
@@ -72,11 +93,15 @@ def _view(value: Any) -> View | None:
     return value if isinstance(value, View) else None
 
 
-def _of_module(attributes: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, View]]:
+def _of_module(module: Inert, prefix: str, above: tuple[Inert, ...]) -> Iterator[tuple[str, View]]:
     """Names and tensors of a pickled `torch.nn.Module`, as its `state_dict()` has them.
 
-    The attributes of a TorchScript module are its tensors and modules themselves.
+    The attributes of a TorchScript module are its tensors and modules themselves. What lies in
+    itself, as a callback in its trainer's callbacks does, is left.
     """
+    if any(module is one for one in above):
+        return
+    attributes = module.attributes
     parts = [attributes.get(key) for key in ("_parameters", "_buffers", "_modules")]
     if any(isinstance(part, Mapping) for part in parts):
         left_out = attributes.get("_non_persistent_buffers_set")
@@ -90,7 +115,7 @@ def _of_module(attributes: Mapping[str, Any], prefix: str) -> Iterator[tuple[str
         if view is not None:
             yield prefix + str(name), view
         elif isinstance(value, Inert):
-            yield from _of_module(value.attributes, f"{prefix}{name}.")
+            yield from _of_module(value, f"{prefix}{name}.", (*above, module))
 
 
 def _holds(tree: Any) -> str:

@@ -36,10 +36,16 @@ class Tensor(NamedTuple):
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """Name -> array; shapes are known without reading. Nothing read is kept."""
+    """Name -> array; shapes are known without reading. Nothing read is kept.
 
-    def __init__(self, source: str, tensors: Mapping[str, Tensor]):
+    Attributes:
+      source: the file, and where in it the tensors are.
+      notes: sentences on what else the file holds.
+    """
+
+    def __init__(self, source: str, tensors: Mapping[str, Tensor], notes: tuple[str, ...] = ()):
         self.source = source
+        self.notes = notes
         self._tensors = dict(tensors)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -69,7 +75,8 @@ class Tensors(Mapping[str, np.ndarray]):
     def renamed(self, rename: Callable[[str], str | None]) -> Tensors:
         """Under other names; None leaves a tensor out."""
         pairs = ((rename(name), tensor) for name, tensor in self._tensors.items())
-        return Tensors(self.source, {name: tensor for name, tensor in pairs if name is not None})
+        kept = {name: tensor for name, tensor in pairs if name is not None}
+        return Tensors(self.source, kept, self.notes)
 
 
 def open_tensors(path: str | pathlib.Path) -> Tensors:
@@ -172,6 +179,13 @@ def _open_torch(path: pathlib.Path) -> Tensors:
     def tensor(stored: StoredTensor) -> Tensor:
         return Tensor(stored.shape, stored.dtype, stored.read)
 
-    where, stored = read_torch_file(path)
-    source = f"{path} ({where})" if where else str(path)
-    return Tensors(source, {name: tensor(one) for name, one in stored.items()})
+    found, stored = read_torch_file(path)
+    source, notes = str(path), []
+    if found.where:
+        source = f"{path} ({found.where})"
+    if found.others:
+        notes = [
+            f"of the state dicts in {path}, {found.where!r} was read, and not "
+            f"{', '.join(map(repr, found.others))}; save the one you want alone to have another"
+        ]
+    return Tensors(source, {name: tensor(one) for name, one in stored.items()}, tuple(notes))

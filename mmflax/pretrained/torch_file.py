@@ -27,8 +27,8 @@ from mmflax.pretrained.unpickle import Unpickler, View
 ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def read_torch_file(path: pathlib.Path) -> tuple[str, dict[str, StoredTensor]]:
-    """Where in the file the state dict is, and name -> tensor, mapped and not read yet.
+def read_torch_file(path: pathlib.Path) -> tuple[state_dict.Found, dict[str, StoredTensor]]:
+    """The state dict that was found, and name -> tensor, mapped and not read yet.
 
     Raises:
       MmflaxError: a file that is truncated, corrupt or without tensors, or holds other objects.
@@ -42,14 +42,14 @@ def read_torch_file(path: pathlib.Path) -> tuple[str, dict[str, StoredTensor]]:
         raise MmflaxError(
             f"{path} is truncated, corrupt, or not a PyTorch file ({error}); download it again."
         ) from error
-    where, views = state_dict.find(tree, path)
-    return where, {
+    found = state_dict.find(tree, path)
+    return found, {
         name: StoredTensor(
             path,
             view,
             view.storage if isinstance(view.storage, np.ndarray) else storages[view.storage.key],
         )
-        for name, view in views.items()
+        for name, view in found.tensors.items()
     }
 
 

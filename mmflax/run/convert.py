@@ -41,7 +41,8 @@ def convert(source: str, target: str, *, to: str = "hf", family: str | None = No
     if is_run(source):
         pretrained, notes = of_workdir(source)
     else:
-        pretrained, notes = from_pretrained(source, param_dtype=None, family=family), []
+        pretrained = from_pretrained(source, param_dtype=None, family=family)
+        notes = pretrained.config["notes"]
     pretrained.save(target, to=to)
     return notes
 

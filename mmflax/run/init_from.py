@@ -205,7 +205,8 @@ def _compare(
     """
     found: dict[Source, list[Difference]] = {}
     notes: list[str] = []
-    for source, (_, theirs) in given_by.items():
+    for source, (_, theirs, said) in given_by.items():
+        notes += said
         loaded = [name for name, one in origin.items() if one == source]
         if not loaded:
             continue

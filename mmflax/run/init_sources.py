@@ -71,10 +71,11 @@ class Model(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A source that is read: every parameter by its path without `backbone/`, and the model."""
+    """A source that is read: every parameter by its path without `backbone/`, the model, notes."""
 
     parameters: Mapping[str, LazyArray]
     model: Model | None = None
+    notes: tuple[str, ...] = ()
 
 
 def skipped(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -123,7 +124,7 @@ def opened(source: Source) -> Opened:
         unread = str(error)
     labels = _labels(checkpoint.original)
     found = Model(*_with_encoder(modules), processor, labels, unread)
-    return Opened(_by_name(checkpoint.parameters(shapes)), found)
+    return Opened(_by_name(checkpoint.parameters(shapes)), found, checkpoint.tensors.notes)
 
 
 def run_model(init: Any, processor: Processor) -> Model:

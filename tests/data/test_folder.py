@@ -113,7 +113,8 @@ def test_unseen_answers_are_an_error_or_wrong(tmp_path):
     write(tmp_path, "test", [row(0, "red"), row(1, "greem")])
     with pytest.raises(
         MmflaxError,
-        match=r"test/metadata\.jsonl, line 2: the answer 'greem' .*nearest: 'green'.*--config.data.unseen_answers=wrong",
+        match=r"test/metadata\.jsonl, line 2: the answer 'greem' .*nearest: 'green'.*"
+        r"--config\.data\.unseen_answers=wrong",
     ):
         dataset.build(path=tmp_path)
     data = dataset.build(path=tmp_path, unseen_answers="wrong", validation_fraction=0)

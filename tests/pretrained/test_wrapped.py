@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from mmflax.errors import MmflaxError
+from mmflax.pretrained import state_dict
 from mmflax.pretrained.checkpoint import from_pretrained
 from mmflax.pretrained.tensors import open_tensors
+from mmflax.run.convert import convert
+from mmflax.run.init_sources import Source, opened
 from tests.pretrained import cases, torch_files
 from tests.pretrained.torch_files import Instance, Name
 
@@ -118,6 +121,37 @@ def test_the_weights_are_those_of_the_plain_file(form, weights, tmp_path):
     assert set(back) <= set(weights)
     for name, value in back.items():
         assert np.array_equal(value, weights[name]), name
+
+
+@pytest.mark.parametrize("keys", [("model", "model_ema"), ("student", "teacher")])
+def test_state_dicts_that_are_passed_over_are_named(keys, weights, tmp_path):
+    path = checkpoint(tmp_path, {key: weights for key in keys})
+    (note,) = from_pretrained(path).config["notes"]
+    read, other = sorted(keys, key=state_dict.KEYS.index)
+    assert f"{read!r} was read, and not {other!r}" in note
+    assert from_pretrained(checkpoint(tmp_path, {"model": weights})).config["notes"] == []
+    torch_files.save({key: weights for key in keys}, path / "pytorch_model.bin")
+    assert convert(str(path), str(tmp_path / "copy")) == [note]
+    assert opened(Source(str(path))).notes == (note,)
+
+
+class Own:
+    """An object that holds itself; it is pickled by reference, and the reader never imports it."""
+
+
+@pytest.mark.parametrize("kind", ["dict", "object"])
+def test_what_holds_itself_is_read_to_an_end(kind, tmp_path):
+    if kind == "dict":
+        tree = {"epoch": 1}
+        tree["model"] = tree["state_dict"] = tree
+    else:
+        tree = Own()
+        tree.trainer = {"me": tree}
+        tree.callback = tree
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps(tree))
+    with pytest.raises(MmflaxError, match="holds no tensors"):
+        open_tensors(tmp_path / "model.pt")
 
 
 def test_arrays_of_numpy_are_tensors(weights, tmp_path):
