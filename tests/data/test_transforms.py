@@ -169,3 +169,20 @@ def test_decompression_bombs_are_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(transforms, "MAX_PIXELS", 100)
     with pytest.raises(MmflaxError, match="48 x 32 pixels, more than the limit of 100"):
         transforms.open_image(encoded(Image.fromarray(gradient())))
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "how"),
+    [
+        ("nin\u0303o.png", "ni\u00f1o.png", " (the same letters, in another Unicode form)"),
+        ("Cat.PNG", "cat.png", ""),
+        ("cat.png", "cta.png", ""),
+    ],
+)
+def test_a_file_of_nearly_that_name_is_said(there, asked, how, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / there)
+    with pytest.raises(MmflaxError) as error:
+        transforms.open_image(str(tmp_path / asked))
+    assert str(error.value) == (
+        f"The image {tmp_path / asked} does not exist; did you mean {there!r}{how}."
+    )

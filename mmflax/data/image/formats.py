@@ -1,5 +1,10 @@
 """In which format a file is, and what it is when no reader takes it."""
 
+import difflib
+import os
+import pathlib
+import unicodedata
+
 from PIL import BmpImagePlugin as Bmp
 from PIL import GifImagePlugin as Gif
 from PIL import Image
@@ -17,6 +22,7 @@ _READERS = (
     Jpeg.JpegImageFile, Png.PngImageFile, WebP.WebPImageFile, Gif.GifImageFile, Bmp.BmpImageFile,
     Tiff.TiffImageFile, Ppm.PpmImageFile,
 )  # fmt: skip
+_MOST_NAMES = 10_000  # of a folder, to look for a misspelt one
 FORMATS = tuple(reader.format for reader in _READERS)
 
 # Found at the place; the first that fits is it. Each goes on from "The image cat.jpg is …".
@@ -110,13 +116,33 @@ def foreign(name: str, start: bytes, known: bool) -> MmflaxError:
     )
 
 
+def _near(error: Exception) -> str:
+    """Which file of the folder may be meant: names differ in Unicode's form and in case."""
+    path = pathlib.Path(str(getattr(error, "filename", None) or ""))
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return ""
+    plain = {unicodedata.normalize("NFC", name).casefold(): name for name in names}
+    wanted = unicodedata.normalize("NFC", path.name).casefold()
+    near = [wanted] if wanted in plain else []
+    if not near and len(plain) <= _MOST_NAMES:
+        near = difflib.get_close_matches(wanted, plain, n=1)
+    if not near:
+        return ""
+    found = plain[near[0]]
+    same = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", path.name)
+    how = " (the same letters, in another Unicode form)" if same else ""
+    return f"; did you mean {found!r}{how}"
+
+
 def unreadable(name: str, error: Exception) -> MmflaxError:
     """The error of an image, called ``name``, that PIL did not read for ``error``."""
     reasons: dict[type[Exception] | tuple[type[Exception], ...], str] = {
         (Image.DecompressionBombError, Image.DecompressionBombWarning): (
             "has too many pixels; shrink it first"
         ),
-        FileNotFoundError: "does not exist",
+        FileNotFoundError: f"does not exist{_near(error)}",
         PermissionError: "may not be read (permission denied)",
         IsADirectoryError: "is a folder, not an image",
     }
