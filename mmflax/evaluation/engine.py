@@ -59,7 +59,8 @@ class Evaluator:
       batch_size: rows of the global batch.
       num_threads: that read examples.
       max_bad_fraction: of the examples whose image may be unreadable; they count nowhere.
-      on_bad: called once with the id and the reason of each; `bad` has all of this process.
+      on_bad: called once with the id and the reason of each, from a reading thread, so in no
+        fixed order; `bad` has all of this process.
     """
 
     def __init__(

@@ -188,7 +188,9 @@ def test_an_unreadable_image_counts_nowhere_and_is_named(processor, params, one_
     assert scores.metrics["full"] == pytest.approx(
         expected.score(params, clean, bootstrap=0).metrics["full"]
     )
-    assert set(evaluator.bad) == bad and [id for id, _ in named] == sorted(bad)
+    assert set(evaluator.bad) == bad
+    # Reading threads name them, in whichever order they come to them.
+    assert sorted(id for id, _ in named) == sorted(bad)
     with pytest.raises(MmflaxError, match="Example e2: The image is not an image"):
         expected.means(params, broken)
 
