@@ -11,7 +11,8 @@ from PIL import Image
 
 from mmflax.config.reading import load_config
 from mmflax.data import pipeline
-from mmflax.run.build import Experiment, assemble
+from mmflax.run.assemble import assemble
+from mmflax.run.build import Experiment
 
 ROOT = pathlib.Path(__file__).parent.parent / "mmflax"
 ARCHITECTURE = ROOT.parent / "docs" / "architecture.md"

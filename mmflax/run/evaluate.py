@@ -21,7 +21,8 @@ from mmflax.evaluation.engine import Evaluator
 from mmflax.evaluation.question_prior import question_prior
 from mmflax.files import write_file
 from mmflax.run import data_record
-from mmflax.run.build import Built, Experiment, assemble, example_batch
+from mmflax.run.assemble import Built, assemble
+from mmflax.run.build import Experiment, example_batch
 from mmflax.run.restore import restore
 from mmflax.run.workdir import read_config
 

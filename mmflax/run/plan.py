@@ -9,7 +9,8 @@ import jax
 
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import plan as plans
-from mmflax.run.build import Experiment, assemble, example_batch
+from mmflax.run.assemble import assemble
+from mmflax.run.build import Experiment, example_batch
 from mmflax.run.check import check
 from mmflax.run.train import train_step
 

@@ -11,7 +11,8 @@ import jax
 from mmflax.config.sections import AXES
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
-from mmflax.run.build import Built, Experiment, assemble
+from mmflax.run.assemble import Built, assemble
+from mmflax.run.build import Experiment
 from mmflax.run.workdir import read_config
 
 

@@ -21,7 +21,8 @@ from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
 from mmflax.run import data_record, init_from, init_sources, lock
-from mmflax.run.build import Built, Experiment, apply_fn, assemble, example_batch
+from mmflax.run.assemble import Built, apply_fn, assemble
+from mmflax.run.build import Experiment, example_batch
 from mmflax.run.check import check
 from mmflax.run.evaluate import cut_note, evaluator, image_note, in_loop
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config

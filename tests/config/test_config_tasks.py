@@ -10,7 +10,8 @@ import pytest
 from mmflax.config.reading import load_config
 from mmflax.data.dataset import Dataset
 from mmflax.errors import MmflaxError
-from mmflax.run.build import Experiment, apply_fn, example_batch
+from mmflax.run.assemble import apply_fn
+from mmflax.run.build import Experiment, example_batch
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
 

@@ -15,7 +15,8 @@ from mmflax.inference import batch_figure
 from mmflax.models.encoders.regions import join_regions
 from mmflax.pretrained.checkpoint import from_pretrained, replaced
 from mmflax.pretrained.families import fields_of
-from mmflax.run.build import Experiment, assemble
+from mmflax.run.assemble import assemble
+from mmflax.run.build import Experiment
 from mmflax.run.evaluate import evaluate
 from mmflax.run.examples import first_batch
 from mmflax.run.load import load

@@ -21,7 +21,8 @@ from mmflax.pretrained.checkpoint import from_pretrained
 from mmflax.pretrained.families import fields_of
 from mmflax.pretrained.inspect import FAMILIES, LazyArray, inspect
 from mmflax.run import convert, init_from, init_sources
-from mmflax.run.build import Experiment, assemble
+from mmflax.run.assemble import assemble
+from mmflax.run.build import Experiment
 from mmflax.run.evaluate import evaluate
 from mmflax.run.init_sources import Model, Opened
 from mmflax.run.load import load
