@@ -16,6 +16,7 @@ import optax
 
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError, option
+from mmflax.training.layer_decay import layer_factors
 
 Schedule = Callable[[Any], Any]
 NO_DECAY = (r"(^|/)(bias|scale|mean|var)$",)
@@ -30,6 +31,7 @@ def build(
     no_decay: Sequence[str] = NO_DECAY,
     clip_norm: float | None = None,
     lr_multipliers: Sequence[tuple[str, float]] = (),
+    layer_decay: float | Sequence[tuple[str, float]] | None = None,
     freeze: Sequence[str] = (),
     b1: float = 0.9,
     b2: float = 0.999,
@@ -46,7 +48,10 @@ def build(
       no_decay: path regexes of parameters without weight decay.
       clip_norm: largest global norm of the trained parameters' gradients.
       lr_multipliers: (path regex, factor); the first that matches a parameter counts.
-      freeze: path regexes of parameters that never change and have no moments.
+      layer_decay: times the rate for each layer below the head (see `layer_decay`), of all layers
+        or as (path regex, decay) pairs; None leaves all the same. It multiplies `lr_multipliers`.
+      freeze: path regexes of parameters that never change and have no moments, such as
+        ``image_encoder/`` for that part.
       b1: decay of the first moment, of adamw and lamb.
       b2: decay of the second moment, of adamw and lamb.
       eps: of adamw and lamb.
@@ -55,9 +60,13 @@ def build(
     Raises:
       MmflaxError: unknown name, or a regex that decides nothing.
     """
-    names = list(paths.leaves(params))
+    shapes = paths.leaves(params)
+    names = list(shapes)
     rate = build_schedule(**schedule)
     factors = _first_match(names, lr_multipliers, "lr_multipliers")
+    if layer_decay is not None:
+        for path, factor in layer_factors(shapes, layer_decay).items():
+            factors[path] = factors.get(path, 1.0) * factor
     frozen = set(_first_match(names, [(pattern, True) for pattern in freeze], "freeze"))
     if names and len(frozen) == len(names):
         raise MmflaxError(f"freeze={tuple(freeze)} freezes every parameter: nothing would train")
@@ -80,7 +89,9 @@ def build(
     parts += after
     parts.append(optax.scale_by_learning_rate(rate))
     if factors:
-        scale = _map_paths(lambda path, update: update * factors.get(path, 1.0))
+        scale = _map_paths(
+            lambda path, update: update * jnp.asarray(factors.get(path, 1.0), update.dtype)
+        )
         parts.append(optax.stateless(lambda updates, _: scale(updates)))
     tx = optax.chain(*parts)
     if frozen:
