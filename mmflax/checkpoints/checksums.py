@@ -24,7 +24,16 @@ def is_complete(path: epath.Path) -> bool:
 
 def write(path: epath.Path, content: dict[str, Any]) -> None:
     """Write the checksums of every file under ``path``, together with ``content``."""
-    body = json.dumps({**content, "files": _digests(_files(path))}, sort_keys=True).encode()
+    _write(path, {**content, "files": _digests(_files(path))})
+
+
+def amend(path: epath.Path, **content: Any) -> None:
+    """Change parts of the content; the checksums stay as they were written."""
+    _write(path, {**read(path), **content})
+
+
+def _write(path: epath.Path, content: dict[str, Any]) -> None:
+    body = json.dumps(content, sort_keys=True).encode()
     write_file(path / FILE, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
 

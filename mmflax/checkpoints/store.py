@@ -101,6 +101,14 @@ class Store(Steps):
         self._thread = threading.Thread(target=self._finish, args=(step, content), name="checksums")
         self._thread.start()
 
+    def rate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Give a saved step the metrics of an evaluation that came later."""
+        self.wait()
+        if jax.process_index() == 0:
+            checksums.amend(self.path(step), metrics=dict(metrics))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"mmflax-rated-{step}")
+
     def wait(self) -> None:
         """Block until the save in progress is complete in every process; raise if it failed."""
         step = self._join()

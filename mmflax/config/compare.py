@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
+    "train.patience",
     "train.max_skipped_in_row",
     "train.accumulate",
     "evaluation",

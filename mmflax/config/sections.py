@@ -32,6 +32,9 @@ class TrainConfig(Section):
       log_every: steps.
       eval_every: steps; None evaluates at the end only.
       checkpoint_every: steps; None saves at the end only.
+      patience: evaluations in a row without a better ``checkpoint.best_metric`` that end the run;
+        a fraction of 1 that reached 1 on 1,000 examples or more ends it, too. None trains to the
+        last step.
       max_skipped_in_row: updates with non-finite gradients in a row that end the run.
     """
 
@@ -43,6 +46,7 @@ class TrainConfig(Section):
     log_every: int = ranged(50, least=1)
     eval_every: int | None = ranged(None, least=1)
     checkpoint_every: int | None = ranged(None, least=1)
+    patience: int | None = ranged(None, least=1)
     max_skipped_in_row: int = ranged(10, least=1)
 
     def __post_init__(self) -> None:
@@ -124,6 +128,14 @@ class CheckpointConfig(Section):
                 "the metric, such as --config.checkpoint.best_metric=validation/loss with "
                 "--config.checkpoint.best_mode=min, or give --config.checkpoint.keep_best=0."
             )
+
+
+def kept(checkpoint: CheckpointConfig, train: TrainConfig) -> dict[str, Any]:
+    """Keywords of `mmflax.checkpoints.store.Store`: a run that stops early keeps its best step."""
+    fields = dataclasses.asdict(checkpoint)
+    if train.patience is not None and checkpoint.best_metric is not None:
+        fields["keep_best"] = max(checkpoint.keep_best, 1)
+    return fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

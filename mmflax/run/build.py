@@ -288,7 +288,7 @@ class Experiment:
         return optim.build(params, schedule=schedule, **fields)
 
     def store(self, workdir: pathlib.Path) -> Store:
-        return Store(str(workdir / "checkpoints"), **dataclasses.asdict(self.checkpoint))
+        return Store(str(workdir / "checkpoints"), **sections.kept(self.checkpoint, self.train))
 
 
 def _check_mapping(config: Any, section: str) -> None:

@@ -92,11 +92,32 @@ def _check_best_metric(experiment: Experiment, begins: bool) -> None:
             f"checkpoint.best_metric is {metric!r}; expected a metric of evaluation.split, which "
             f"is {split!r} (such as --config.{change})."
         )
+    if begins:
+        _check_patience(experiment)
     least = metric is not None and {"loss", "nll", "perplexity"} & set(metric.split("/"))
     if begins and least and experiment.checkpoint.best_mode == "max":
         raise MmflaxError(
             f"checkpoint.best_mode is 'max', which would keep the checkpoints of the largest "
             f"{metric}; give --config.checkpoint.best_mode=min."
+        )
+
+
+def _check_patience(experiment: Experiment) -> None:
+    """Early stopping needs a metric, and evaluations at which it can change."""
+    patience, every = experiment.train.patience, experiment.train.eval_every
+    if patience is None:
+        return
+    if experiment.checkpoint.best_metric is None:
+        raise MmflaxError(
+            f"train.patience is {patience} without checkpoint.best_metric, which it waits for; "
+            "name the metric, such as "
+            f"--config.checkpoint.best_metric={experiment.evaluation.split}/loss with "
+            "--config.checkpoint.best_mode=min, or give --config.train.patience=None."
+        )
+    if every is None:
+        raise MmflaxError(
+            f"train.patience is {patience} and train.eval_every None, so there is one evaluation "
+            "at the end; give --config.train.eval_every=STEPS, or --config.train.patience=None."
         )
 
 

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,7 +19,9 @@ from mmflax.checkpoints.store import Store
 from mmflax.distributed.mesh import compile_step, put_batch
 from mmflax.distributed.processes import Preemption
 from mmflax.errors import MmflaxError
-from mmflax.training.observe import Observer, format_seconds, utilization
+from mmflax.training.observe import Observer, format_seconds
+from mmflax.training.stopping import EarlyStopping
+from mmflax.training.window import Window
 
 Batch = dict[str, Any]
 
@@ -38,12 +40,14 @@ class Batches(Protocol):
 
 
 class Result(NamedTuple):
-    """State after the last step, that step, the last evaluation, and whether SIGTERM ended it."""
+    """State after the last step, that step, the last evaluation, whether SIGTERM ended it, and why
+    it was stopped early, if it was."""
 
     state: Any
     step: int
     metrics: dict[str, float]
     preempted: bool
+    stopped: str | None = None
 
 
 def run(
@@ -58,7 +62,9 @@ def run(
     evals: Mapping[str, Callable[[Any], Mapping[str, float]]] | None = None,
     log_every: int = 50,
     eval_every: int | None = None,
+    eval_at: Collection[int] = (),
     checkpoint_every: int | None = None,
+    stopping: EarlyStopping | None = None,
     observers: Sequence[Observer] = (),
     preemption: Preemption | None = None,
     max_skipped_in_row: int = 10,
@@ -74,9 +80,10 @@ def run(
       evals: name -> ``fn(params) -> {metric: value}``; given the averaged parameters where the
         state has an average. Values are recorded and saved as ``name/metric``.
       log_every: in steps.
-      eval_every: in steps; evaluation also happens at the last step.
+      eval_every: in steps; evaluation also happens at the last step and at those of ``eval_at``.
       checkpoint_every: in steps; saving also happens at the last step, and when an evaluation ranks
         among the kept best.
+      stopping: ends the run after an evaluation; its state is saved and restored with the rest.
       preemption: an entered ``Preemption``; by default one for the duration of the call.
       max_skipped_in_row: stop after so many updates in a row with non-finite gradients.
       flops_per_example: forward and backward FLOPs of one example, for the utilization.
@@ -99,20 +106,33 @@ def run(
             store,
             evals or {},
             observers,
-            flops_per_example,
+            Window(mesh, flops_per_example),
             max_skipped_in_row,
+            stopping,
         )
-        state, step = training.begin(create_state, batches)
+
+        def evaluates_at(step: int) -> bool:
+            return bool(evals) and (step == steps or _due(step, eval_every) or step in eval_at)
+
+        state, step, missed = training.begin(create_state, batches)
         if step >= steps:
             training.log(f"nothing to do: step {step} of {steps} is reached")
             return Result(state, step, {}, False)
+        if missed and evaluates_at(step):
+            training.evaluate_late(state, step)
+        if (stopped := training.stopped()) is not None:
+            training.log(
+                f"nothing to do: stopped early at step {step} of {steps}, since {stopped}; "
+                "--config.train.patience=None goes on"
+            )
+            return Result(state, step, training.metrics, False, stopped)
 
         batch, ids = training.next_batch(batches, step)
         compiled = training.compile(train_step, batch)
         pending: tuple[int, Any, Any, bool] | None = None
         preempted = False
-        training.restart_timer()
-        while step < steps and not preempted:
+        training.window.restart_timer()
+        while step < steps and not preempted and stopped is None:
             state, sums = compiled(state, batch)
             step += 1
             done_ids = ids
@@ -125,15 +145,16 @@ def run(
                 training.finish(*pending)
             pending = (step, sums, done_ids, step % log_every == 0 or last or preempted)
 
-            evaluates = bool(evals) and not preempted and (last or _due(step, eval_every))
+            evaluates = not preempted and evaluates_at(step)
             saves = store is not None and (last or preempted or _due(step, checkpoint_every))
             if evaluates or saves:
                 training.finish(*pending)
                 pending = None
-                with training.timer_stopped():
+                with training.window.timer_stopped():
                     if evaluates:
                         training.evaluate(state, step)
-                        saves = saves or (store is not None and store.improves(training.metrics))
+                        stopped = None if last else training.stopped()
+                        saves = saves or training.worth_saving()
                     if saves:
                         training.save(state, step)
         if pending:
@@ -144,7 +165,9 @@ def run(
         if preempted:
             saved = f"; step {step} is saved, the same command resumes" if store else ""
             training.log(f"asked to stop (SIGTERM) at step {step} of {steps}{saved}")
-        return Result(state, step, training.metrics, preempted)
+        if stopped is not None:
+            training.log(f"stopped early at step {step} of {steps}, since {stopped}")
+        return Result(state, step, training.metrics, preempted, stopped)
 
 
 @dataclasses.dataclass
@@ -157,15 +180,12 @@ class _Training:
     store: Store | None
     evals: Mapping[str, Callable[[Any], Mapping[str, float]]]
     observers: Sequence[Observer]
-    flops: float | None
+    window: Window
     max_skipped_in_row: int
+    stopping: EarlyStopping | None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     _evaluated_at: int = -1
-    _window: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    _window_steps: int = 0
     _rows: int = 0
-    _started: float = 0.0
-    _stopped_for: float = 0.0
 
     def log(self, text: str) -> None:
         for observer in self.observers:
@@ -175,9 +195,11 @@ class _Training:
         for observer in self.observers:
             observer.record(step, values)
 
-    def begin(self, create_state: Callable[[], Any], batches: Batches) -> tuple[Any, int]:
-        """State and step, restored or new, with the data at the same position."""
-        step, resumed = 0, self.store is not None and bool(self.store.steps())
+    def begin(self, create_state: Callable[[], Any], batches: Batches) -> tuple[Any, int, bool]:
+        """State and step, restored or new, with the data at the same position; and whether the
+        step was saved before it could be evaluated."""
+        step, missed = 0, False
+        resumed = self.store is not None and bool(self.store.steps())
         if self.store is not None and resumed:
             state, data, step = self.store.restore(self.abstract)
             if data.get("position") != step:
@@ -185,6 +207,9 @@ class _Training:
                     f"checkpoint of step {step} holds data position {data.get('position')}: it "
                     "was not written by this loop; use another workdir"
                 )
+            missed = not data.get("evaluated", True)
+            if self.stopping is not None:
+                self.stopping.restore(data.get("stopping"))
         else:
             state = create_state()
         batches.set_position(step)
@@ -194,7 +219,7 @@ class _Training:
             self.log(problem)
         if resumed:
             self.log(f"resumed from step {step}")
-        return state, step
+        return state, step, missed
 
     def next_batch(self, batches: Batches, step: int) -> tuple[Batch, Any]:
         """The batch of this step on the mesh, and its example ids on the host."""
@@ -215,27 +240,15 @@ class _Training:
         self.log(f"compiled the train step in {time.perf_counter() - began:.1f} s")
         return compiled
 
-    def restart_timer(self) -> None:
-        self._started, self._stopped_for = time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def timer_stopped(self) -> Iterator[None]:
-        """Evaluation and saving do not count as training time."""
-        began = time.perf_counter()
-        yield
-        self._stopped_for += time.perf_counter() - began
-
     def finish(self, step: int, sums: dict[str, Any], ids: Any, log: bool) -> None:
         """Add a step's metrics to the window, and record the window's means when they are due."""
         values = jax.device_get(sums)
-        for name, pair in values.items():
-            self._window[name] = self._window.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        self._window_steps += 1
+        self.window.add(values)
         in_row = int(values["skipped_in_row"][0])
         if in_row:
             self._report_skipped(step, in_row, ids)
         if log:
-            self._record_window(step)
+            self.record(step, self.window.close(self._rows, self.steps - step))
 
     def _report_skipped(self, step: int, in_row: int, ids: Any) -> None:
         shown = "unknown"
@@ -257,26 +270,6 @@ class _Training:
             f"examples {shown}; {good}"
         )
 
-    def _record_window(self, step: int) -> None:
-        seconds = max(time.perf_counter() - self._started - self._stopped_for, 1e-9)
-        rate = self._window_steps / seconds
-        skipped = self._window.pop("skipped")[0]
-        self._window.pop("skipped_in_row")
-        values = {name: total / n for name, (total, n) in self._window.items() if n}
-        values = {"loss": values.pop("loss"), **values} if "loss" in values else values
-        values["skipped"] = skipped
-        values["steps_per_second"] = rate
-        values["examples_per_second"] = rate * self._rows
-        if self.flops is not None:
-            flops = self.flops * self._rows * self._window_steps
-            used = utilization(flops, seconds, list(self.mesh.devices.flatten()))
-            if used is not None:
-                values["mfu"] = used
-        values["eta_seconds"] = (self.steps - step) / rate
-        self.record(step, {name: float(value) for name, value in values.items()})
-        self._window, self._window_steps = {}, 0
-        self.restart_timer()
-
     def evaluate(self, state: Any, step: int) -> None:
         params = state.params if state.ema is None else state.ema
         began = time.perf_counter()
@@ -286,13 +279,34 @@ class _Training:
             for metric, value in function(params).items()
         }
         self._evaluated_at = step
+        if self.stopping is not None:
+            self.stopping.update(step, self.metrics)
         self.record(step, self.metrics)
         self.log(f"evaluated in {format_seconds(time.perf_counter() - began)}")
 
+    def evaluate_late(self, state: Any, step: int) -> None:
+        """The evaluation that a preemption took from a saved step, so that nothing differs."""
+        self.evaluate(state, step)
+        assert self.store is not None
+        self.store.rate(step, self.metrics)
+
+    def stopped(self) -> str | None:
+        """Why the evaluations so far end the run, or None."""
+        return None if self.stopping is None else self.stopping.reason()
+
+    def worth_saving(self) -> bool:
+        """Whether the evaluation ends the run, or ranks among the kept best."""
+        if self.store is None:
+            return False
+        return self.stopped() is not None or self.store.improves(self.metrics)
+
     def save(self, state: Any, step: int) -> None:
         assert self.store is not None
-        metrics = self.metrics if self._evaluated_at == step else {}
-        self.store.save(step, state, {"position": step}, metrics)
+        evaluated = self._evaluated_at == step
+        data: dict[str, Any] = {"position": step, "evaluated": evaluated}
+        if self.stopping is not None:
+            data["stopping"] = self.stopping.state()
+        self.store.save(step, state, data, self.metrics if evaluated else {})
 
 
 def _wait_for_save(store: Store, error: type | None, *details: object) -> None:

@@ -11,6 +11,7 @@ from mmflax.config.sections import (
     EvaluationConfig,
     MeshConfig,
     TrainConfig,
+    kept,
 )
 from mmflax.errors import MmflaxError
 
@@ -63,3 +64,12 @@ def test_defaults_are_filled_in_and_what_json_reads_is_the_same():
 def test_epochs_are_rounded_up_to_whole_steps(epochs, examples, steps):
     assert TrainConfig.read({"epochs": epochs}).total_steps(examples, batch_size=4) == steps
     assert TrainConfig.read({"steps": 7}).total_steps(examples, batch_size=4) == 7
+
+
+@pytest.mark.parametrize(
+    ("patience", "keep_best", "expected"), [(None, 0, 0), (3, 0, 1), (3, 2, 2)]
+)
+def test_a_run_that_stops_early_keeps_its_best_step(patience, keep_best, expected):
+    checkpoint = CheckpointConfig(keep_best=keep_best, best_metric="validation/loss")
+    fields = kept(checkpoint, TrainConfig(steps=9, patience=patience))
+    assert fields == {**dataclasses.asdict(checkpoint), "keep_best": expected}

@@ -50,6 +50,8 @@ def change(section, **fields):
         (change("checkpoint", best_metric="validation/loss"), "checkpoint.best_mode=min"),
         (change("optim", freeze=("(",)), "optim.freeze has '\\(', which is no regex"),
         (change("train", log_every=0), "train.log_every is 0"),
+        (change("train", patience=0), "train.patience is 0"),
+        (change("train", patience=2, eval_every=None), "--config.train.eval_every=STEPS"),
         (change("train", epochs=2), "both of train.steps and train.epochs"),
         (change("model", modality_dropout=1.5), "at least 0 and below 1"),
         (change("model.fusion", width="wide"), r"model.fusion.width is 'wide' \(str\)"),
