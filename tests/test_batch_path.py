@@ -13,6 +13,7 @@ from mmflax.config.reading import load_config
 from mmflax.data import pipeline
 from mmflax.run.assemble import assemble
 from mmflax.run.build import Experiment
+from mmflax.run.decide import opened
 
 ROOT = pathlib.Path(__file__).parent.parent / "mmflax"
 ARCHITECTURE = ROOT.parent / "docs" / "architecture.md"
@@ -62,12 +63,13 @@ def files_passed(function):
 def test_a_batch_passes_at_most_twenty_files_and_the_documentation_names_them(tmp_path):
     write_folder(tmp_path)
     experiment = Experiment(
-        load_config(str(ROOT.parent / "configs" / f"folder_vqa.py:{tmp_path}"))
+        load_config(f"{ROOT.parent}/configs/folder.py:vqa:{tmp_path}", ["--config.train.steps=9"])
         | {"mesh": {"data": 1, "fsdp": 1, "tensor": 1}}
     )
     dataset = experiment.dataset()
-    processor = experiment.learn_processor(dataset)
-    built = assemble(experiment, processor, experiment.mesh(jax.devices()[:1]))
+    mesh = experiment.mesh(jax.devices()[:1])
+    experiment, processor, _ = opened(experiment, dataset, mesh=mesh)
+    built = assemble(experiment, processor, mesh)
     task, source = built.task, dataset.source("train")
     key = jax.random.key(0)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmflax.config import auto
 from mmflax.config.sections import PARTS
 from mmflax.errors import MmflaxError
 
@@ -28,6 +29,7 @@ MAY_CHANGE = (
     "data.prefetch",
     "data.changed",
     "data.max_bad_fraction",
+    "recipe",
 )
 # Of a data set of mmflax also: where the data lie, since what they hold is compared by itself, and
 # what is only checked.
@@ -45,7 +47,9 @@ _CHECKPOINTS = ("processor.from", "init.from", *(f"init.{part}.from" for part in
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Every key whose value differs, as ``a.b: old -> new``; a tuple equals the list JSON reads."""
+    """Every key whose value differs, as ``a.b: old -> new``; a tuple equals the list JSON reads,
+    and ``auto`` whatever was decided."""
+    old, new = auto.as_before(old, new), auto.as_before(new, old)
     flat_old, flat_new = (dict(flatten(_plain(located(one)))) for one in (old, new))
     absent = object()
     return [

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmflax import registry
-from mmflax.config import schema
+from mmflax.config import auto, schema
 from mmflax.errors import MmflaxError
 
 # Sections whose ``name`` decides what else they hold.
@@ -77,6 +77,7 @@ def dropped(
         name
         for name, value in former.items()
         if name in known and name not in ("name", "schedule")
+        if not (value == auto.AUTO and auto.may_be(f"{section}.{name}") and name in knows)
         if not (_takes(knows, name, value) and _may_be(section, here["name"], name, value))
     ]
     if "variant" in here and "variant" in knows and not _has_variant(section, here):

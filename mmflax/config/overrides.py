@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmflax import registry
-from mmflax.config import kinds, schema
+from mmflax.config import auto, kinds, schema
 from mmflax.errors import MmflaxError
 
 _EITHER = (
@@ -116,7 +116,13 @@ def _set(config: dict[str, Any], path: str, text: str) -> None:
             )
         if depth == len(keys) - 1:
             annotation = known[key].annotation if known and key in known else None
-            here[key] = _parse(f"--config.{path}", text, annotation, here.get(key))
+            if text.strip() == auto.AUTO:
+                auto.check_key(path, annotation)
+            if text.strip() == auto.AUTO and auto.may_be(path):
+                here[key] = auto.AUTO
+            else:
+                former = None if here.get(key) == auto.AUTO else here.get(key)
+                here[key] = _parse(f"--config.{path}", text, annotation, former)
         elif isinstance(here.get(key) or {}, Mapping):
             here[key] = dict(here.get(key) or {})
             here = here[key]

@@ -25,9 +25,11 @@ TYPED = {
     "evaluation": sections.EvaluationConfig,
     "checkpoint": sections.CheckpointConfig,
     "mesh": sections.MeshConfig,
+    "recipe": sections.RecipeConfig,
 }
 REQUIRED = ("model", "task", "data", "processor", "optim", "train")
-OPTIONAL = ("seed", "mesh", "evaluation", "checkpoint", "augment", "init")
+OPTIONAL_MAPPINGS = ("evaluation", "recipe")
+OPTIONAL = ("seed", "mesh", "evaluation", "checkpoint", "augment", "init", "recipe")
 # section: (package of its builders, keywords decided by the rest of the experiment)
 NAMED = {
     "model.image_encoder": (
@@ -112,6 +114,26 @@ def keywords(section: str, config: Mapping[str, Any]) -> Keywords | None:
         parameters = inspect.signature(TYPED[section]).parameters
         known |= {key: p.replace(annotation=hints[key]) for key, p in parameters.items()}
     return known or None
+
+
+def check_sections(config: Any) -> None:
+    """Raises unless a config has the sections that every run needs, and no other."""
+    mappings = (*(f"model.{part}" for part in sections.PARTS), "optim.schedule", *OPTIONAL_MAPPINGS)
+    for section in ("", *REQUIRED, *mappings):
+        here = config
+        for key in filter(None, section.split(".")):
+            here = here.get(key, {})
+        if not isinstance(here, Mapping):
+            raise MmflaxError(f"{section or 'The config'} is {here!r}; expected keys with values.")
+    registry.check_fields("config", dict.fromkeys(config), dict.fromkeys((*REQUIRED, *OPTIONAL)))
+    missing = [key for key in REQUIRED if key not in config]
+    if missing:
+        raise MmflaxError(f"The config has no {', '.join(missing)}; add it.")
+    known = dict.fromkeys((*sections.PARTS, "modality_dropout"))
+    registry.check_fields("model", config["model"].keys(), known)
+    absent = [part for part in sections.PARTS if part not in config["model"]]
+    if absent:
+        raise MmflaxError(f"The config has no model.{absent[0]}; add it.")
 
 
 def at(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:

@@ -169,6 +169,22 @@ class MeshConfig(Section):
         object.__setattr__(self, "rules", tuple(map(_rule, self.rules)))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeConfig(Section):
+    """What the values ``auto`` are decided by; see `mmflax.run.recipe`.
+
+    Attributes:
+      minutes: of training at most, by an estimate of the work and of what the devices do.
+      max_epochs: passes over the training split at most.
+      decided: what was decided for this run, key -> value; written into the workdir's config.
+    """
+
+    section = "recipe"
+    minutes: float = ranged(8.0, above=0)
+    max_epochs: float = ranged(100.0, above=0)
+    decided: Any = None
+
+
 def regexes(where: str, patterns: Any) -> tuple[str, ...]:
     """The patterns as a tuple, if each is a regular expression."""
     patterns = (patterns,) if isinstance(patterns, str) else patterns

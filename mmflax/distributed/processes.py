@@ -10,6 +10,7 @@ MMFLAX_LOCAL_DEVICES      simulated CPU devices in this process
 ========================  ==========================================================
 """
 
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import types
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from mmflax.errors import MmflaxError
@@ -65,6 +67,17 @@ def initialize() -> None:
 def is_main() -> bool:
     """True in the one process that writes logs and files."""
     return jax.process_index() == 0
+
+
+def agreed(value: Any) -> Any:
+    """What process 0 has, in every process, as JSON gives it back: lists for tuples."""
+    text = json.dumps(value).encode()
+    if jax.process_count() == 1:
+        return json.loads(text)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    own = np.zeros(length, np.uint8)
+    own[: len(text)] = np.frombuffer(text, np.uint8)[:length]
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(own))))
 
 
 def leave(code: int) -> NoReturn:

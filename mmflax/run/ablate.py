@@ -19,11 +19,13 @@ from typing import Any
 
 import jax
 
+from mmflax.config import auto, schema
 from mmflax.config.compare import check_same_run, differences
 from mmflax.errors import MmflaxError
 from mmflax.run import ablation_report
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
+from mmflax.run.decide import opened
 from mmflax.run.evaluate import evaluate, metric_names
 from mmflax.run.match_parameters import TOLERANCE, Variant, switch, variants
 from mmflax.run.train import train
@@ -31,7 +33,14 @@ from mmflax.run.workdir import read_config
 
 # Fields that do not change a finished run's results.
 _HOW = (
-    *("mesh", "data.num_threads", "data.prefetch", "train.log_every", "checkpoint.keep_last"),
+    *(
+        "mesh",
+        "recipe",
+        "data.num_threads",
+        "data.prefetch",
+        "train.log_every",
+        "checkpoint.keep_last",
+    ),
     *("data.changed", "data.path", "data.data_dir", "data.source_dir"),
 )
 _LOG = "log.txt"
@@ -84,7 +93,7 @@ def ablate(
       MmflaxError: before anything trains for an unknown kind, one that cannot be matched, a split
         that does not exist, or a workdir with runs of another config.
     """
-    runs = plan(config, workdir, kinds, seeds=seeds, split=split, match=match, jobs=jobs)
+    runs = plan(config, workdir, kinds, seeds=seeds, split=split, match=match, jobs=jobs, log=log)
     for variant in {run.variant.kind: run.variant for run in runs}.values():
         if variant.dropped:
             log(f"{variant.kind} has no {', '.join(variant.dropped)}: left out of its config")
@@ -132,6 +141,7 @@ def plan(
     split: str,
     match: bool = True,
     jobs: int = 1,
+    log: Callable[[str], None] = lambda line: None,
 ) -> list[Run]:
     """Every run, seed by seed, so that all kinds have one early; all is checked before any runs."""
     kinds = list(dict.fromkeys(kinds))
@@ -140,7 +150,8 @@ def plan(
             f"There are {len(kinds)} kinds of fusion, {seeds} seeds and {jobs} jobs; each must be "
             "at least 1."
         )
-    checked = Experiment(config)
+    root = pathlib.Path(workdir)
+    checked = Experiment(_as_decided(config, root))
     check(checked)
     for kind in kinds:
         check(Experiment(switch(config, kind)[0]))
@@ -151,9 +162,11 @@ def plan(
         )
     dataset = checked.dataset()
     dataset.source(split)
+    checked, processor, decided = opened(checked, dataset)
+    for line in decided:
+        log(f"decided by the data: {line}")
     config = checked.of_length(len(dataset.source("train"))).config
-    matched = variants(config, kinds, checked.learn_processor(dataset), match=match)
-    root = pathlib.Path(workdir)
+    matched = variants(config, kinds, processor, match=match)
     runs = [
         Run(variant, seed, root / f"{variant.kind.replace('.', '_')}-seed{seed}")
         for seed in range(checked.seed, checked.seed + seeds)
@@ -163,6 +176,18 @@ def plan(
         if (run.workdir / "config.json").exists():
             check_same_run(read_config(run.workdir), run.config, run.workdir)
     return runs
+
+
+def _as_decided(config: Mapping[str, Any], root: pathlib.Path) -> Mapping[str, Any]:
+    """The config with what the data decided when the ablation began, which all its runs share."""
+    for file in sorted(root.glob("*/config.json")):
+        decided = schema.at(read_config(file.parent), "recipe.decided")
+        values = {key: value for key, value in decided.items() if key in auto.undecided(config)}
+        if values:
+            return auto.filled(config, values) | {
+                "recipe": {**(config.get("recipe") or {}), "decided": values}
+            }
+    return config
 
 
 def finished(run: Run, split: str) -> bool:

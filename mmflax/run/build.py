@@ -13,8 +13,7 @@ processor      keywords of ``mmflax.data.processor.Processor.learn``; ``from`` =
                checkpoint, or several, whose tokenizer and image preprocessing are used
 optim          keywords of ``mmflax.training.optim.build``; ``total_steps`` is the run's
 augment        keywords of ``mmflax.data.augment.build``; left out = the examples as they are
-others         ``train``, ``evaluation``, ``checkpoint``, ``mesh``, ``init``: the dataclasses of
-               `mmflax.config.sections`
+others         the dataclasses of `mmflax.config.sections`, and ``init``
 =============  ===================================================================================
 """
 
@@ -31,7 +30,7 @@ import jax.numpy as jnp
 
 from mmflax import registry
 from mmflax.checkpoints.store import Store
-from mmflax.config import schema, sections
+from mmflax.config import auto, schema, sections
 from mmflax.config.section import check_range
 from mmflax.data import augment
 from mmflax.data.dataset import Dataset
@@ -40,36 +39,36 @@ from mmflax.distributed import mesh as meshes
 from mmflax.errors import MmflaxError, option
 from mmflax.evaluation.modality_views import check_views
 from mmflax.models.vision_language import VisionLanguageModel
+from mmflax.run import recipe
 from mmflax.run.former import preprocessing_of
 from mmflax.tasks.task import Task
 from mmflax.training import optim
 
-_MAPPINGS = (*(f"model.{part}" for part in sections.PARTS), "optim.schedule", "evaluation")
 # Steps of a schedule where no step is taken: the shape of the optimizer's state is all that counts.
 _ANY_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A checked config and what can be built from it without reading data."""
+    """A checked config and what can be built from it without reading data.
+
+    ``config`` has provisional values for the keys that are ``auto`` in the config ``asked`` for,
+    ``undecided``, until `mmflax.run.decide.opened` has seen the data.
+    """
 
     config: Mapping[str, Any]
+    asked: Mapping[str, Any] = dataclasses.field(init=False)
+    undecided: tuple[str, ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        for section in ("", *schema.REQUIRED, *_MAPPINGS):
-            _check_mapping(self.config, section)
-        known = dict.fromkeys((*schema.REQUIRED, *schema.OPTIONAL))
-        registry.check_fields("config", dict.fromkeys(self.config), known)
-        missing = [key for key in schema.REQUIRED if key not in self.config]
-        if missing:
-            raise MmflaxError(f"The config has no {', '.join(missing)}; add it.")
-        known = dict.fromkeys((*sections.PARTS, "modality_dropout"))
-        registry.check_fields("model", self.config["model"].keys(), known)
-        absent = [part for part in sections.PARTS if part not in self.config["model"]]
-        if absent:
-            raise MmflaxError(f"The config has no model.{absent[0]}; add it.")
+        schema.check_sections(self.config)
+        auto.check(self.config)
+        object.__setattr__(self, "asked", self.config)
+        object.__setattr__(self, "undecided", auto.undecided(self.config))
+        object.__setattr__(self, "config", recipe.provisional(self.config))
         # Each checks itself when it is made.
         _ = self.train, self.data, self.evaluation, self.checkpoint, self.mesh_config
+        sections.RecipeConfig.read(self.config.get("recipe", {}))
         registry.check_type("seed", self.seed, int)
         check_range("seed", self.seed, least=0)
         rate = self.config["model"].get("modality_dropout", 0.0)
@@ -108,6 +107,13 @@ class Experiment:
         """The sizes of the mesh and the path rules."""
         return sections.MeshConfig.read(self.config.get("mesh", {}))
 
+    def _check_decided(self) -> None:
+        if self.undecided:
+            raise MmflaxError(
+                f"{self.undecided[0]} is 'auto' until the data are open: call "
+                "mmflax.run.decide.opened(experiment, dataset), or give a value."
+            )
+
     @property
     def steps(self) -> int:
         """Of the whole run; with ``train.epochs`` only after ``of_length``."""
@@ -132,13 +138,13 @@ class Experiment:
             ("data.batch_size", self.data.batch_size),
             ("evaluation.batch_size", self.evaluation.batch_size),
         ):
-            if size % shards:
+            if size % shards and where not in self.undecided:
                 raise MmflaxError(
                     f"{where} is {size}, which does not divide over data x fsdp = {shards} "
                     f"devices; give {option(where, -(-size // shards) * shards)}."
                 )
         rows, parts = self.data.batch_size, self.train.accumulate
-        if rows % (parts * shards):
+        if rows % (parts * shards) and "data.batch_size" not in self.undecided:
             raise MmflaxError(
                 f"data.batch_size is {rows}, which does not divide into train.accumulate = {parts} "
                 f"micro-batches over {shards} devices; give "
@@ -175,6 +181,7 @@ class Experiment:
 
         ``say`` is told what a user should know of them, in sentences.
         """
+        self._check_decided()
         fields = dict(self.config["processor"])
         if self.config["task"].get("name") == "vqa" and fields.get("normalize_answers") is None:
             fields["normalize_answers"] = "vqa"
@@ -245,6 +252,7 @@ class Experiment:
 
     def task(self, processor: Processor) -> Task:
         """Model, loss and metrics for this vocabulary and these answers."""
+        self._check_decided()
         backbone = self.model(processor)
         tokenizer = processor.tokenizer
         given = dict(
@@ -289,14 +297,6 @@ class Experiment:
 
     def store(self, workdir: pathlib.Path) -> Store:
         return Store(str(workdir / "checkpoints"), **sections.kept(self.checkpoint, self.train))
-
-
-def _check_mapping(config: Any, section: str) -> None:
-    """Raises where a section is something else than keys with values."""
-    for key in filter(None, section.split(".")):
-        config = config.get(key, {})
-    if not isinstance(config, Mapping):
-        raise MmflaxError(f"{section or 'The config'} is {config!r}; expected keys with values.")
 
 
 def example_batch(processor: Processor, rows: int) -> dict[str, jax.Array]:

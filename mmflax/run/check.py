@@ -26,8 +26,8 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
 
     The shapes are those of a model for made-up examples, so optimizer regexes that match no
     parameter are errors, too. Not checked is what depends on the data: whether the train split
-    has the answers or targets that the task needs, whether its texts fit, and, with
-    ``train.epochs``, whether the warm-up is shorter than the run.
+    has the answers or targets that the task needs, whether its texts fit, with
+    ``train.epochs``, whether the warm-up is shorter than the run, and what is ``auto``.
 
     Args:
       experiment: of the config.
@@ -36,6 +36,7 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     Raises:
       MmflaxError: the first mistake, in one sentence.
     """
+    experiment = Experiment(experiment.config)  # provisional in place of auto
     config = experiment.config
     for section in (*schema.NAMED, *schema.FUNCTIONS, "model", "optim.schedule"):
         given = schema.at(config, section)
@@ -71,7 +72,7 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
             return
         except MmflaxError as error:
             problems.append(error)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             text = " ".join(str(error).split())[:300]
             wrong = MmflaxError(f"The model of this config does not fit together: {text}")
             wrong.__cause__ = error

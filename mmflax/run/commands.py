@@ -183,12 +183,14 @@ def _config(options: Any, overrides: list[str]) -> None:
 def _plan(options: Any, overrides: list[str]) -> None:
     from mmflax.run.plan import plan
 
-    planned = plan(_read(options, overrides), options.topology)
+    decided: list[str] = []
+    planned = plan(_read(options, overrides), options.topology, decided.append)
     sent = ", ".join(f"{count} {kind}" for kind, count in planned.collectives.items()) or "nothing"
     _print(
         options,
         dataclasses.asdict(planned),
-        f"fits on {planned.chips} chips: {planned.state / 2**20:,.1f} MiB of state and batch and "
+        "".join(f"{line}\n" for line in decided)
+        + f"fits on {planned.chips} chips: {planned.state / 2**20:,.1f} MiB of state and batch and "
         f"{planned.temporary / 2**20:,.1f} MiB of temporaries on each\n"
         f"communication in the program: {sent}\ncompiled in {planned.seconds:.0f} s",
     )
@@ -225,9 +227,11 @@ def _data(options: Any, overrides: list[str]) -> None:
     shown = first_batch(_read(options, overrides), options.split, 6 * options.rows)
     draw(shown.batch, shown.processor, options.out)
     notes = "".join(f"note: {note}\n" for note in shown.notes)
+    notes += "".join(f"decided by the data: {line}\n" for line in shown.decided)
     value = {
         "out": options.out,
         "notes": list(shown.notes),
+        **({"decided": list(shown.decided)} if shown.decided else {}),
         "splits": {name: len(source) for name, source in shown.dataset.splits.items()},
         "answers": list(shown.processor.answers),
         "vocabulary": shown.processor.tokenizer.vocab_size,

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmflax.config import auto
 from mmflax.config.compare import check_same_run
 from mmflax.config.overrides import override
 from mmflax.data.dataset import Dataset, Source, Subset, text_of
@@ -23,6 +24,7 @@ from mmflax.files import write_file
 from mmflax.run import data_record
 from mmflax.run.assemble import Built, assemble
 from mmflax.run.build import Experiment, example_batch
+from mmflax.run.decide import opened
 from mmflax.run.restore import restore
 from mmflax.run.workdir import read_config
 
@@ -47,7 +49,7 @@ def evaluate(
     """
     root = pathlib.Path(workdir)
     former = read_config(root)
-    config = override(former, overrides)
+    config = auto.as_before(override(former, overrides), former)
     check_same_run(former, config, root)
     experiment, built, params, step = restore(root, step, config=config)
     record = data_record.read_record(root)
@@ -151,7 +153,8 @@ def metric_names(config: Mapping[str, Any], split: str) -> set[str]:
     """What `evaluate` will call the full view's metrics on the split, from an untrained model."""
     experiment = Experiment(config)
     dataset = experiment.dataset()
-    built = assemble(experiment, experiment.learn_processor(dataset), experiment.mesh())
+    experiment, processor, _ = opened(experiment, dataset)
+    built = assemble(experiment, processor, experiment.mesh())
     params = built.init(jax.random.key(0))
     few = _spaced(dataset.source(split), experiment.evaluation.batch_size)
     rerank = experiment.evaluation.rerank

@@ -14,17 +14,20 @@ from mmflax.data.image.bad_images import BadImages, masked_batch
 from mmflax.data.processor import Processor
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
+from mmflax.run.decide import opened
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What `mmflax data` draws; `bad` says by id why examples before these were left out."""
+    """What `mmflax data` draws; `bad` says by id why examples before these were left out, and
+    `decided` what the data decide of the config."""
 
     dataset: Dataset
     processor: Processor
     batch: Mapping[str, np.ndarray]
     bad: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    decided: tuple[str, ...] = ()
 
 
 def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
@@ -36,7 +39,7 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
     check(experiment)
     dataset = experiment.dataset()
     notes: list[str] = []
-    processor = experiment.learn_processor(dataset, notes.append)
+    experiment, processor, decided = opened(experiment, dataset, say=notes.append)
     source = dataset.source(split)
     fraction = experiment.data.max_bad_fraction
     if split == "train":
@@ -50,7 +53,7 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
             max_bad_fraction=fraction,
         ) as batches:
             batch = next(batches)
-            return Shown(dataset, processor, batch, batches.bad, tuple(notes))
+            return Shown(dataset, processor, batch, batches.bad, tuple(notes), decided)
     bad = BadImages(len(source), fraction, None)
     kept: list[Raw] = []
     for index in range(len(source)):
@@ -59,4 +62,5 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
             kept.append(raw)
         if len(kept) == rows:
             break
-    return Shown(dataset, processor, processor.batch(kept), bad.reasons(), tuple(notes))
+    batch = processor.batch(kept)
+    return Shown(dataset, processor, batch, bad.reasons(), tuple(notes), decided)

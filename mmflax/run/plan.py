@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,17 +12,28 @@ from mmflax.distributed import plan as plans
 from mmflax.run.assemble import assemble
 from mmflax.run.build import Experiment, example_batch
 from mmflax.run.check import check
+from mmflax.run.decide import opened
 from mmflax.run.train import train_step
 
 
-def plan(config: Mapping[str, Any], topology: str) -> plans.Plan:
-    """Compiles the train step for a TPU topology that need not be there; see ``plans.plan``."""
+def plan(
+    config: Mapping[str, Any], topology: str, say: Callable[[str], None] = lambda line: None
+) -> plans.Plan:
+    """Compiles the train step for a TPU topology that need not be there; see ``plans.plan``.
+
+    Args:
+      config: of the run; what is ``auto`` is decided for the topology.
+      topology: such as ``v5e:4x4``.
+      say: is told a line for each value that the data decided.
+    """
     experiment = Experiment(config)
     mesh = experiment.mesh(plans.topology_devices(topology))
     check(experiment)
     dataset = experiment.dataset()
+    experiment, processor, decided = opened(experiment, dataset, mesh=mesh)
+    for line in decided:
+        say(line)
     experiment = experiment.of_length(len(dataset.source("train")))
-    processor = experiment.learn_processor(dataset)
     built = assemble(experiment, processor, mesh)
     shapes = jax.eval_shape(lambda: example_batch(processor, experiment.data.batch_size))
     place = meshes.batch_sharding(mesh)

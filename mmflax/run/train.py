@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +11,9 @@ from typing import Any
 import jax
 
 from mmflax import paths, registry
+from mmflax.config import auto
 from mmflax.config.compare import check_same_run
-from mmflax.config.sections import PARTS, regexes
+from mmflax.config.sections import regexes
 from mmflax.data import pipeline
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
@@ -23,8 +23,9 @@ from mmflax.errors import MmflaxError
 from mmflax.evaluation.tables import scale
 from mmflax.run import data_record, init_from, init_sources, lock
 from mmflax.run.assemble import Built, apply_fn, assemble
-from mmflax.run.build import Experiment, example_batch
+from mmflax.run.build import Experiment
 from mmflax.run.check import check
+from mmflax.run.decide import opened, training_flops
 from mmflax.run.evaluate import cut_note, evaluator, image_note, in_loop
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
@@ -49,9 +50,11 @@ def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> lo
 def _train(
     config: Mapping[str, Any], workdir: str, quiet: bool, stack: contextlib.ExitStack
 ) -> loop.Result:
-    experiment = Experiment(config)
     root = pathlib.Path(workdir)
     former = read_config(root) if (root / "config.json").exists() else None
+    if former is not None:  # what was decided when the run began is decided
+        config = auto.as_before(config, former)
+    experiment = Experiment(config)
     if former is not None:
         check_same_run(former, config, root)
     mesh = experiment.mesh()
@@ -66,9 +69,12 @@ def _train(
     data, changes = data_record.compared(
         root, former, record, dataset, ("train", split), experiment
     )
-    experiment = experiment.of_length(len(dataset.source("train")))
     notes: list[str] = []
-    processor = learned or experiment.learn_processor(dataset, notes.append)
+    experiment, processor, decided = opened(
+        experiment, dataset, learned, mesh=mesh, say=notes.append
+    )
+    config = experiment.config
+    experiment = experiment.of_length(len(dataset.source("train")))
     built = assemble(experiment, processor, mesh)
     if changes:
         notes += [f"the data changed since the run began: {change}" for change in changes]
@@ -98,6 +104,8 @@ def _train(
                 f"note: {shared} images are in more than one split; --config.data.allow_leak=False "
                 "refuses that"
             )
+        if decided:
+            print("decided by the data:", *decided, sep="\n  ")
         print(observe.parameter_table(built.abstract.params, depth=3), end="", flush=True)
     observe.write_run(root, mesh, dataset={"name": dataset.name, **dataset.info})
     fields = experiment.train
@@ -146,7 +154,10 @@ def _train(
             checkpoint_every=fields.checkpoint_every,
             observers=observers,
             max_skipped_in_row=fields.max_skipped_in_row,
-            flops_per_example=training_flops(experiment, processor, mesh),
+            # Where the device's peak is known, for the share of it that is used.
+            flops_per_example=None
+            if observe.peak_flops(mesh.devices.flat[0].device_kind) is None
+            else training_flops(experiment, processor),
         )
     finally:
         store.close()
@@ -209,27 +220,3 @@ def train_step(experiment: Experiment, built: Built) -> Callable[..., Any]:
         freeze=regexes("optim.freeze", experiment.config["optim"].get("freeze", ())),
         schedule=built.schedule,
     )
-
-
-def training_flops(
-    experiment: Experiment, processor: Processor, mesh: jax.sharding.Mesh
-) -> float | None:
-    """Training FLOPs of one example; None where the device's peak is not known."""
-    if observe.peak_flops(mesh.devices.flat[0].device_kind) is None:
-        return None
-    # Loops and recomputation do not count as work of the model (Chowdhery et al. 2022, appendix B).
-    config = json.loads(json.dumps(experiment.config, default=str))
-    for part in PARTS:
-        for name in ("scan_layers", "remat"):
-            config["model"][part].pop(name, None)
-    task = Experiment(config).task(processor)
-    batch = example_batch(processor, 1)
-    params = jax.eval_shape(
-        lambda key: task.model.init(key, batch, train=False)["params"], jax.random.key(0)
-    )
-
-    def loss(params: Any) -> Any:
-        outputs: Any = task.model.apply({"params": params}, batch, train=False)
-        return task.loss(outputs, batch).sum()
-
-    return observe.count_flops(jax.grad(loss), params)

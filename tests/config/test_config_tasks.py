@@ -12,6 +12,7 @@ from mmflax.data.dataset import Dataset
 from mmflax.errors import MmflaxError
 from mmflax.run.assemble import apply_fn
 from mmflax.run.build import Experiment, example_batch
+from mmflax.run.decide import opened
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -56,8 +57,8 @@ def test_a_named_task_builds_and_has_a_loss(name, arg):
     for part in ("image_encoder", "text_encoder", "fusion"):
         if part != "image_encoder" or name != "vilt":  # its images pass no layer
             config["model"][part]["depth"] = 1  # all layers are alike
-    experiment = Experiment(config)
-    processor = experiment.learn_processor(dataset(arg))
+    config["train"] = {**config["train"], "steps": 1000}  # then no work is estimated
+    experiment, processor, _ = opened(Experiment(config), dataset(arg))
     experiment.augment()
     task = experiment.task(processor)
     batch = example_batch(processor, 2)
@@ -74,14 +75,10 @@ def test_a_named_task_builds_and_has_a_loss(name, arg):
 
 
 def test_a_task_whose_data_lacks_what_it_needs_says_so():
-    experiment = Experiment(load_config("configs/folder.py:vqa"))
-    processor = experiment.learn_processor(dataset("captioning"))
     with pytest.raises(MmflaxError, match="needs an 'answer' of every training example"):
-        experiment.task(processor)
-    experiment = Experiment(load_config("configs/folder.py:captioning"))
-    processor = experiment.learn_processor(dataset("vqa"))
+        opened(Experiment(load_config("configs/folder.py:vqa")), dataset("captioning"))
     with pytest.raises(MmflaxError, match="target"):
-        experiment.task(processor)
+        opened(Experiment(load_config("configs/folder.py:captioning")), dataset("vqa"))
 
 
 @pytest.mark.parametrize("name", ["shapes", "folder", "public", "clip", "vilt"])

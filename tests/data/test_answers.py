@@ -16,6 +16,7 @@ from mmflax.evaluation.question_prior import question_prior
 from mmflax.inference.zero_shot import _checked
 from mmflax.metrics.vqa import vqa_accuracy
 from mmflax.run.build import Experiment
+from mmflax.run.decide import opened
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 # spellings of one answer, and of another, to the official evaluation
@@ -117,15 +118,16 @@ def test_nothing_is_said_where_nothing_was_merged_and_one_answer_alone_is():
 
 def test_the_remedy_that_is_printed_works(tmp_path):
     folder(tmp_path, train=["Yes", "yes", "no", "YES"])
-    name = f"configs/folder_vqa.py:{tmp_path}"
+    name = f"configs/folder.py:vqa:{tmp_path}"
     told = []
-    experiment = Experiment(load_config(name))
-    learned = experiment.learn_processor(experiment.dataset(), told.append)
+    steps = "--config.train.steps=1"  # then nothing is estimated
+    experiment = Experiment(load_config(name, [steps]))
+    learned = opened(experiment, experiment.dataset(), say=told.append).processor
     assert learned.answers == ("YES", "no") and learned.normalize_answers == "vqa"
     remedy = told[0].rpartition("off with ")[2]
-    experiment = Experiment(load_config(name, [remedy]))
+    experiment = Experiment(load_config(name, [steps, remedy]))
     told.clear()
-    learned = experiment.learn_processor(experiment.dataset(), told.append)
+    learned = opened(experiment, experiment.dataset(), say=told.append).processor
     assert learned.answers == ("YES", "Yes", "no", "yes") and not told
     assert learned.label("yEs") == -1
 
@@ -193,13 +195,17 @@ def test_a_folder_takes_another_spelling_for_known(tmp_path):
 
 def test_a_class_may_be_named_in_another_spelling(tmp_path):
     folder(tmp_path, train=["Yes", "no", "no"], test=["yes"])
-    words = ["--config.task.name=classification", "--config.task.positive=YES"]
-    experiment = Experiment(load_config(f"configs/folder_vqa.py:{tmp_path}", words))
-    experiment.task(experiment.learn_processor(experiment.dataset()))
-    words[1] = "--config.task.positive=maybe"
-    experiment = Experiment(load_config(f"configs/folder_vqa.py:{tmp_path}", words))
+
+    def task(positive):
+        words = ["--config.task.name=classification", f"--config.task.positive={positive}"]
+        words.append("--config.train.steps=1")
+        experiment = Experiment(load_config(f"configs/folder.py:vqa:{tmp_path}", words))
+        experiment, processor, _ = opened(experiment, experiment.dataset())
+        return experiment.task(processor)
+
+    task("YES")
     with pytest.raises(MmflaxError, match="task.positive is 'maybe'"):
-        experiment.task(experiment.learn_processor(experiment.dataset()))
+        task("maybe")
 
 
 def test_answers_that_are_numbers_keep_their_labels():

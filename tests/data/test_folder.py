@@ -222,5 +222,5 @@ def test_bad_fields(tmp_path, fields):
 
 
 def test_no_folder_given_says_how():
-    with pytest.raises(MmflaxError, match="folder_vqa.py:DIR"):
+    with pytest.raises(MmflaxError, match="folder.py:vqa:DIR"):
         dataset.build(path="")

@@ -18,7 +18,8 @@ def config(tmp_path):
         for number in (0, 3):
             (tmp_path / split / f"{number}.png").write_bytes(b"")
     fields = ["--config.data.max_bad_fraction=0.2", "--config.data.validation_fraction=0.0"]
-    return [f"{ROOT.parent}/configs/folder_vqa.py:{tmp_path}", *fields]
+    fields.append("--config.train.steps=1")
+    return [f"{ROOT.parent}/configs/folder.py:vqa:{tmp_path}", *fields]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

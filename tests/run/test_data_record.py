@@ -35,8 +35,8 @@ def begin(root, workdir):
 
 
 def again(root, workdir, *words, splits=("train", "validation")):
-    former = load_config(f"configs/folder_vqa.py:{root}")
-    experiment = Experiment(load_config(f"configs/folder_vqa.py:{root}", words))
+    former = load_config(f"configs/folder.py:vqa:{root}")
+    experiment = Experiment(load_config(f"configs/folder.py:vqa:{root}", words))
     record = data_record.read_record(workdir)
     dataset = experiment.dataset(**data_record.hold_out_of(former, record))
     now, changes = data_record.compared(workdir, former, record, dataset, splits, experiment)

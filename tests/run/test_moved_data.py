@@ -36,7 +36,7 @@ def test_moved_and_grown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def train(path, steps, *words):
-        config = f"configs/folder_vqa.py:{path}"
+        config = f"configs/folder.py:vqa:{path}"
         command = ["train", "--config", config, "--workdir", str(tmp_path / "run"), *SMALL]
         code = main([*command, f"--config.train.steps={steps}", *words])
         return code, "".join(capsys.readouterr())

@@ -72,18 +72,20 @@ def open_image(
         raise unreadable(name, error) from error
 
 
-def check_header(raw: str | os.PathLike[str] | bytes) -> None:
-    """Reads the first bytes only: a missing, foreign or oversized image raises MmflaxError."""
+def check_header(raw: str | os.PathLike[str] | bytes) -> tuple[int, int] | None:
+    """Width and height as stored (None where a long text hides them), from the first bytes only; a
+    missing, foreign or oversized image raises MmflaxError."""
     name = _name(raw)
     try:
         with io.BytesIO(raw) if isinstance(raw, bytes) else open(raw, "rb") as file:
             image = _identified(file, name)
             _check_size(image.size, name, _most_pixels(image))
+            return image.size
     except MmflaxError:
         raise
     except Exception as error:
         if _LONG_TEXT in str(error):
-            return
+            return None
         raise unreadable(name, error) from error
 
 

@@ -97,7 +97,7 @@ def build(
         )
     if not os.fspath(path):
         raise MmflaxError(
-            "data.path is empty; name your folder, as in --config configs/folder_vqa.py:DIR."
+            "data.path is empty; name your folder, as in --config configs/folder.py:vqa:DIR."
         )
     root = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
     if root.is_file():
