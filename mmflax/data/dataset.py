@@ -28,6 +28,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from mmflax.batch_keys import PREFIXES
 from mmflax.data.contents import Origin
 from mmflax.errors import MmflaxError
@@ -130,6 +132,14 @@ class Subset:
     def without_images(self, index: int) -> Raw:
         """See ``text_of``."""
         return text_of(self._source, int(self._indices[index]))
+
+
+def spaced(source: Source, limit: int) -> Source:
+    """At most `limit` examples, evenly spaced, so that every type of them is among these."""
+    if limit >= len(source):
+        return source
+    places = np.linspace(0, len(source) - 1, limit).round().astype(int).tolist()
+    return Subset(source, places, whole=len(source))
 
 
 def whole_of(source: Source) -> int:

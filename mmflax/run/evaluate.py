@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from mmflax.config import auto
 from mmflax.config.compare import check_same_run
 from mmflax.config.overrides import override
-from mmflax.data.dataset import Dataset, Source, Subset, text_of
+from mmflax.data.dataset import Dataset, Source, Subset, spaced, text_of
 from mmflax.data.processor import Processor
 from mmflax.data.survey import cut_texts
 from mmflax.distributed import processes
@@ -63,7 +62,7 @@ def evaluate(
         params, source, bootstrap=options.bootstrap, rerank=options.rerank
     )
     if "majority" in views:
-        used = Subset(source, _usable(source, engine.bad)) if engine.bad else source
+        used = Subset(source, usable(source, engine.bad)) if engine.bad else source
         views["question_prior"] = question_prior(dataset.source("train"), used, built.processor)
     cut = cut_note(built.processor, dataset, split)
     notes = [note for note in (cut, image_note(built, dataset, split)) if note is not None]
@@ -114,7 +113,7 @@ def image_note(built: Built, dataset: Dataset, split: str) -> str | None:
     )
 
 
-def _usable(source: Source, bad: Mapping[str, str]) -> list[int]:
+def usable(source: Source, bad: Mapping[str, str]) -> list[int]:
     """Where the examples are whose images could be read."""
     return [i for i in range(len(source)) if str(text_of(source, i).get("id", i)) not in bad]
 
@@ -136,19 +135,6 @@ def evaluator(
     )
 
 
-def in_loop(
-    experiment: Experiment,
-    built: Built,
-    source: Source,
-    on_bad: Callable[[str, str], None] | None = None,
-) -> Callable[[Any], dict[str, float]]:
-    """``fn(params) -> {metric: value}`` on at most ``evaluation.max_examples`` of the split."""
-    limit = experiment.evaluation.max_examples
-    part = source if limit is None else _spaced(source, limit)
-    engine = evaluator(experiment, built, on_bad)
-    return lambda params: engine.means(params, part)
-
-
 def metric_names(config: Mapping[str, Any], split: str) -> set[str]:
     """What `evaluate` will call the full view's metrics on the split, from an untrained model."""
     experiment = Experiment(config)
@@ -156,7 +142,7 @@ def metric_names(config: Mapping[str, Any], split: str) -> set[str]:
     experiment, processor, _ = opened(experiment, dataset)
     built = assemble(experiment, processor, experiment.mesh())
     params = built.init(jax.random.key(0))
-    few = _spaced(dataset.source(split), experiment.evaluation.batch_size)
+    few = spaced(dataset.source(split), experiment.evaluation.batch_size)
     rerank = experiment.evaluation.rerank
     scores = evaluator(experiment, built).score(params, few, bootstrap=0, rerank=rerank)
     example = example_batch(built.processor, 1)
@@ -167,11 +153,3 @@ def metric_names(config: Mapping[str, Any], split: str) -> set[str]:
 
     # Also those that count none of these few.
     return {*scores.metrics["full"], *jax.eval_shape(metrics, params)}
-
-
-def _spaced(source: Source, limit: int) -> Source:
-    """At most `limit` examples, evenly spaced, so that every type of them is among these."""
-    if limit >= len(source):
-        return source
-    places = np.linspace(0, len(source) - 1, limit).round().astype(int).tolist()
-    return Subset(source, places, whole=len(source))

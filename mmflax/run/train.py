@@ -26,7 +26,10 @@ from mmflax.run.assemble import Built, apply_fn, assemble
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
 from mmflax.run.decide import opened, training_flops
-from mmflax.run.evaluate import cut_note, evaluator, image_note, in_loop
+from mmflax.run.evaluate import cut_note, evaluator, image_note
+from mmflax.run.in_loop import LoopEvaluation, evaluated
+from mmflax.run.learning import LearningNotice, Remedies, early_evaluations
+from mmflax.run.progress import Standing, standing
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
 from mmflax.training.state import create_sharded
@@ -73,7 +76,7 @@ def _train(
     experiment, processor, decided = opened(
         experiment, dataset, learned, mesh=mesh, say=notes.append
     )
-    config = experiment.config
+    config, epochs = experiment.config, experiment.train.epochs
     experiment = experiment.of_length(len(dataset.source("train")))
     built = assemble(experiment, processor, mesh)
     if changes:
@@ -96,7 +99,7 @@ def _train(
         prepare_workdir(root, config, processor, None if data is record else data)
     for note in notes if main else ():
         print(f"note: {note}", file=sys.stderr if quiet else sys.stdout, flush=True)
-    observers = [] if quiet else observe.observers(root)
+    observers = [] if quiet else _observers(root, experiment, epochs, processor, dataset)
     if not quiet and main:
         print(dataset.describe())
         if shared := dataset.info.get("images_in_two_splits"):
@@ -126,7 +129,9 @@ def _train(
     )
     evals = {}
     if split in dataset.splits:
-        evals[split] = in_loop(experiment, built, dataset.source(split), on_bad)
+        evals[split] = LoopEvaluation(
+            experiment, built, dataset.source("train"), dataset.source(split), on_bad
+        )
     key = jax.random.key(experiment.seed)
     if start is not None and not quiet and main:
         print(start.table(), flush=True)
@@ -150,6 +155,7 @@ def _train(
             evals=evals,
             log_every=fields.log_every,
             eval_every=fields.eval_every,
+            eval_at=early_evaluations(experiment.steps, fields.eval_every),
             stopping=early_stopping(experiment, dataset),
             checkpoint_every=fields.checkpoint_every,
             observers=observers,
@@ -161,6 +167,38 @@ def _train(
         )
     finally:
         store.close()
+
+
+def _observers(
+    root: pathlib.Path,
+    experiment: Experiment,
+    epochs: float | None,
+    processor: Processor,
+    dataset: Dataset,
+) -> list[observe.Observer]:
+    """What shows and records a run: of an evaluation its metric beside what needs no picture."""
+    split = experiment.evaluation.split
+
+    def judge(values: Mapping[str, float]) -> Standing | None:
+        return standing(values, split, experiment.checkpoint.best_metric, processor)
+
+    def headline(values: Mapping[str, float]) -> str | None:
+        now = judge(values)
+        return None if now is None else now.line()
+
+    observers = observe.observers(root, headline=headline)
+    if observers and split in dataset.splits:
+        fields = experiment.config.get("init") or {}
+        remedies = Remedies(
+            experiment,
+            processor.image_size,
+            epochs=epochs,
+            pretrained=bool(init_sources.sources(fields)),
+        )
+        examples = evaluated(experiment, dataset)
+        path = root / "metrics.jsonl"
+        observers.append(LearningNotice(observers[0].message, judge, examples, remedies, path))
+    return observers
 
 
 def _check_evaluation(experiment: Experiment, built: Built, dataset: Dataset) -> None:
@@ -193,7 +231,7 @@ def early_stopping(experiment: Experiment, dataset: Dataset) -> EarlyStopping | 
     split, best = experiment.evaluation.split, ranks.best_metric
     if patience is None or best is None or split not in dataset.splits:
         return None
-    examples = min(len(dataset.source(split)), experiment.evaluation.max_examples or sys.maxsize)
+    examples = evaluated(experiment, dataset)
     # All of n examples right leaves, at 95 %, an error of at most 3 / n (the rule of three).
     sure = ranks.best_mode == "max" and scale(best) == 100 and examples >= _ENOUGH
     return EarlyStopping(best, ranks.best_mode, patience, perfect=1.0 if sure else None)

@@ -25,6 +25,7 @@ from mmflax import paths
 from mmflax.files import write_file
 
 StrPath = str | os.PathLike[str]
+Headline = Callable[[dict[str, float]], str | None]
 
 # Dense bf16 FLOP/s of one device, by the first matching prefix of device_kind. Sources: Google
 # Cloud TPU docs, "TPU v4", "v5e", "v5p", "v6e"; NVIDIA datasheets A100 (2020), H100 (2022), H200
@@ -58,11 +59,14 @@ class Observer:
         """Training ended, with or without an error."""
 
 
-def observers(workdir: StrPath, *, terminal: bool | None = None) -> list[Observer]:
+def observers(
+    workdir: StrPath, *, terminal: bool | None = None, headline: Headline | None = None
+) -> list[Observer]:
     """Progress, metrics.jsonl and TensorBoard in the main process; none in the others."""
     if jax.process_index() != 0:
         return []
-    return [Progress(terminal=terminal), MetricsFile(workdir), TensorBoard(workdir)]
+    progress = Progress(terminal=terminal, headline=headline)
+    return [progress, MetricsFile(workdir), TensorBoard(workdir)]
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -86,9 +90,20 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
 
 
 class Progress(Observer):
-    """A live bar in a terminal, otherwise one line per record, on stderr."""
+    """A live bar in a terminal, otherwise one line per record, on stderr.
 
-    def __init__(self, *, terminal: bool | None = None, stream: Any = None):
+    Args:
+      headline: what is shown of an evaluation's values; None (or where it gives None) shows all.
+    """
+
+    def __init__(
+        self,
+        *,
+        terminal: bool | None = None,
+        stream: Any = None,
+        headline: Headline | None = None,
+    ):
+        self._headline = headline
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty() if terminal is None else terminal
         self._bar: rich.progress.Progress | None = None
@@ -108,7 +123,10 @@ class Progress(Observer):
             self._task = self._bar.add_task("train", total=total, completed=step, text="")
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        text = format_values(values)
+        text = None
+        if self._headline is not None and "steps_per_second" not in values:
+            text = self._headline(values)
+        text = format_values(values) if text is None else text
         if self._bar is None:
             self.message(f"step {step}/{self._total}  {text}")
         elif "steps_per_second" in values:
