@@ -136,6 +136,7 @@ class MAPHead(nn.Module):
             qkv_bias=True,
             attention_impl="auto",
             qk_init="independent",
+            qk_norm=False,
         )
         width = tokens.shape[-1]
         probe = self.param("probe", TABLE_INIT, (1, 1, width), config.param_dtype)

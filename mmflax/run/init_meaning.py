@@ -66,6 +66,8 @@ NONE: dict[str, Callable[[Any], Any]] = {
     "image_depths": lambda fusion: (1,) * fusion.stack.depth,
     "text_depths": lambda fusion: (1,) * fusion.stack.depth,
 }
+# Fields whose number only starts a parameter; None means that there is no such parameter.
+STARTS = ("layer_scale",)
 
 
 class Difference(NamedTuple):
@@ -137,7 +139,7 @@ def _fields(theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
         if _is_config(a) and type(a) is type(b):
             inner = "" if name in flat else f"{name}."
             yield from ((inner + below, x, y) for below, x, y in _fields(a, b))
-        elif a != b:
+        elif a != b and not (name in STARTS and None not in (a, b)):
             yield name, a, b
 
 

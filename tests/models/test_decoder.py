@@ -40,6 +40,7 @@ def random_table(seed=3):
 FORMS = {
     "pre, tied": (dict(), False),
     "post, untied": (dict(norm_style="post", tie="none"), False),
+    "pre, norms of heads, layer scale": (dict(qk_norm=True, layer_scale=0.5), False),
     "post, BERT's word head": (dict(norm_style="post", word_head=True), False),
     "pre, shared table": (dict(qk_init="shared", attention_impl="xla"), True),
     "post, shared table, untied": (dict(norm_style="post", tie="none"), True),
@@ -187,9 +188,10 @@ def test_attention_in_halves_is_multi_head_attention(zoo):
     rng = np.random.default_rng(0)
     x, context = (jnp.asarray(rng.normal(size=(B, n, D)), jnp.float32) for n in (S, M))
     mask = inputs()["memory_mask"][:, None, None]
-    whole = MultiHeadAttention(LayerConfig(4))
+    config = LayerConfig(4, qk_norm=True)
+    whole = MultiHeadAttention(config)
     params = zoo.params(whole, x, context, mask=mask, train=False)
-    halves = KeyValueAttention(LayerConfig(4), D)
+    halves = KeyValueAttention(config, D)
 
     @jax.jit
     def both(params):

@@ -1,5 +1,6 @@
 """Every kind of fusion keeps the same promises: one dict of cases drives every check."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmflax import registry
+from mmflax import paths, registry
 from mmflax.distributed.mesh import RULES, make_mesh, param_specs
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.stack import stack_layers
@@ -209,7 +210,7 @@ def test_half_precision_trains_with_every_help(case):
     helps = dict(
         dtype="bfloat16", norm_style="pre", image_pool="gap", dropout_rate=0.1,
         attention_dropout_rate=0.1, drop_path_rate=0.1, qk_init="shared", epsilon=1e-6,
-        activation="gelu_tanh",
+        activation="gelu_tanh", qk_norm=True, layer_scale=0.5,
     )  # fmt: skip
     if "lxmert" in case:
         helps["norm_style"] = "post"
@@ -270,11 +271,26 @@ def test_a_causal_word_depends_on_the_image_and_on_words_up_to_itself(seen, case
 @every_kind
 def test_every_parameter_has_a_place_on_the_mesh(case, scan_layers):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    module = build(case, scan_layers=scan_layers)
-    shapes = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), *inputs(), train=False, method=call)
-    )["params"]
-    param_specs(shapes, RULES, mesh)
+
+    def leaves(**fields):
+        module = build(case, scan_layers=scan_layers, **fields)
+        shapes = jax.eval_shape(
+            lambda: module.init(jax.random.key(0), *inputs(), train=False, method=call)
+        )["params"]
+        param_specs(shapes, RULES, mesh)
+        return {path: leaf.shape for path, leaf in paths.leaves(shapes).items()}
+
+    plain, more = leaves(), leaves(qk_norm=True, layer_scale=0.1)
+    assert plain.items() <= more.items()
+
+    def count(pattern, found):
+        return sum(re.search(pattern, path) is not None for path in found)
+
+    # A norm of every query and key, a scale of every residual branch.
+    added = more.keys() - plain.keys()
+    assert count("(query|key)_norm/scale$", added) == count("(query|key)/kernel$", plain)
+    branches = count("(attention|mlp|reads)_norm/scale$", plain)
+    assert count("_layer_scale/scale$", added) == branches
 
 
 def test_nothing_changes_but_the_name():

@@ -14,7 +14,9 @@ from mmflax.models.layers.blocks import (
     LayerNorm,
     attend_and_sow,
     constrain_batch,
+    head_norm,
     head_shape,
+    layer_scale,
     lookup,
     query_key_init,
     zero_without_key,
@@ -41,11 +43,12 @@ class KeyValueAttention(nn.Module):
         self.key = nn.DenseGeneral(heads, kernel_init=init, **dtypes)
         self.value = nn.DenseGeneral(heads, kernel_init=KERNEL_INIT, **dtypes)
         self.out = nn.DenseGeneral(self.width, axis=(-2, -1), kernel_init=KERNEL_INIT, **dtypes)
+        self.query_norm, self.key_norm = head_norm(self.config), head_norm(self.config)
         self.dropout = nn.Dropout(self.config.attention_dropout_rate)
 
     def key_value(self, context: Float[Array, "b s e"]) -> KeyValue:
         """Keys and values of the context."""
-        return self.key(context), self.value(context)
+        return self.key_norm(self.key(context)), self.value(context)
 
     def __call__(
         self,
@@ -55,8 +58,9 @@ class KeyValueAttention(nn.Module):
         mask: Bool[Array, "#b #h #t s"] | None,
         train: bool,
     ) -> Float[Array, "b t d"]:
+        query = self.query_norm(self.query(x))
         mixed = attend_and_sow(
-            self, self.config, self.query(x), *kept, mask, dropout=self.dropout, train=train
+            self, self.config, query, *kept, mask, dropout=self.dropout, train=train
         )
         return zero_without_key(self.out(mixed), mask)
 
@@ -79,6 +83,9 @@ class DecoderLayer(nn.Module):
         self.attention_norm = LayerNorm(**config.norm)
         self.cross_attention_norm = LayerNorm(**config.norm)
         self.mlp_norm = LayerNorm(**config.norm)
+        self.attention_layer_scale = layer_scale(config)
+        self.cross_attention_layer_scale = layer_scale(config)
+        self.mlp_layer_scale = layer_scale(config)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.drop_path = DropPath()
 
@@ -111,13 +118,13 @@ class DecoderLayer(nn.Module):
             )
 
         x = constrain_batch(x)
-        for branch, norm in (
-            (self_attend, self.attention_norm),
-            (cross_attend, self.cross_attention_norm),
-            (self.mlp, self.mlp_norm),
+        for branch, norm, scale in (
+            (self_attend, self.attention_norm, self.attention_layer_scale),
+            (cross_attend, self.cross_attention_norm, self.cross_attention_layer_scale),
+            (self.mlp, self.mlp_norm, self.mlp_layer_scale),
         ):
             y = branch(norm(x) if pre else x)
-            y = self.dropout(y, deterministic=not train)
+            y = scale(self.dropout(y, deterministic=not train))
             y = x + self.drop_path(y, drop_path, train=train)
             x = y if pre else norm(y)
         assert kept is not None

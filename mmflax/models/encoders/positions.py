@@ -1,4 +1,4 @@
-"""Positions of image patches: fixed 2-D sin-cos tables, and learned ones at a new resolution."""
+"""Positions of image patches: fixed 2-D sin-cos tables, rotary ones, learned ones resized."""
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,32 @@ def sincos2d(grid: tuple[int, int], width: int, temperature: float = 10_000.0) -
     frequency = temperature ** -(np.arange(quarter) / max(quarter - 1, 1))
     x, y = (np.outer(axis.ravel(), frequency) for axis in (x, y))
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+
+
+def rope2d(
+    x: Float[Array, "b t h k"], grid: tuple[int, int], start: int = 0, temperature: float = 100.0
+) -> Float[Array, "b t h k"]:
+    """Queries or keys, turned by their place on the grid (Su et al. 2021, RoFormer).
+
+    The first half of a head's pairs turns with the row, the second with the column ("axial", and
+    its temperature: Heo et al. 2024, arXiv:2403.13298, sec. 3.1), so that a logit depends on the
+    difference of the places alone. The grid's tokens begin at `start`; others are not turned.
+    """
+    if x.shape[-1] % 4:
+        raise MmflaxError(
+            f"rope2d positions need heads of a width divisible by 4; found {x.shape[-1]}: change "
+            "width or num_heads."
+        )
+    quarter = x.shape[-1] // 4
+    place = np.indices(grid).reshape(2, -1)
+    frequency = temperature ** -(np.arange(quarter) / quarter)
+    turned = np.concatenate([np.outer(axis, frequency) for axis in place], axis=1)
+    angle = np.zeros((1, x.shape[1], 1, 2 * quarter), np.float32)
+    angle[0, start : start + turned.shape[0], 0] = turned
+    cos, sin = np.cos(angle), np.sin(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    pair = first * cos - second * sin, first * sin + second * cos
+    return jnp.concatenate(pair, axis=-1).astype(x.dtype)
 
 
 def resize_positions(

@@ -14,11 +14,12 @@ from mmflax.models.encoders.base import (
     sides,
     variant_sizes,
 )
-from mmflax.models.encoders.positions import resize_positions, sincos2d
+from mmflax.models.encoders.positions import resize_positions, rope2d, sincos2d
 from mmflax.models.layers.blocks import (
     TABLE_INIT,
     Block,
     LayerNorm,
+    MultiHeadAttention,
     constrain_batch,
     lookup,
 )
@@ -39,7 +40,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 # position: whether it is a parameter
-POSITIONS = {"learned": True, "sincos2d": False}
+POSITIONS = {"learned": True, "sincos2d": False, "rope2d": False}
 # stem: whether it is convolutional
 STEMS = {"patch": False, "conv": True}
 
@@ -58,6 +59,11 @@ class ViT(ImageEncoderBase, Layered):
     `pre_norm`, `patch_bias=False` and `activation="quick_gelu"` give CLIP's tower. `stem="conv"`
     puts a `ConvStem` in place of the patch embedding, with which small data are learned faster.
 
+    `position` "learned" and "sincos2d" are added to the tokens, "rope2d" turns the queries and keys
+    of every layer. `registers` more tokens (Darcet et al. 2024, "Vision transformers need
+    registers"), after the others and without a position, take part in the layers and are left out
+    of what is returned.
+
     With `layers=k` above 0 the result is a pair: the tokens, and those of the last k layers, each
     through the same final norm (as BridgeTower reads CLIP; Xu et al. 2023), or with
     `norm_layers=False` as the layers gave them.
@@ -73,6 +79,7 @@ class ViT(ImageEncoderBase, Layered):
     distillation_token: bool = False
     position: str = "learned"
     stem: str = "patch"
+    registers: int = 0
     pre_norm: bool = False
     patch_bias: bool = True
     any_size: bool = False
@@ -120,20 +127,33 @@ class ViT(ImageEncoderBase, Layered):
         ]
         rows = [jnp.broadcast_to(y.astype(x.dtype), (len(x), 1, self.width)) for y in learned]
         x = jnp.concatenate([*rows, x], axis=1)
-        positions = self._positions(self.grid((image.shape[1], image.shape[2])))
-        x = constrain_batch(x + positions.astype(x.dtype)[None])
+        grid, length = self.grid((image.shape[1], image.shape[2])), x.shape[1]
+        block = functools.partial(Block, config)
+        if self.position == "rope2d":
+            rotate = functools.partial(rope2d, grid=grid, start=self.num_prefix)
+            attention = functools.partial(MultiHeadAttention, config, rotate=rotate)
+            block = functools.partial(block, attention_layer=attention)
+        else:
+            x = x + self._positions(grid).astype(x.dtype)[None]
+        if self.registers:
+            shape = (1, self.registers, self.width)
+            more = self.param("register_token", TABLE_INIT, shape, config.param_dtype)
+            more = jnp.broadcast_to(more.astype(x.dtype), (len(x), *shape[1:]))
+            x = jnp.concatenate([x, more], axis=1)
+        x = constrain_batch(x)
         if self.pre_norm:
             x = LayerNorm(name="pre_norm_layer", **config.norm)(x)
         x = nn.Dropout(config.dropout_rate)(x, deterministic=not train)
-        stack = Stack(functools.partial(Block, config), self.stack, name="encoder")
+        stack = Stack(block, self.stack, name="encoder")
         norm = LayerNorm(name="norm", **config.norm)
         if not layers:
-            return norm(stack(x, train=train))
+            return norm(stack(x, train=train)[:, :length])
         tokens, outputs = stack(x, layers=layers, train=train)
+        outputs = tuple(y[:, :length] for y in outputs)
         if norm_layers:
             outputs = tuple(norm(y) for y in outputs)
             return outputs[-1], outputs
-        return norm(tokens), outputs
+        return norm(tokens[:, :length]), outputs
 
     def _embedding(self) -> nn.Module:
         """From the image to its grid of tokens."""
@@ -180,5 +200,7 @@ def build(
         width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim, patch_size=patch_size
     )
     sizes = variant_sizes("ViT", decode_variant(variant) if variant else {}, given, "B/16")
+    if fields.get("registers", 0) < 0:
+        raise MmflaxError(f"registers is {fields['registers']}; expected at least 0.")
     lookup("pool", fields.get("pool", "none"), dict.fromkeys(("none", "cls", "gap", "map")))
     return make(ViT, {**fields, **sizes, "image_size": image_size})

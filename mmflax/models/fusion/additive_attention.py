@@ -24,6 +24,7 @@ from mmflax.models.layers.blocks import (
     LayerNorm,
     constrain_batch,
     dense,
+    layer_scale,
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, Typed
@@ -92,6 +93,7 @@ class AdditiveLayer(nn.Module):
             )
             y = read(norm(x) if pre else x, context, mask=mask, train=train)
             y = nn.Dropout(config.dropout_rate)(y, deterministic=not train)
+            y = layer_scale(config, f"{name}_reads_layer_scale")(y)
             x = x + DropPath()(y, drop_path, train=train)
             return x if pre else norm(x)
 

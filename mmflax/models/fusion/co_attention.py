@@ -25,6 +25,7 @@ from mmflax.models.layers.blocks import (
     MultiHeadAttention,
     Pooler,
     constrain_batch,
+    layer_scale,
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig
@@ -62,9 +63,10 @@ class CoAttentionLayer(nn.Module):
         attend = MultiHeadAttention(self.config, name="cross_attention")
         norm = LayerNorm(name="cross_attention_norm", **self.config.norm)
         dropout = nn.Dropout(self.config.dropout_rate, deterministic=not train)
+        scale = layer_scale(self.config, "cross_attention_layer_scale")
 
         def cross(x: Array, context: Array, mask: Array | None) -> Array:
-            return norm(x + dropout(attend(x, context, mask=mask, train=train)))
+            return norm(x + scale(dropout(attend(x, context, mask=mask, train=train))))
 
         image, text = constrain_batch(image), constrain_batch(text)
         image, text = cross(image, text, text_mask), cross(text, image, image_mask)

@@ -123,6 +123,35 @@ class DropPath(nn.Module):
         return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
 
 
+class LayerScale(Typed):
+    """A learned scale of every channel of a residual branch (Touvron et al. 2021, CaiT, eq. 4)."""
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        start = nn.initializers.constant(self.initial)
+        scale = self.param("scale", start, (x.shape[-1],), self.param_dtype)
+        return x * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+def layer_scale(config: LayerConfig, name: str | None = None) -> Callable[[Array], Array]:
+    """The scale of a branch; without one in the config, nothing."""
+    if config.layer_scale is None:
+        return lambda x: x
+    return LayerScale(config.layer_scale, name=name, **config.dtypes)
+
+
+def head_norm(config: LayerConfig, name: str | None = None) -> Callable[[Array], Array]:
+    """The norm of queries or keys [b t h k], one for all heads; without `qk_norm`, nothing.
+
+    A masked token is 0, where the slope of a norm of BERT's epsilon is a million: so ViT's epsilon.
+    """
+    if not config.qk_norm:
+        return lambda x: x
+    return LayerNorm(name=name, **config.dtypes)
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, sec. 3.2.2) of `x` over `context`, or over itself.
 
@@ -130,10 +159,12 @@ class MultiHeadAttention(nn.Module):
     to use gives exactly zero, output bias included. Dropout acts on the weights, as in BERT. With a
     mutable "intermediates" collection the weights are sown there as `attention` [b h t s].
     `qkv_dim` is the width of queries, keys and values, all heads together; None is that of `x`.
+    `rotate` turns queries and keys [b t h k] by their positions (see `positions.rope2d`).
     """
 
     config: LayerConfig
     qkv_dim: int | None = None
+    rotate: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(
@@ -159,6 +190,9 @@ class MultiHeadAttention(nn.Module):
                 ("value", context, KERNEL_INIT),
             )
         )
+        query, key = head_norm(config, "query_norm")(query), head_norm(config, "key_norm")(key)
+        if self.rotate is not None:
+            query, key = self.rotate(query), self.rotate(key)
         dropout = nn.Dropout(config.attention_dropout_rate)
         mixed = attend_and_sow(
             self, config, query, key, value, mask, bias, dropout=dropout, train=train
@@ -275,6 +309,7 @@ class Block(nn.Module):
             norm = LayerNorm(name=name, **config.norm)
             y = branch(norm(x) if pre else x)
             y = nn.Dropout(config.dropout_rate)(y, deterministic=not train)
+            y = layer_scale(config, name.replace("norm", "layer_scale"))(y)
             y = x + DropPath()(y, drop_path, train=train)
             return y if pre else norm(y)
 

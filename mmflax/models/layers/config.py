@@ -42,6 +42,10 @@ class LayerConfig:
       qk_init: "shared" starts the query and key kernels equal (after mimetic initialization,
         Trockman & Kolter 2023, sec. 4: W_q W_k^T near the identity), which helps small models
         trained from scratch; "independent" draws both.
+      qk_norm: queries and keys pass a layer norm over each head's width (Dehghani et al. 2023,
+        ViT-22B, sec. 2), so that attention logits cannot grow without bound.
+      layer_scale: where a learned scale of every channel of each residual branch starts (Touvron
+        et al. 2021, CaiT, eq. 4; 0.1 for few layers, 1e-5 for dozens); None has no such scale.
     """
 
     num_heads: int
@@ -54,6 +58,8 @@ class LayerConfig:
     qkv_bias: bool = True
     attention_impl: str = "auto"
     qk_init: str = "independent"
+    qk_norm: bool = False
+    layer_scale: float | None = None
     dtype: Any = None
     param_dtype: Any = "float32"
 
