@@ -4,8 +4,9 @@ TASK is vqa, captioning, translation, matching, entailment, classification, reas
 or retrieval; docs/data.md lists the columns of each. What is "auto" is decided by the data once
 they are open (`mmflax/run/recipe.py` has the rules), and printed; give a value to decide yourself.
 
-Model: ViT + BERT + co-attention (METER's form, Dou et al. 2022, arXiv:2111.02387), small, pre-norm
-and from scratch; `--config.model.fusion.name=…` changes the fusion.
+Model: ViT with a convolutional stem (Xiao et al. 2021, arXiv:2106.14881) + BERT + co-attention
+(METER's form, Dou et al. 2022, arXiv:2111.02387), small, pre-norm and from scratch;
+`--config.model.fusion.name=…` changes the fusion.
 Command: mmflax train --config configs/folder.py:captioning:DIR --workdir runs/mine
 Hardware: 2 CPU cores or one GPU, for `recipe.minutes` of training by estimate.
 Expected score: your data decides; read it beside the modality views of `mmflax evaluate`.
@@ -46,7 +47,7 @@ def get_config(arg=None):
     c.seed = 0
     c.model = dict(
         image_encoder=dict(
-            name="vit", patch_size=AUTO, position="sincos2d", cls_token=False, **SIZES
+            name="vit", patch_size=AUTO, stem=AUTO, position="sincos2d", cls_token=False, **SIZES
         ),
         text_encoder=dict(name="bert", **SIZES),
         fusion=dict(name="co_attention", norm_style="pre", image_pool="gap", **SIZES),
@@ -66,7 +67,9 @@ def get_config(arg=None):
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.recipe = dict(minutes=8.0)
-    c.train = dict(steps=AUTO, log_every=AUTO, eval_every=AUTO, checkpoint_every=AUTO)
+    c.train = dict(
+        steps=AUTO, log_every=AUTO, eval_every=AUTO, checkpoint_every=AUTO, patience=AUTO
+    )
     c.evaluation = dict(split="validation", batch_size=AUTO, max_examples=AUTO)
     c.checkpoint = dict(keep_last=2, keep_best=1, best_metric=f"validation/{best}")
     return c

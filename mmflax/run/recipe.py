@@ -277,7 +277,11 @@ class _Deciding:
         return Decision(every, "as often as it is evaluated")
 
     def _train_patience(self) -> Decision:
-        return Decision(PATIENCE, f"{PATIENCE} of {EVALUATIONS} evaluations without a better one")
+        if self.given("checkpoint.best_metric") is None:
+            return Decision(None, "there is no checkpoint.best_metric to wait for")
+        if not isinstance(self.at("train.eval_every"), int):
+            return Decision(None, "there is one evaluation, at the end")
+        return Decision(PATIENCE, "evaluations without a better one end the run")
 
     # Optimizer.
 

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from mmflax.distributed.mesh import RULES, activation_rules, make_mesh, param_specs, with_rules
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import vit
-from mmflax.models.layers import stem
+from mmflax.models.layers import product
 
 SIZES = dict(width=16, depth=1, num_heads=2, stem="conv")
 
@@ -35,7 +35,7 @@ STRIDES = {
 @pytest.mark.parametrize("patch_size", STRIDES)
 def test_any_patch_size_gives_its_grid(patch_size):
     strides, widths, sides = STRIDES[patch_size]
-    assert stem.factors(patch_size) == strides
+    assert vit.factors(patch_size) == strides
     model = vit.build(image_size=(3 * patch_size, 2 * patch_size), patch_size=patch_size, **SIZES)
     image = pixels(1, 3 * patch_size, 2 * patch_size, 3)
     tokens, variables = jax.eval_shape(
@@ -54,7 +54,7 @@ def test_any_patch_size_gives_its_grid(patch_size):
 def test_a_token_sees_its_patch_and_the_edges_of_those_beside(patch_size, before):
     """Padding of 1 and stride 2 reach 1, 3 … pixels back, and never beyond the patch's end."""
     side = 3 * patch_size
-    module = stem.ConvStem(width=8, patch_size=patch_size)
+    module = vit.ConvStem(width=8, patch_size=patch_size)
     image = pixels(1, side, side, 3)
     params = jax.jit(module.init)(jax.random.key(0), image)
 
@@ -91,7 +91,7 @@ def test_the_product_form_is_the_convolution(size, kernel, stride, margin):
         )
 
     def ours(x, weights):
-        return stem.product_form(x, weights, (stride, stride), (margin, margin))
+        return product.product_form(x, weights, (stride, stride), (margin, margin))
 
     @jax.jit
     def both(x, weights):
@@ -105,10 +105,10 @@ def test_the_product_form_is_the_convolution(size, kernel, stride, margin):
 
 
 def test_other_backends_take_the_convolution_with_the_same_numbers(monkeypatch):
-    module, image = stem.ConvStem(width=16, patch_size=6), pixels(2, 12, 18, 3)
+    module, image = vit.ConvStem(width=16, patch_size=6), pixels(2, 12, 18, 3)
     params = jax.jit(module.init)(jax.random.key(0), image)
     found = jax.jit(module.apply)(params, image)
-    monkeypatch.setattr(stem, "platform", lambda: "gpu")
+    monkeypatch.setattr(product, "platform", lambda: "gpu")
     other = jax.jit(lambda params, image: module.apply(params, image))
     assert str(other.trace(params, image).jaxpr).count("conv_general_dilated[") == 2
     np.testing.assert_allclose(other(params, image), found, rtol=1e-5, atol=1e-5)
@@ -142,8 +142,8 @@ def test_the_stem_is_chosen_by_name():
 
 def test_half_precision_is_close_and_has_gradients():
     image = pixels(2, 16, 16, 3)
-    exact = stem.ConvStem(width=16, patch_size=4)
-    half = stem.ConvStem(width=16, patch_size=4, dtype="bfloat16", param_dtype="bfloat16")
+    exact = vit.ConvStem(width=16, patch_size=4)
+    half = vit.ConvStem(width=16, patch_size=4, dtype="bfloat16", param_dtype="bfloat16")
     params = jax.jit(half.init)(jax.random.key(0), image)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
 

@@ -163,6 +163,17 @@ def test_a_mistake_beside_auto_is_named_before_data_are_read(word, message):
         check(Experiment(read("vqa", word)))
 
 
+@pytest.mark.parametrize(
+    ("words", "patience"),
+    [((), recipe.PATIENCE), (("train.eval_every=None",), None),
+     (("checkpoint.keep_best=0", "checkpoint.best_metric=None"), None)],
+)  # fmt: skip
+def test_a_run_is_ended_early_only_where_something_is_waited_for(words, patience):
+    config = read("vqa", *words)
+    assert decide(config)["train.patience"] == patience
+    Experiment(recipe.provisional(config))
+
+
 def test_steps_follow_epochs_that_are_given():
     found = decide(read("vqa", "train.epochs=2"), examples=6400)
     assert found["train.eval_every"] == 13 and found["optim.schedule.warmup_steps"] == 5

@@ -21,12 +21,13 @@ from mmflax.models.layers.blocks import (
     LayerNorm,
     MultiHeadAttention,
     constrain_batch,
+    dense,
     lookup,
 )
-from mmflax.models.layers.config import LayerConfig, Layered, StackConfig
-from mmflax.models.layers.conv import patch_embedding
+from mmflax.models.layers.config import LayerConfig, Layered, StackConfig, Typed
+from mmflax.models.layers.conv import CONV_INIT, patch_embedding
+from mmflax.models.layers.product import convolution
 from mmflax.models.layers.stack import Stack
-from mmflax.models.layers.stem import ConvStem
 from mmflax.registry import flat, make
 
 # S, B, L, H: "Scaling Vision Transformers" (Zhai et al. 2022), table 2; Ti: DeiT (Touvron et al.
@@ -171,6 +172,62 @@ class ViT(ImageEncoderBase, Layered):
             return resize_positions(table, self.grid(), grid, self.num_prefix)
         table = jnp.asarray(sincos2d(grid, self.width))
         return jnp.pad(table, ((self.num_prefix, 0), (0, 0)))
+
+
+class ConvStem(Typed):
+    """An image to a grid of tokens by convolutions (Xiao et al. 2021, arXiv:2106.14881).
+
+    It stands in place of the patch embedding, one linear map of every patch: a few small
+    convolutions see edges across patches, which trains faster and needs less data. They are 3x3 of
+    stride 2, each twice as wide as the one before, then a 1x1 to `width`.
+
+    `patch_size` (pixels, any number) is the product of the strides: 16 is 2 2 2 2, 12 is 2 2 3.
+    The last 3x3 has `width` channels, the one before half of them, and so on. A stride s above 3
+    has a kernel of s x s. What is left over at the right and the bottom is not seen.
+
+    Where this differs from the paper: the norm between the convolutions is a layer norm over the
+    channels of each pixel (as ConvNeXt's, Liu et al. 2022), not batch normalization, whose running
+    statistics are a state beside the parameters; so an example does not depend on its batch.
+    """
+
+    width: int
+    patch_size: int
+    use_bias: bool = True
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        rows, columns = (side // self.patch_size for side in image.shape[1:3])
+        x = image[:, : rows * self.patch_size, : columns * self.patch_size]
+        strides = factors(self.patch_size)
+        for i, stride in enumerate(strides):
+            size = max(3, stride)
+            # Of stride 2 the last row of padding would not be read; a stride of 3 needs none.
+            margin = {1: (1, 1), 2: (1, 0)}.get(stride, (0, 0))
+            x = nn.Conv(
+                max(1, self.width // 2 ** (len(strides) - 1 - i)),
+                (size, size),
+                strides=stride,
+                padding=(margin, margin),
+                use_bias=False,
+                kernel_init=CONV_INIT,
+                conv_general_dilated=convolution,
+                name=f"conv_{i}",
+                **self.dtypes,
+            )(x)
+            x = nn.relu(LayerNorm(name=f"norm_{i}", epsilon=self.epsilon, **self.dtypes)(x))
+        return dense(self.width, self.dtypes, use_bias=self.use_bias, name="projection")(x)
+
+
+def factors(number: int) -> tuple[int, ...]:
+    """Prime factors from the smallest to the largest; of 1 only itself."""
+    found, factor = [], 2
+    while number > 1:
+        while number % factor == 0:
+            found.append(factor)
+            number //= factor
+        factor += 1
+    return tuple(found) or (1,)
 
 
 def decode_variant(variant: str) -> dict[str, int]:

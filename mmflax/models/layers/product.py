@@ -1,8 +1,9 @@
-"""The product inside a dense layer, with a kernel gradient that XLA's CPU backend does well."""
+"""Products and convolutions in the forms that XLA's CPU backend does well."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmflax.models.layers.platform import platform
@@ -19,6 +20,49 @@ def widening_product(
     if platform() != "cpu":
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
     return _product(x, kernel)
+
+
+def convolution(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k l c d"],
+    strides: Any,
+    padding: Any,
+    **more: Any,
+) -> Float[Array, "b i j d"]:
+    """`lax.conv_general_dilated` for a `nn.Conv` without groups and dilation.
+
+    XLA's CPU backend takes 1.4 times as long for it and its derivatives as for the same as one
+    product of gathered pixels; other backends have their own kernels.
+    """
+    if platform() != "cpu":
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **more)
+    return product_form(x, kernel, strides, padding)
+
+
+def product_form(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k l c d"], strides: Any, padding: Any
+) -> Float[Array, "b i j d"]:
+    """The convolution as one product of the pixels under every place of the kernel (im2col)."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    sides = kernel.shape[:2]
+    rows, columns = (
+        (size - side) // stride + 1
+        for size, side, stride in zip(x.shape[1:3], sides, strides, strict=True)
+    )
+    if sides == tuple(strides):  # nothing overlaps
+        x = x[:, : rows * sides[0], : columns * sides[1]]
+        x = x.reshape(x.shape[0], rows, sides[0], columns, sides[1], -1).swapaxes(2, 3)
+        pixels = x.reshape(*x.shape[:3], -1)
+    else:
+        ends = (rows - 1) * strides[0] + 1, (columns - 1) * strides[1] + 1
+        shifted = [
+            x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+            for i in range(sides[0])
+            for j in range(sides[1])
+        ]
+        pixels = jnp.concatenate(shifted, axis=-1)
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    return widening_product(pixels, flat, (((3,), (0,)), ((), ())))
 
 
 @jax.custom_vjp
