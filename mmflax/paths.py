@@ -34,3 +34,8 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
+
+
+def union(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict with the leaves of two that share none."""
+    return nested({**leaves(first), **leaves(second)})

@@ -12,7 +12,7 @@ from mmflax.config.compare import flatten
 SECTIONS = (
     "", "model", "model.image_encoder", "model.text_encoder", "model.fusion", "task", "data",
     "processor", "augment", "optim", "optim.schedule", "mesh", "train", "evaluation", "checkpoint",
-    "init", "recipe",
+    "init", "lora", "recipe",
 )  # fmt: skip
 
 

@@ -25,11 +25,12 @@ TYPED = {
     "evaluation": sections.EvaluationConfig,
     "checkpoint": sections.CheckpointConfig,
     "mesh": sections.MeshConfig,
+    "lora": sections.LoraConfig,
     "recipe": sections.RecipeConfig,
 }
 REQUIRED = ("model", "task", "data", "processor", "optim", "train")
 OPTIONAL_MAPPINGS = ("evaluation", "recipe")
-OPTIONAL = ("seed", "mesh", "evaluation", "checkpoint", "augment", "init", "recipe")
+OPTIONAL = ("seed", "mesh", "evaluation", "checkpoint", "augment", "init", "lora", "recipe")
 # section: (package of its builders, keywords decided by the rest of the experiment)
 NAMED = {
     "model.image_encoder": (
@@ -57,7 +58,8 @@ FUNCTIONS = {
         ("dataset", "published", "say", "answers", "question_types", "tokenizer",
          "reads_text", "reads_image", "fields"),
     ),
-    "optim": ("mmflax.training.optim", "build", ("params",)),  # less those of other optimizers
+    # Less those of other optimizers.
+    "optim": ("mmflax.training.optim", "build", ("params", "frozen")),
     "augment": ("mmflax.data.augment", "build", ()),
 }  # fmt: skip
 

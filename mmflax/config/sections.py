@@ -185,6 +185,53 @@ class RecipeConfig(Section):
     decided: Any = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig(Section):
+    """Low-rank adapters of the weights that ``init`` loads (LoRA); see `mmflax.models.lora`.
+
+    Attributes:
+      rank: of each adapter; None trains without adapters.
+      alpha: the adapters count alpha / rank times; by default once, as alpha = rank.
+      rank_stabilized: alpha / sqrt(rank) times instead (Kalajdzievski 2023).
+      targets: path regexes of the dense kernels that are adapted; by default those of query and
+        value in every attention, as in the paper.
+      dropout: of the adapters' inputs.
+      also_train: path regexes of loaded parameters that train whole; what ``init`` does not load
+        does so anyway. All others are frozen.
+      save_base: keep the frozen parameters in the workdir, once, so that it needs no other files.
+    """
+
+    section = "lora"
+    rank: int | None = ranged(None, least=1)
+    alpha: float | None = ranged(None, above=0)
+    rank_stabilized: bool = False
+    targets: Any = (r"(^|/)(query|value)/kernel$",)
+    dropout: float = ranged(0.0, least=0, below=1)
+    also_train: Any = ()
+    save_base: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("targets", "also_train"):
+            value = regexes(f"lora.{name}", getattr(self, name))
+            object.__setattr__(self, name, value)
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        if self.rank is None and changed:
+            raise MmflaxError(
+                f"The config gives lora.{changed[0]} and no lora.rank, so nothing would be "
+                "adapted; give --config.lora.rank=8 too."
+            )
+        if self.rank is not None and not self.targets:
+            raise MmflaxError("lora.targets is empty, so nothing would be adapted; name kernels.")
+
+    @property
+    def scale(self) -> float:
+        """What the adapters' product is multiplied by."""
+        assert self.rank is not None
+        alpha = float(self.rank if self.alpha is None else self.alpha)
+        return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
 def regexes(where: str, patterns: Any) -> tuple[str, ...]:
     """The patterns as a tuple, if each is a regular expression."""
     patterns = (patterns,) if isinstance(patterns, str) else patterns

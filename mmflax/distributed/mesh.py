@@ -58,6 +58,7 @@ RULES: tuple[Rule, ...] = (
     Rule(r"(^|/)box_projection/kernel$", (None, "fsdp"), optional=True),
     Rule(r"(^|/)kernel$", ("fsdp", None), optional=True),
     Rule(r"(^|/)(bias|scale|mean|var|temperature)$", ()),
+    Rule(r"(^|/)lora_[ab]$", (), optional=True),
     Rule(
         r"(^|/)(cls|probe|position|\w+_(token|type|position|embedding|probe|scale|bias))$", (), True
     ),
@@ -158,8 +159,11 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     A leaf belongs to a parameter if its path ends in the parameter's and the shapes agree. All else
     is replicated: counters, keys, Adafactor's factored moments.
     """
-    specs = param_specs(state.params, rules, mesh)
-    shapes = jax.tree.leaves(state.params)
+    params = state.params
+    if state.frozen is not None:
+        params = paths.union(params, state.frozen)
+    specs = param_specs(params, rules, mesh)
+    shapes = jax.tree.leaves(params)
     known = {
         tuple(path.split("/")): (leaf.shape, spec)
         for (path, spec), leaf in zip(paths.leaves(specs).items(), shapes, strict=True)
@@ -174,7 +178,8 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
                 return spec if shape == leaf.shape else replicated
         return replicated
 
-    return paths.map_leaves(place, state).replace(params=specs)
+    placed = paths.map_leaves(place, state)
+    return placed if state.frozen is not None else placed.replace(params=specs)
 
 
 def layout(params: Any, specs: Any) -> str:

@@ -5,6 +5,7 @@ a run fits into memory is known before a TPU slice is requested.
 """
 
 import dataclasses
+import math
 import os
 import re
 import time
@@ -28,6 +29,7 @@ class Plan:
     Attributes:
       chips: of the topology.
       state: bytes of the train state and the batch.
+      parts: of these, bytes of trained and frozen parameters, optimizer state and average.
       temporary: bytes of activations, gradients and workspace at the peak.
       collectives: kind -> occurrences in the program; one inside a loop counts once.
       seconds: to compile.
@@ -35,6 +37,7 @@ class Plan:
 
     chips: int
     state: int
+    parts: Mapping[str, int]
     temporary: int
     collectives: Mapping[str, int]
     seconds: float
@@ -101,7 +104,21 @@ def plan(step: Callable[..., Any], state: Any, batch: Mapping[str, Any], mesh: M
     return Plan(
         chips=mesh.size,
         state=memory.argument_size_in_bytes,
+        parts={
+            name: sum(map(_bytes, jax.tree.leaves(tree)))
+            for name, tree in (
+                ("trained", state.params),
+                ("frozen", state.frozen),
+                ("optimizer", state.opt_state),
+                ("average", state.ema),
+            )
+        },
         temporary=memory.temp_size_in_bytes,
         collectives=dict(counts),
         seconds=time.perf_counter() - began,
     )
+
+
+def _bytes(leaf: Any) -> int:
+    """Of one chip's part of an array."""
+    return int(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,13 +31,27 @@ class UnknownLayoutError(MmflaxError):
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """A parameter that is read when it is used; `value[index]` reads too."""
+    """A parameter that is read when it is used; `value[index]` reads too.
+
+    Attributes:
+      shape: of what `read` gives.
+      read: the array.
+      parts: what it is computed from, where another machine may round that otherwise.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    parts: tuple[LazyArray, ...] = ()
 
     def __getitem__(self, index: Any) -> Any:
         return self.read()[index]
+
+    def stored(self) -> Iterator[np.ndarray]:
+        """The arrays of files that it comes from, which are equal bit by bit everywhere."""
+        if not self.parts:
+            yield self.read()
+        for part in self.parts:
+            yield from part.stored()
 
 
 @dataclasses.dataclass(frozen=True)

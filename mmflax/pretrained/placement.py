@@ -34,11 +34,12 @@ def load_parameters(
     placed = {}
     for path, leaf in shapes.items():
         value = lazy[path].read() if path in lazy else np.asarray(drawn[path])
-        placed[path] = _place(value, leaf.dtype, shardings.get(path))
+        placed[path] = place(value, leaf.dtype, shardings.get(path))
     return paths.nested(placed)
 
 
-def _place(array: np.ndarray, dtype: Any, sharding: Any) -> jax.Array:
+def place(array: np.ndarray, dtype: Any, sharding: Any) -> jax.Array:
+    """One array onto its devices, in this type; without a sharding onto the default device."""
     if sharding is None:
         return jnp.asarray(contiguous(array, dtype))
     return jax.make_array_from_callback(

@@ -22,13 +22,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mmflax import registry
+from mmflax import paths, registry
 from mmflax.checkpoints.store import Store
 from mmflax.config import auto, schema, sections
 from mmflax.config.section import check_range
@@ -67,7 +69,7 @@ class Experiment:
         object.__setattr__(self, "undecided", auto.undecided(self.config))
         object.__setattr__(self, "config", recipe.provisional(self.config))
         # Each checks itself when it is made.
-        _ = self.train, self.data, self.evaluation, self.checkpoint, self.mesh_config
+        _ = self.train, self.data, self.evaluation, self.checkpoint, self.mesh_config, self.lora
         sections.RecipeConfig.read(self.config.get("recipe", {}))
         registry.check_type("seed", self.seed, int)
         check_range("seed", self.seed, least=0)
@@ -106,6 +108,11 @@ class Experiment:
     def mesh_config(self) -> sections.MeshConfig:
         """The sizes of the mesh and the path rules."""
         return sections.MeshConfig.read(self.config.get("mesh", {}))
+
+    @functools.cached_property
+    def lora(self) -> sections.LoraConfig:
+        """Low-rank adapters; none where its rank is None."""
+        return sections.LoraConfig.read(self.config.get("lora") or {})
 
     def _check_decided(self) -> None:
         if self.undecided:
@@ -283,20 +290,44 @@ class Experiment:
                 )
         return task
 
-    def optimizer(self, params: Any) -> tuple[Any, Any]:
-        """The optax transformation and its schedule, for these abstract parameters."""
+    def optimizer(
+        self, params: Any, frozen: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Any, Any]:
+        """The optax transformation and its schedule, for these abstract parameters.
+
+        Regexes that match none of them may match `frozen`, path -> shape of those beside them.
+        """
         fields = dict(self.config["optim"])
         known = registry.keywords(optim.build)
-        registry.check_fields("optim", fields, {k: v for k, v in known.items() if k != "params"})
+        known = {k: v for k, v in known.items() if k not in ("params", "frozen")}
+        registry.check_fields("optim", fields, known)
         for key in {"no_decay", "freeze"} & fields.keys():
             fields[key] = sections.regexes(f"optim.{key}", fields[key])
         sections.regexes("optim.lr_multipliers", optim.patterns(fields.get("lr_multipliers", ())))
+        if frozen:
+            fields = _without_idle(fields, paths.leaves(params), frozen)
         steps = self.train.steps or _ANY_STEPS
         schedule = {"total_steps": steps, **fields.pop("schedule")}
-        return optim.build(params, schedule=schedule, **fields)
+        return optim.build(params, schedule=schedule, frozen=frozen, **fields)
 
     def store(self, workdir: pathlib.Path) -> Store:
         return Store(str(workdir / "checkpoints"), **sections.kept(self.checkpoint, self.train))
+
+
+def _without_idle(
+    fields: Mapping[str, Any], trained: Collection[str], frozen: Collection[str]
+) -> dict[str, Any]:
+    """The optimizer's fields without rules that decide frozen parameters and no trained one."""
+    fields = {"no_decay": optim.NO_DECAY, **fields}
+
+    def decides(pattern: str) -> bool:
+        found = functools.partial(re.search, pattern)
+        return any(map(found, trained)) or not any(map(found, frozen))
+
+    for key in ("no_decay", "freeze"):
+        fields[key] = tuple(pattern for pattern in fields.get(key, ()) if decides(pattern))
+    rules = fields.get("lr_multipliers", ())
+    return {**fields, "lr_multipliers": tuple(rule for rule in rules if decides(rule[0]))}
 
 
 def example_batch(processor: Processor, rows: int) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError, option
 from mmflax.pretrained import hub
 from mmflax.run import init_sources
+from mmflax.run.assemble import adapters_of_run
 from mmflax.run.build import Experiment, example_batch
 
 _SPLITS = frozenset({"train", "validation", "test"})
@@ -131,8 +132,16 @@ def _build(experiment: Experiment, processor: Processor) -> None:
     params = jax.eval_shape(
         lambda key: task.model.init(key, batch, train=False)["params"], jax.random.key(0)
     )
-    experiment.optimizer(params)
-    names = paths.leaves(params)
+    names = dict(paths.leaves(params))
+    adapters = adapters_of_run(
+        experiment, lambda key: task.model.init(key, batch, train=False)["params"]
+    )
+    if adapters is None:
+        experiment.optimizer(params)
+    else:
+        trained = adapters.shapes()
+        experiment.optimizer(trained, adapters.frozen)
+        names |= paths.leaves(trained)
     for pattern, _ in experiment.mesh_config.rules:
         if not any(re.search(pattern, name) for name in names):
             left = tuple(rule for rule in experiment.mesh_config.rules if rule[0] != pattern)

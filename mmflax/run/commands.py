@@ -185,13 +185,15 @@ def _plan(options: Any, overrides: list[str]) -> None:
 
     decided: list[str] = []
     planned = plan(_read(options, overrides), options.topology, decided.append)
+    sizes = {name: f"{size / 2**20:,.1f}" for name, size in planned.parts.items() if size}
+    parts = ", ".join(f"{size} {name}" for name, size in sizes.items())
     sent = ", ".join(f"{count} {kind}" for kind, count in planned.collectives.items()) or "nothing"
     _print(
         options,
         dataclasses.asdict(planned),
         "".join(f"{line}\n" for line in decided)
         + f"fits on {planned.chips} chips: {planned.state / 2**20:,.1f} MiB of state and batch and "
-        f"{planned.temporary / 2**20:,.1f} MiB of temporaries on each\n"
+        f"{planned.temporary / 2**20:,.1f} MiB of temporaries on each\nof the state, MiB: {parts}\n"
         f"communication in the program: {sent}\ncompiled in {planned.seconds:.0f} s",
     )
 

@@ -23,6 +23,7 @@ from mmflax.pretrained.families import fields_of, keys_of
 from mmflax.pretrained.inspect import FAMILIES, shapes_of
 from mmflax.run import init_from, init_sources
 from mmflax.run.former import is_run
+from mmflax.run.init_fit import lookup
 
 
 def convert(source: str, target: str, *, to: str = "hf", family: str | None = None) -> list[str]:
@@ -65,7 +66,7 @@ def of_workdir(workdir: str) -> tuple[Pretrained, list[str]]:
     values: dict[str, Any] = {}
     used: set[str] = set()
     for path, leaf in shapes_of(pretrained.model).items():
-        given, names = init_sources.lookup(trained, path)
+        given, names = lookup(trained, path)
         used |= names
         if given is not None and given.shape == leaf.shape:
             values[path] = jnp.asarray(given.read())
@@ -101,7 +102,7 @@ def _check_meaning(origin: init_sources.Source, workdir: str) -> list[str]:
         init_sources.opened(source) for source in (origin, init_sources.Source(workdir))
     )
     assert theirs.model is not None and ours.model is not None
-    both = [name for name in ours.parameters if init_sources.lookup(theirs.parameters, name)[1]]
+    both = [name for name in ours.parameters if lookup(theirs.parameters, name)[1]]
     notes: list[str] = []
     wrong = init_from.part_differences(both, theirs.model, ours.model, origin, notes)
     if wrong:
@@ -124,7 +125,7 @@ def _as_trained(
 ) -> tuple[Pretrained, list[str]]:
     """The same family with the run's answers and image size, where those changed its parameters."""
     shapes = shapes_of(start.model)
-    given = {path: init_sources.lookup(trained, path)[0] for path in shapes}
+    given = {path: lookup(trained, path)[0] for path in shapes}
     changed = [p for p, x in given.items() if x is not None and x.shape != shapes[p].shape]
     original, notes = dict(start.config["original"]), []
     path = root / "processor.json"

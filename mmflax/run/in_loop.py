@@ -15,6 +15,8 @@ from mmflax.run.evaluate import evaluator, usable
 class LoopEvaluation:
     """``fn(params) -> {metric: value}`` on at most ``evaluation.max_examples`` of a split.
 
+    ``params`` are all that the train state has, adapters among them.
+
     Beside the model's own metrics and views there are those baselines that are no view of it:
     ``question_prior/accuracy``, ``chance/in_batch_recall/t2i`` …
 
@@ -36,10 +38,10 @@ class LoopEvaluation:
         self.source = spaced(source, experiment.evaluation.max_examples or len(source))
         self.engine = evaluator(experiment, built, on_bad)
         self.baselines: dict[str, float] | None = None
-        self._train, self._processor = train, built.processor
+        self._train, self._processor, self._merge = train, built.processor, built.merge
 
     def __call__(self, params: Any) -> dict[str, float]:
-        values = self.engine.means(params, self.source)
+        values = self.engine.means(self._merge(params), self.source)
         if self.baselines is None:
             bad = self.engine.bad
             used = Subset(self.source, usable(self.source, bad)) if bad else self.source

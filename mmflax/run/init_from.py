@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -30,16 +29,13 @@ from mmflax.errors import MmflaxError, option
 from mmflax.pretrained.inspect import LazyArray
 from mmflax.pretrained.rules import some_of
 from mmflax.run import init_inputs
+from mmflax.run.init_fit import BACKBONE, OBJECTIVE_HEAD, aliases, fitted, lookup
 from mmflax.run.init_meaning import Difference, module_differences, refuse, units
 from mmflax.run.init_sources import (
-    BACKBONE,
-    OBJECTIVE_HEAD,
     Model,
     Opened,
     Source,
     accepted,
-    aliases,
-    lookup,
     opened,
     skipped,
     sources,
@@ -135,12 +131,13 @@ def start(
             continue
         given, names = lookup(given_by[source].parameters, name)
         shape = tuple(leaf.shape)
-        fitted = None
+        found = None
         if given is not None:
-            fitted = _fitted(name, given, shape, given_by[source].model, model)
-        if fitted is not None:
+            encoders = (one and one.image_encoder for one in (given_by[source].model, model))
+            found = fitted(name, given, shape, *encoders)
+        if found is not None:
             used[source] |= names
-            values[path], how[path] = fitted
+            values[path], how[path] = found
             origin[name] = source
         elif borrowed or (given is None and name.startswith("objectives_")):
             how[path] = "new"
@@ -259,53 +256,3 @@ def input_differences(
     if any(re.match(r"head/.*fc2/", name) for name in loaded):
         differs += init_inputs.answer_differences(theirs, ours)
     return differs
-
-
-def _fitted(
-    name: str,
-    given: LazyArray,
-    shape: tuple[int, ...],
-    theirs: Model | None,
-    ours: Model | None,
-) -> tuple[LazyArray, str] | None:
-    """The parameter in the run's shape and how it got there; None if nothing sensible does it."""
-    if given.shape == shape:
-        return given, "loaded"
-    if given.shape[1:] != shape[1:] or len(shape) != 2:
-        return None
-    old, new = given.shape[0], shape[0]
-    encoder = None if ours is None else ours.image_encoder
-    if name == "image_encoder/position_embedding" and encoder is not None and encoder.has_grid:
-        grid = encoder.position_grid()
-        former = _former_grid(old, new - grid[0] * grid[1], theirs)
-        if former is None:
-            return None
-
-        def resized() -> np.ndarray:
-            return np.asarray(encoder.resize_table(given.read().astype(np.float32), former))
-
-        sizes = [f"{rows}x{columns}" for rows, columns in (former, grid)]
-        return LazyArray(shape, resized), f"resized from {sizes[0]} to {sizes[1]}"
-    if name.endswith("position_embedding/embedding") and new < old:
-        return LazyArray(shape, lambda: given[:new]), f"cut from {old} to {new} positions"
-    if re.search(r"type_embedding/embedding$", name) and new > old:
-
-        def widened() -> np.ndarray:
-            table = given.read()
-            return np.concatenate([table, np.repeat(table[-1:], new - old, axis=0)])
-
-        return LazyArray(shape, widened), f"{new - old} rows added, copies of the last"
-    return None
-
-
-def _former_grid(rows: int, prefix: int, theirs: Model | None) -> tuple[int, int] | None:
-    """Of a table with `rows` rows, `prefix` of them not on the grid: the source's, or a square."""
-    if prefix < 0:
-        return None
-    encoder = None if theirs is None else theirs.image_encoder
-    if encoder is not None and encoder.has_grid:
-        grid = encoder.position_grid()
-        if grid[0] * grid[1] == rows - prefix:
-            return grid
-    side = math.isqrt(max(rows - prefix, 0))
-    return (side, side) if side * side == rows - prefix else None

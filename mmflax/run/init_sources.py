@@ -6,11 +6,10 @@ A source is the workdir of a run or a published checkpoint. Weights are read lat
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,20 +25,15 @@ from mmflax.models.called import traced
 from mmflax.models.contracts import ImageEncoder
 from mmflax.pretrained.inspect import LazyArray, inspect
 from mmflax.pretrained.processor import PublishedProcessor
+from mmflax.run import base
+from mmflax.run.adapters import adapters_of
 from mmflax.run.build import Experiment, example_batch
 from mmflax.run.former import is_run
+from mmflax.run.init_fit import BACKBONE, fitted, lookup
 from mmflax.run.workdir import read_config
 
 KEYS = ("from", "family", "skip", "accept_changes", *PARTS)
 SKIP = (r"(^|/)(head|grounding)/",)
-BACKBONE = "backbone/"
-# The same number under two names: a retrieval run's, a published pair of encoders'.
-_NAMES = {"temperature/scale": "logit_scale", "temperature/bias": "logit_bias"}
-_NAMES |= {theirs: ours for ours, theirs in _NAMES.items()}
-# The MLM head of an objective and of a published model.
-OBJECTIVE_HEAD = re.compile(r"objectives_\w+/words/")
-_PUBLISHED_HEAD = "word_head/"
-_OBJECTIVES_WITH_WORDS = ("mlm", "prefix_lm")
 
 
 class Source(NamedTuple):
@@ -109,6 +103,55 @@ def sources(fields: Mapping[str, Any]) -> dict[str, Source]:
     return named
 
 
+def is_new(fields: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether the config loads nothing for a parameter, by its path; what an objective of
+    pretraining adds counts as new, since a checkpoint need not have it."""
+    named, skip = sources(fields), skipped(fields)
+
+    def new(path: str) -> bool:
+        name = path.removeprefix(BACKBONE)
+        return (
+            (name.split("/")[0] not in named and "model" not in named)
+            or any(re.search(pattern, path) for pattern in skip)
+            or name.startswith("objectives_")
+        )
+
+    return new
+
+
+def loaded(
+    fields: Mapping[str, Any], shapes: Mapping[str, Any], model: Model
+) -> dict[str, LazyArray]:
+    """What the sources of a run give for these parameters, in the run's shapes.
+
+    `mmflax.run.init_from.start`, which compared the rest before training, fits them likewise.
+
+    Args:
+      fields: the config's section `init`.
+      shapes: path -> shape.
+      model: the run's.
+    """
+    named = sources(fields)
+    given_by = {source: opened(source) for source in dict.fromkeys(named.values())}
+    values = {}
+    for path, leaf in shapes.items():
+        name = path.removeprefix(BACKBONE)
+        source = named.get(name.split("/")[0], named.get("model"))
+        assert source is not None, path
+        given, _ = lookup(given_by[source].parameters, name)
+        theirs = given_by[source].model
+        found = given and fitted(
+            name, given, tuple(leaf.shape), theirs and theirs.image_encoder, model.image_encoder
+        )
+        if not found:
+            raise MmflaxError(
+                f"{source} has no {path} of shape {list(leaf.shape)}, which the run was trained "
+                "on; put the former files back."
+            )
+        values[path] = found[0]
+    return values
+
+
 def opened(source: Source) -> Opened:
     """A workdir or a published checkpoint, with the modules that its weights belong to."""
     root = pathlib.Path(source.path).expanduser()
@@ -161,11 +204,30 @@ def _labels(original: Mapping[str, Any]) -> tuple[str, ...]:
     return () if all(re.fullmatch(r"LABEL_\d+", label) for label in labels) else labels
 
 
-def _model_of_workdir(root: pathlib.Path) -> Model:
+def _init_of_workdir(root: pathlib.Path) -> tuple[Callable[[jax.Array], Any], Processor]:
+    """What draws the parameters of a run's model, and its processor."""
     processor = Processor.load(root)
     model = Experiment(read_config(root)).task(processor).model
     batch = example_batch(processor, 1)
-    return run_model(lambda key: model.init(key, batch, train=False)["params"], processor)
+    return lambda key: model.init(key, batch, train=False)["params"], processor
+
+
+def _model_of_workdir(root: pathlib.Path) -> Model:
+    return run_model(*_init_of_workdir(root))
+
+
+def _with_base(root: pathlib.Path, trained: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """All parameters of a run: with adapters, the base that they are merged into."""
+    experiment = Experiment(read_config(root))
+    if experiment.lora.rank is None:
+        return trained
+    fields = experiment.config.get("init") or {}
+    init, processor = _init_of_workdir(root)
+    adapters = adapters_of(experiment, init, is_new(fields))
+    assert adapters is not None
+    values = base.saved(root) or loaded(fields, adapters.frozen, run_model(init, processor))
+    base.check(root, base.digest(values))
+    return adapters.merge_lazily({**trained, **values})
 
 
 def _of_workdir(root: pathlib.Path) -> dict[str, LazyArray]:
@@ -186,42 +248,10 @@ def _of_workdir(root: pathlib.Path) -> dict[str, LazyArray]:
         state, _, _ = store.restore(paths.nested(dict(wanted)), step, partial=True)
         return paths.leaves(state)
 
-    return {
-        name.removeprefix(prefix).removeprefix(BACKBONE): LazyArray(
+    trained = {
+        name.removeprefix(prefix): LazyArray(
             leaf.shape, functools.partial(lambda name: np.asarray(restored()[name]), name)
         )
         for name, leaf in wanted.items()
     }
-
-
-def lookup(flat: Mapping[str, LazyArray], name: str) -> tuple[LazyArray | None, set[str]]:
-    """A parameter, and the names it came from: loops and scans are read as each other."""
-    for alias in aliases(name):
-        if alias in flat:
-            return flat[alias], {alias}
-    before, middle, after = name.partition("/layers/")
-    if middle:
-        numbered = (f"{before}/layers_{i}/{after}" for i in itertools.count())
-        if names := list(itertools.takewhile(flat.__contains__, numbered)):
-            layers = [flat[one] for one in names]
-            shape = (len(layers), *layers[0].shape)
-            return LazyArray(shape, lambda: np.stack([x.read() for x in layers])), set(names)
-    if match := re.search(r"/layers_(\d+)/", name):
-        scanned, index = f"{name[: match.start()]}/layers/{name[match.end() :]}", int(match[1])
-        if scanned in flat and index < flat[scanned].shape[0]:
-            whole = flat[scanned]
-            return LazyArray(whole.shape[1:], lambda: whole[index]), {scanned}
-    return None, set()
-
-
-def aliases(name: str) -> list[str]:
-    """The name, and others that the same parameter may have."""
-    aliases = [name]
-    if name in _NAMES:
-        aliases.append(_NAMES[name])
-    if head := OBJECTIVE_HEAD.match(name):
-        aliases.append(_PUBLISHED_HEAD + name[head.end() :])
-    if name.startswith(_PUBLISHED_HEAD):
-        rest = name.removeprefix(_PUBLISHED_HEAD)
-        aliases += [f"objectives_{key}/words/{rest}" for key in _OBJECTIVES_WITH_WORDS]
-    return aliases
+    return _by_name(_with_base(root, trained))

@@ -8,9 +8,12 @@ from typing import Any
 
 import jax
 
+from mmflax import paths
 from mmflax.config.sections import AXES
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
+from mmflax.distributed import processes
+from mmflax.run import base, init_sources
 from mmflax.run.assemble import Built, assemble
 from mmflax.run.build import Experiment
 from mmflax.run.workdir import read_config
@@ -38,4 +41,37 @@ def restore(
     state, _, step = store.restore(
         {name: getattr(built.abstract, name)}, step, best=True, partial=True
     )
-    return experiment, built, state[name], step
+    params = state[name]
+    if built.adapters is not None:
+        params = built.merge(paths.union(params, frozen(experiment, built, root)))
+    return experiment, built, params, step
+
+
+def frozen(
+    experiment: Experiment, built: Built, root: pathlib.Path, *, begins: bool = False
+) -> Any:
+    """The frozen parameters of a run with adapters, on its mesh.
+
+    Args:
+      begins: the run starts on them, so they are recorded (and kept, if the config says so); else
+        they are compared with the record.
+
+    Raises:
+      MmflaxError: they are not where they were, or not what they were.
+    """
+    fields = experiment.config.get("init") or {}
+    assert built.adapters is not None
+    values = None if begins else base.saved(root)
+    if values is None:
+        model = init_sources.run_model(built.init, built.processor)
+        values = init_sources.loaded(fields, built.adapters.frozen, model)
+    keeps = begins and processes.is_main()
+    if keeps and experiment.lora.save_base:
+        base.save(root, values, built.abstract.frozen)
+        values = base.saved(root) or values
+    placed, digest = base.placed(values, built.abstract.frozen)
+    if keeps:
+        base.record(root, digest, init_sources.sources(fields).values())
+    elif not begins:
+        base.check(root, digest)
+    return placed

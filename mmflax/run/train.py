@@ -30,6 +30,7 @@ from mmflax.run.evaluate import cut_note, evaluator, image_note
 from mmflax.run.in_loop import LoopEvaluation, evaluated
 from mmflax.run.learning import LearningNotice, Remedies, early_evaluations
 from mmflax.run.progress import Standing, standing
+from mmflax.run.restore import frozen
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
 from mmflax.training.state import create_sharded
@@ -91,7 +92,8 @@ def _train(
         notes.append(note)
     store = experiment.store(root)
     # Before the workdir is this config's: a source that is not there can be mended and run again.
-    start = None if store.steps() else start_of(experiment, built)
+    begins = not store.steps()
+    start = start_of(experiment, built) if begins else None
     stack.enter_context(lock.locked(root))
     if former is None and (root / "config.json").exists():
         raise MmflaxError(f"Another run began in {root} meanwhile; run the same command again.")
@@ -109,7 +111,9 @@ def _train(
             )
         if decided:
             print("decided by the data:", *decided, sep="\n  ")
-        print(observe.parameter_table(built.abstract.params, depth=3), end="", flush=True)
+        print(observe.parameter_table(built.shapes, depth=3), end="", flush=True)
+        if built.adapters is not None:
+            print(built.adapters.describe(), flush=True)
     observe.write_run(root, mesh, dataset={"name": dataset.name, **dataset.info})
     fields = experiment.train
     on_bad = note_bad_images(root, observers)
@@ -140,14 +144,18 @@ def _train(
             train_step=train_step(experiment, built),
             abstract_state=built.abstract,
             create_state=lambda: create_sharded(
-                built.init,
+                lambda key: built.trained(built.init(key), key),
                 built.tx,
                 key,
                 mesh,
                 experiment.rules,
                 ema=fields.ema_decay is not None,
-                params=None if start is None else start.params(built.init, key),
+                params=None if start is None else built.trained(start.params(built.init, key), key),
+                frozen=built.abstract.frozen,
             ),
+            frozen=None
+            if built.adapters is None
+            else lambda: frozen(experiment, built, root, begins=begins),
             batches=batches,
             mesh=mesh,
             steps=experiment.steps,
@@ -215,9 +223,7 @@ def _check_evaluation(experiment: Experiment, built: Built, dataset: Dataset) ->
         )
     if best is None:
         return
-    names = [
-        f"{split}/{name}" for name in evaluator(experiment, built).names(built.abstract.params)
-    ]
+    names = [f"{split}/{name}" for name in evaluator(experiment, built).names(built.shapes)]
     if best not in names:
         raise MmflaxError(
             f"checkpoint.best_metric is {best!r}, which is not computed"
@@ -243,13 +249,13 @@ def start_of(experiment: Experiment, built: Built) -> init_from.Start | None:
     if not init_sources.sources(fields):
         return None
     model = init_sources.run_model(built.init, built.processor)
-    return init_from.start(fields, paths.leaves(built.abstract.params), model)
+    return init_from.start(fields, paths.leaves(built.shapes), model)
 
 
 def train_step(experiment: Experiment, built: Built) -> Callable[..., Any]:
     """The pure step of this run: what `train` compiles and `plan` plans."""
     return make_train_step(
-        apply_fn(built.task),
+        apply_fn(built.task, built.adapters),
         built.task.loss,
         built.task.metrics,
         built.tx,

@@ -69,6 +69,7 @@ def run(
     preemption: Preemption | None = None,
     max_skipped_in_row: int = 10,
     flops_per_example: float | None = None,
+    frozen: Callable[[], Any] | None = None,
 ) -> Result:
     """Train up to ``steps``, from the newest checkpoint in ``store`` if it has one.
 
@@ -87,6 +88,8 @@ def run(
       preemption: an entered ``Preemption``; by default one for the duration of the call.
       max_skipped_in_row: stop after so many updates in a row with non-finite gradients.
       flops_per_example: forward and backward FLOPs of one example, for the utilization.
+      frozen: makes the state's frozen parameters, which are in no checkpoint; `evals` are given
+        them with the others.
 
     Raises:
       MmflaxError: data ended, gradients stayed non-finite, or a checkpoint could not be written.
@@ -114,7 +117,7 @@ def run(
         def evaluates_at(step: int) -> bool:
             return bool(evals) and (step == steps or _due(step, eval_every) or step in eval_at)
 
-        state, step, missed = training.begin(create_state, batches)
+        state, step, missed = training.begin(create_state, batches, frozen)
         if step >= steps:
             training.log(f"nothing to do: step {step} of {steps} is reached")
             return Result(state, step, {}, False)
@@ -195,13 +198,15 @@ class _Training:
         for observer in self.observers:
             observer.record(step, values)
 
-    def begin(self, create_state: Callable[[], Any], batches: Batches) -> tuple[Any, int, bool]:
+    def begin(
+        self, create_state: Callable[[], Any], batches: Batches, frozen: Callable[[], Any] | None
+    ) -> tuple[Any, int, bool]:
         """State and step, restored or new, with the data at the same position; and whether the
         step was saved before it could be evaluated."""
         step, missed = 0, False
         resumed = self.store is not None and bool(self.store.steps())
         if self.store is not None and resumed:
-            state, data, step = self.store.restore(self.abstract)
+            state, data, step = self.store.restore(self.abstract.replace(frozen=None))
             if data.get("position") != step:
                 raise MmflaxError(
                     f"checkpoint of step {step} holds data position {data.get('position')}: it "
@@ -212,6 +217,8 @@ class _Training:
                 self.stopping.restore(data.get("stopping"))
         else:
             state = create_state()
+        if frozen is not None:
+            state = state.replace(frozen=frozen())
         batches.set_position(step)
         for observer in self.observers:
             observer.start(step, self.steps)
@@ -271,7 +278,7 @@ class _Training:
         )
 
     def evaluate(self, state: Any, step: int) -> None:
-        params = state.params if state.ema is None else state.ema
+        params = state.evaluated()
         began = time.perf_counter()
         self.metrics = {
             f"{name}/{metric}": float(value)
@@ -306,7 +313,7 @@ class _Training:
         data: dict[str, Any] = {"position": step, "evaluated": evaluated}
         if self.stopping is not None:
             data["stopping"] = self.stopping.state()
-        self.store.save(step, state, data, self.metrics if evaluated else {})
+        self.store.save(step, state.replace(frozen=None), data, self.metrics if evaluated else {})
 
 
 def _wait_for_save(store: Store, error: type | None, *details: object) -> None:

@@ -8,6 +8,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ def build(
     b2: float = 0.999,
     eps: float = 1e-8,
     momentum: float = 0.9,
+    frozen: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Optimizer and schedule for these (abstract) parameters.
 
@@ -56,6 +58,8 @@ def build(
       b2: decay of the second moment, of adamw and lamb.
       eps: of adamw and lamb.
       momentum: of sgd.
+      frozen: path -> shape of parameters that the model has beside these, whose layers
+        `layer_decay` counts.
 
     Raises:
       MmflaxError: unknown name, or a regex that decides nothing.
@@ -65,10 +69,10 @@ def build(
     rate = build_schedule(**schedule)
     factors = _first_match(names, lr_multipliers, "lr_multipliers")
     if layer_decay is not None:
-        for path, factor in layer_factors(shapes, layer_decay).items():
+        for path, factor in layer_factors({**frozen, **shapes}, layer_decay).items():
             factors[path] = factors.get(path, 1.0) * factor
-    frozen = set(_first_match(names, [(pattern, True) for pattern in freeze], "freeze"))
-    if names and len(frozen) == len(names):
+    held = set(_first_match(names, [(pattern, True) for pattern in freeze], "freeze"))
+    if names and len(held) == len(names):
         raise MmflaxError(f"freeze={tuple(freeze)} freezes every parameter: nothing would train")
     if name not in _OPTIMIZERS:
         raise MmflaxError(
@@ -94,10 +98,10 @@ def build(
         )
         parts.append(optax.stateless(lambda updates, _: scale(updates)))
     tx = optax.chain(*parts)
-    if frozen:
+    if held:
         tx = optax.partition(
             {"train": tx, "freeze": optax.set_to_zero()},
-            _map_paths(lambda path, _: "freeze" if path in frozen else "train"),
+            _map_paths(lambda path, _: "freeze" if path in held else "train"),
         )
     init, update = _standard_promotion(tx.init), _standard_promotion(tx.update)
     return optax.GradientTransformation(init, update), rate
@@ -161,7 +165,7 @@ def schedule_keywords(name: str) -> dict[str, inspect.Parameter]:
 
 def optimizer_keywords(name: str) -> dict[str, inspect.Parameter]:
     """Every key of an optimizer's fields; those of all for a name that is not known."""
-    known = {k: v for k, v in registry.keywords(build).items() if k != "params"}
+    known = {k: v for k, v in registry.keywords(build).items() if k not in ("params", "frozen")}
     others = {field for fields in _OPTIMIZERS.values() for field in fields}
     own = _OPTIMIZERS.get(name, tuple(others))
     return {k: v for k, v in known.items() if k not in others or k in own}

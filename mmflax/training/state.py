@@ -28,6 +28,8 @@ class TrainState(flax.struct.PyTreeNode):
       ema: moving average of the parameters, or None.
       skipped: updates skipped for non-finite gradients, int32.
       skipped_in_row: how many of these were the last steps in a row, int32.
+      frozen: parameters of the model that no step changes, which have no gradient and no moments;
+        None where `params` are all. Checkpoints leave them out.
     """
 
     step: Any
@@ -37,6 +39,12 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Any
     skipped: Any
     skipped_in_row: Any
+    frozen: Any = None
+
+    def evaluated(self) -> Any:
+        """All parameters, the averaged ones where there is an average."""
+        params = self.params if self.ema is None else self.ema
+        return params if self.frozen is None else paths.union(params, self.frozen)
 
 
 def init_state(
@@ -71,9 +79,11 @@ def abstract_sharded(
     rules: Rules = RULES,
     *,
     ema: bool = False,
+    frozen: Any = None,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing anything."""
     abstract: TrainState = jax.eval_shape(lambda key: init_state(init_fn, tx, key, ema=ema), key)
+    abstract = abstract.replace(frozen=frozen)
     with_sharding: TrainState = jax.tree.map(
         lambda leaf, sharding: leaf.update(sharding=sharding),
         abstract,
@@ -91,14 +101,17 @@ def create_sharded(
     *,
     ema: bool = False,
     params: Any = None,
+    frozen: Any = None,
 ) -> TrainState:
-    """State at step 0, each array made where the rules put it.
+    """State at step 0, each array made where the rules put it, without those that are frozen.
 
     Args:
       params: host arrays (pretrained) in place of ``init_fn``'s; the optimizer's state is made
         after them. Every process passes the whole arrays.
+      frozen: shapes of the parameters that `init_fn` leaves out, which rules may be for.
     """
-    abstract = abstract_sharded(init_fn, tx, key, mesh, rules, ema=ema)
+    abstract = abstract_sharded(init_fn, tx, key, mesh, rules, ema=ema, frozen=frozen)
+    abstract = abstract.replace(frozen=None)
     if params is not None:
         _check_same(abstract.params, params)
         params = jax.tree.map(

@@ -37,7 +37,8 @@ def make_train_step(
     the step is counted in ``skipped``.
 
     Args:
-      apply_fn: ``(params, batch, key, train) -> outputs``.
+      apply_fn: ``(params, batch, key, train) -> outputs``; ``params`` are all of the model's, those
+        that the state has as frozen, which get no gradient, among them.
       loss: ``(outputs, batch) -> [b]``.
       metrics: ``(outputs, batch) -> {name: (sum[b], count[b])}``.
       accumulate: micro-batches a step; must divide the batch.
@@ -51,27 +52,29 @@ def make_train_step(
       nothing to the task's.
     """
 
-    def loss_sum(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+    def loss_sum(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         params = paths.map_leaves(
             lambda path, leaf: jax.lax.stop_gradient(leaf) if _any(freeze, path) else leaf, params
         )
+        if frozen is not None:
+            params = paths.union(params, frozen)
         outputs = apply_fn(params, batch, key, True)
         sums = sum_rows(loss(outputs, batch), metrics(outputs, batch), batch)
         return sums["loss"][0], sums
 
     gradients = jax.grad(loss_sum, has_aux=True)
 
-    def accumulated(params: Any, batch: Batch, key: jax.Array) -> Any:
+    def accumulated(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
         parts = jax.tree.map(lambda leaf: _split(leaf, accumulate), batch)
         first = jax.tree.map(lambda leaf: leaf[0], parts)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(gradients, params, first, key),
+            jax.eval_shape(gradients, params, frozen, first, key),
         )
 
         def body(carry: Any, indexed: Any) -> tuple[Any, None]:
             index, part = indexed
-            new = gradients(params, part, jax.random.fold_in(key, index))
+            new = gradients(params, frozen, part, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, carry, new), None
 
         carry, _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), parts))
@@ -86,7 +89,7 @@ def make_train_step(
             )
         key = jax.random.fold_in(state.key, state.step)
         compute = gradients if accumulate == 1 else accumulated
-        grads, sums = compute(state.params, batch, key)
+        grads, sums = compute(state.params, state.frozen, batch, key)
         total, rows = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(rows, 1.0).astype(g.dtype), grads)
         # NaN, infinity and a norm beyond float32's range all show in the norm. One isfinite for

@@ -103,7 +103,7 @@ def test_every_value_that_a_message_says_to_give_is_taken(monkeypatch):
     assert not refused, "\n".join(refused)
 
 
-SECTIONS = "processor|data|task|optim|train|mesh|model|evaluation|checkpoint|init|augment"
+SECTIONS = "processor|data|task|optim|train|mesh|model|evaluation|checkpoint|init|lora|augment"
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ def test_moments_lie_where_their_parameters_lie(name):
 class State(flax.struct.PyTreeNode):
     params: dict
     mu: dict
+    frozen: None = None
 
 
 def test_the_longest_path_decides_for_moments():
