@@ -190,7 +190,9 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", "compile for a TPU slice that need not be there")
     _config_option(plan)
-    plan.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:4x4")
+    plan.add_argument(
+        "--topology", metavar="NAME", help="such as v5e:4x4 (default: this machine's devices)"
+    )
     return parser
 
 

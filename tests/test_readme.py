@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmflax import cli
 from mmflax.config.reading import load_config
+from tests.run.small_sources import small
 from tests.test_packaging import targets
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -184,6 +185,18 @@ def test_a_folder_of_pictures_as_printed(checkout, monkeypatch, capfd):
         short = [*STEPS, "--config.data.batch_size=8"]
         run([*line, *(short if line[0] == "train" else [])], capfd)
     assert (checkout / "data.png").exists()
+
+
+@pytest.mark.slow
+def test_a_public_checkpoint_as_printed(checkout, monkeypatch, capfd):
+    """Small and random, in the real layout of CLIP."""
+    monkeypatch.chdir(checkout)
+    source = small("clip", checkout)
+    (words,) = (words for words in ours() if any("finetune.py" in word for word in words))
+    words = [word.replace("path/to/checkpoint", source) for word in words]
+    short = ["--config.train.steps=2", "--config.data.batch_size=8"]
+    out = run([*words, *short], capfd)
+    assert "fusion: co_attention 1x20 (new)" in out and "done at step 2" in out
 
 
 @pytest.mark.slow

@@ -30,18 +30,25 @@ class Value(NamedTuple):
     source: str
 
 
-def resolve(config: Mapping[str, Any], words: Sequence[str]) -> list[Value]:
+def resolve(
+    config: Mapping[str, Any], words: Sequence[str], file: Mapping[str, Any] | None = None
+) -> list[Value]:
     """Every value of a config, section by section.
 
     Args:
-      config: with the overrides.
+      config: with the overrides, and with what a checkpoint decides.
       words: the ``--config.a.b=VALUE`` overrides.
+      file: without what a checkpoint decides; None: nothing is.
     """
     given = overrides.paths(words)
-    values = {
-        key: Value(key, value, "command line" if _is_below(key, given) else "file")
-        for key, value in flatten(config)
-    }
+    written = dict(flatten(config if file is None else file))
+
+    def source(key: str, value: Any) -> str:
+        if written.get(key, written) != value:
+            return "checkpoint"
+        return "command line" if _is_below(key, given) else "file"
+
+    values = {key: Value(key, value, source(key, value)) for key, value in flatten(config)}
     for key, default in _defaults(config):
         if not any(other == key or other.startswith(f"{key}.") for other in values):
             values[key] = Value(key, default, "default")

@@ -59,7 +59,8 @@ class Processor(ProcessorFields):
         Answers are ordered by frequency, then alphabetically; those of fewer than
         ``min_answer_count`` training examples are left out (VQAv2's custom is 9). A length of None
         fits the training texts, rounded up to a multiple of 8; a question has a quarter more room
-        than the longest, or what ``dataset.info["head_room"]`` says. With ``strip_accents``
+        than the longest, or what ``dataset.info["head_room"]`` says, but no more than the
+        checkpoint has whose tokenizer is used. With ``strip_accents``
         ("ü" becomes "u"), BERT's custom with lower case, words that differ in accents or voicing
         marks only are one word. What the examples have
         (targets, a second image, regions, absent images, image ids) sets the fields that are not
@@ -117,6 +118,9 @@ class Processor(ProcessorFields):
         if max_length is None:
             room = dataset.info.get("head_room", HEAD_ROOM)
             max_length = fit_length(tokenizer, seen.questions, room)
+            if given:  # a checkpoint has positions for so many
+                lengths = (getattr(one, "max_length", 0) for one in published if one.tokenizer)
+                max_length = min(max_length, next(lengths) or max_length)
         if target_length is None:
             target_length = fit_length(tokenizer, seen.targets) if seen.targets else 0
         return cls(

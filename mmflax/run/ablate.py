@@ -27,6 +27,7 @@ from mmflax.run.build import Experiment
 from mmflax.run.check import check
 from mmflax.run.decide import opened
 from mmflax.run.evaluate import evaluate, metric_names
+from mmflax.run.finetune.resolve import resolved
 from mmflax.run.match_parameters import TOLERANCE, Variant, switch, variants
 from mmflax.run.train import train
 from mmflax.run.workdir import read_config
@@ -93,6 +94,7 @@ def ablate(
       MmflaxError: before anything trains for an unknown kind, one that cannot be matched, a split
         that does not exist, or a workdir with runs of another config.
     """
+    config = resolved(config, say=log, new_fusion=True)
     runs = plan(config, workdir, kinds, seeds=seeds, split=split, match=match, jobs=jobs, log=log)
     for variant in {run.variant.kind: run.variant for run in runs}.values():
         if variant.dropped:

@@ -172,10 +172,12 @@ def _config(options: Any, overrides: list[str]) -> None:
     from mmflax.config import resolved
     from mmflax.run.build import Experiment
     from mmflax.run.check import check
+    from mmflax.run.finetune.resolve import resolved as from_checkpoint
 
-    config = _read(options, overrides)
+    asked = _read(options, overrides)
+    config = from_checkpoint(asked)
     check(Experiment(config))
-    values = resolved.resolve(config, overrides)
+    values = resolved.resolve(config, overrides, asked)
     sources = {value.key: value.source for value in values}
     _print(options, {"config": resolved.nested(values), "sources": sources}, resolved.table(values))
 
@@ -188,11 +190,14 @@ def _plan(options: Any, overrides: list[str]) -> None:
     sizes = {name: f"{size / 2**20:,.1f}" for name, size in planned.parts.items() if size}
     parts = ", ".join(f"{size} {name}" for name, size in sizes.items())
     sent = ", ".join(f"{count} {kind}" for kind, count in planned.collectives.items()) or "nothing"
+    where = f"fits on {planned.chips} chips"
+    if options.topology is None:
+        where = f"a step on the {planned.chips} devices of this machine needs"
     _print(
         options,
         dataclasses.asdict(planned),
         "".join(f"{line}\n" for line in decided)
-        + f"fits on {planned.chips} chips: {planned.state / 2**20:,.1f} MiB of state and batch and "
+        + f"{where}: {planned.state / 2**20:,.1f} MiB of state and batch and "
         f"{planned.temporary / 2**20:,.1f} MiB of temporaries on each\nof the state, MiB: {parts}\n"
         f"communication in the program: {sent}\ncompiled in {planned.seconds:.0f} s",
     )

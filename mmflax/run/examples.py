@@ -15,6 +15,7 @@ from mmflax.data.processor import Processor
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
 from mmflax.run.decide import opened
+from mmflax.run.finetune.resolve import resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def first_batch(config: Mapping[str, Any], split: str, rows: int) -> Shown:
 
     As in training and evaluation, ``data.max_bad_fraction`` may be unreadable, and are passed over.
     """
-    experiment = Experiment(config)
+    experiment = Experiment(resolved(config))
     check(experiment)
     dataset = experiment.dataset()
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Planning: the train step compiled for a TPU slice that need not be there."""
+"""Planning: the train step compiled for this machine, or a TPU slice that need not be there."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from mmflax.run.assemble import assemble
 from mmflax.run.build import Experiment, example_batch
 from mmflax.run.check import check
 from mmflax.run.decide import opened
+from mmflax.run.finetune.resolve import resolved
 from mmflax.run.train import train_step
 
 
 def plan(
-    config: Mapping[str, Any], topology: str, say: Callable[[str], None] = lambda line: None
+    config: Mapping[str, Any],
+    topology: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> plans.Plan:
-    """Compiles the train step for a TPU topology that need not be there; see ``plans.plan``.
+    """Compiles the train step, without running it; see ``plans.plan``.
 
     Args:
       config: of the run; what is ``auto`` is decided for the topology.
-      topology: such as ``v5e:4x4``.
-      say: is told a line for each value that the data decided.
+      topology: of TPUs that need not be there, such as ``v5e:4x4``; None: this machine's devices.
+      say: is told a line for each value that the checkpoint or the data decided.
     """
-    experiment = Experiment(config)
-    mesh = experiment.mesh(plans.topology_devices(topology))
+    devices = None if topology is None else plans.topology_devices(topology)
+    experiment = Experiment(resolved(config, say=say, accelerated=topology is not None or None))
+    mesh = experiment.mesh(devices)
     check(experiment)
     dataset = experiment.dataset()
     experiment, processor, decided = opened(experiment, dataset, mesh=mesh)

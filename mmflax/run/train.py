@@ -27,6 +27,7 @@ from mmflax.run.build import Experiment
 from mmflax.run.check import check
 from mmflax.run.decide import opened, training_flops
 from mmflax.run.evaluate import cut_note, evaluator, image_note
+from mmflax.run.finetune import resolve as finetune
 from mmflax.run.in_loop import LoopEvaluation, evaluated
 from mmflax.run.learning import LearningNotice, Remedies, early_evaluations
 from mmflax.run.progress import Standing, standing
@@ -56,6 +57,8 @@ def _train(
 ) -> loop.Result:
     root = pathlib.Path(workdir)
     former = read_config(root) if (root / "config.json").exists() else None
+    chosen: list[str] = []
+    config = finetune.resolved(config, former, chosen.append)
     if former is not None:  # what was decided when the run began is decided
         config = auto.as_before(config, former)
     experiment = Experiment(config)
@@ -103,6 +106,8 @@ def _train(
         print(f"note: {note}", file=sys.stderr if quiet else sys.stdout, flush=True)
     observers = [] if quiet else _observers(root, experiment, epochs, processor, dataset)
     if not quiet and main:
+        if chosen:
+            print("decided by the checkpoint:", *chosen, sep="\n  ")
         print(dataset.describe())
         if shared := dataset.info.get("images_in_two_splits"):
             print(

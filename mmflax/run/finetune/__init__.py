@@ -1,0 +1,1 @@
+"""Fine-tuning from a checkpoint alone: what it decides of a config (`resolve`)."""
