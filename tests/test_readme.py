@@ -163,6 +163,16 @@ def test_train_evaluate_and_predict_as_printed(checkout, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+def test_adapters_of_a_run_as_printed(checkout, monkeypatch, capfd):
+    monkeypatch.chdir(checkout)
+    for workdir in ("runs/shapes", "runs/adapted"):
+        (line,) = (words for words in ours() if words[0] == "train" and workdir in words)
+        output = run([*line, *SHORT], capfd)
+    assert "LoRA of rank 8, scale 1" in output and "done at step 2" in output
+    assert run(["evaluate", "--workdir", "runs/adapted"], capfd).strip()
+
+
+@pytest.mark.slow
 def test_another_kind_of_fusion_by_the_one_switch(checkout, monkeypatch, capfd):
     monkeypatch.chdir(checkout)
     assert "One switch: `--config.model.fusion.name=` concat," in README

@@ -43,7 +43,8 @@ OWN_DATA_MAY_CHANGE = (
 )
 # Paths, some of them in lists; the name of a checkpoint on a hub is no path.
 _PATHS = ("data.path", "data.data_dir", "data.source_dir")
-_CHECKPOINTS = ("processor.from", "init.from", *(f"init.{part}.from" for part in PARTS))
+_BASES = ("init.from", *(f"init.{part}.from" for part in PARTS))
+_CHECKPOINTS = ("processor.from", *_BASES)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -62,6 +63,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Any) -> None:
     """Raises if the workdir's config is not that of this run, up to ``MAY_CHANGE``."""
     keys = MAY_CHANGE + (OWN_DATA_MAY_CHANGE if _is_ours(new) else ())
+    if (new.get("lora") or {}).get("rank"):
+        keys += _BASES  # what lies there is compared with the base of the adapters
     lines = [
         line
         for line in differences(old, new)

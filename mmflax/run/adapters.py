@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmflax import paths
@@ -79,7 +80,7 @@ class Adapters:
             parts = (flat[path], *(flat.pop(name) for name in adapter.names))
 
             def read(path: str = path, parts: tuple[LazyArray, ...] = parts) -> np.ndarray:
-                return np.asarray(self._merged(path, *(part.read() for part in parts)))
+                return np.asarray(self._merged(path, *(jnp.asarray(part.read()) for part in parts)))
 
             flat[path] = LazyArray(parts[0].shape, read, parts)
         return flat
@@ -144,4 +145,4 @@ def _any(patterns: Collection[str], path: str) -> bool:
 
 
 def _zeros(shapes: Mapping[str, Any]) -> dict[str, Any]:
-    return {path: jax.numpy.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()}
+    return {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()}

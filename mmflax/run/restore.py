@@ -13,6 +13,7 @@ from mmflax.config.sections import AXES
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
+from mmflax.errors import MmflaxError
 from mmflax.run import base, init_sources
 from mmflax.run.assemble import Built, assemble
 from mmflax.run.build import Experiment
@@ -64,7 +65,13 @@ def frozen(
     values = None if begins else base.saved(root)
     if values is None:
         model = init_sources.run_model(built.init, built.processor)
-        values = init_sources.loaded(fields, built.adapters.frozen, model)
+        try:
+            values = init_sources.loaded(fields, built.adapters.frozen, model)
+        except MmflaxError as error:
+            raise MmflaxError(
+                f"The adapters in {root} need the weights that they adapt: {error} Where these "
+                "were moved, `train` and `evaluate` take --config.init.from=PATH."
+            ) from error
     keeps = begins and processes.is_main()
     if keeps and experiment.lora.save_base:
         base.save(root, values, built.abstract.frozen)

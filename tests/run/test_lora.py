@@ -10,12 +10,14 @@ from jax.sharding import PartitionSpec
 
 from mmflax import paths
 from mmflax.config.overrides import override
+from mmflax.config.reading import load_config
 from mmflax.config.sections import LoraConfig
 from mmflax.distributed.mesh import compile_step, put_batch
 from mmflax.errors import MmflaxError
 from mmflax.models.called import traced
 from mmflax.models.lora import A, B
-from mmflax.run import adapters, base, init_sources
+from mmflax.pretrained.checkpoint import from_pretrained
+from mmflax.run import adapters, base, convert, init_sources
 from mmflax.run.assemble import adapters_of_run, assemble
 from mmflax.run.build import Experiment, example_batch
 from mmflax.run.check import _learn, check
@@ -25,6 +27,7 @@ from mmflax.run.restore import restore
 from mmflax.run.train import train, train_step
 from mmflax.training.state import create_sharded
 from tests import tiny
+from tests.run.test_recipes import on_shapes, small, trained_twice, with_words
 
 
 def lora_config(source="somewhere", data="unused", *words, **train):
@@ -304,8 +307,48 @@ def test_a_workdir_answers_with_its_base_and_says_what_is_missing(source, shapes
     with pytest.raises(MmflaxError, match="are not those that the adapters in .* were trained on"):
         init_sources.parameters(str(run))
     record.write_text(text)
-    shutil.rmtree(moved)
-    with pytest.raises(MmflaxError, match=str(moved)):
+    elsewhere = tmp_path / "elsewhere"
+    moved.rename(elsewhere)
+    with pytest.raises(MmflaxError, match=f"need the weights .*{moved}.*init.from=PATH"):
         evaluate(str(run), "validation")
+    words = [f"--config.init.from={elsewhere}"]
+    again = evaluate(str(run), "validation", overrides=words)["metrics"]["full"]
+    assert again["loss"] == first["loss"]
+    with pytest.raises(MmflaxError, match="are not those that the adapters"):
+        evaluate(str(run), "validation", overrides=[f"--config.init.from={kept}"])
+    shutil.rmtree(elsewhere)
     again = evaluate(str(kept), "validation")["metrics"]["full"]
     assert again["loss"] == pytest.approx(first["loss"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_an_adapted_checkpoint_goes_back_merged(shapes_dir, tmp_path):
+    """CLIP: every tensor of the written file is the formula of peft on the file it came from."""
+    source = with_words("clip", tmp_path / "clip")
+    config = small(load_config("configs/clip.py:coco"), "clip", source)
+    config["processor"]["from"] = str(source)
+    config = on_shapes(config, {"task": "retrieval"}, shapes_dir)
+    config["lora"] = {"rank": 2, "alpha": 8, "dropout": 0.1}
+    trained_twice(config, str(tmp_path / "run"))
+    assert convert.convert(str(tmp_path / "run"), str(tmp_path / "back")) == []
+
+    experiment, built, merged, step = restore(tmp_path / "run")
+    store = experiment.store(tmp_path / "run")
+    state, _, _ = store.restore({"params": built.abstract.params}, step, partial=True)
+    thin = {k.removeprefix("backbone/"): np.asarray(x) for k, x in paths.leaves(state).items()}
+    thin = {path.removeprefix("params/backbone/"): leaf for path, leaf in thin.items()}
+    before, after = (from_pretrained(tmp_path / name) for name in ("clip", "back"))
+    old, new = paths.leaves(before.params), paths.leaves(after.params)
+    adapted = {path.removeprefix("backbone/") for path in built.adapters.adapters}
+    assert adapted < set(old)
+    for path, weight in old.items():
+        expected = np.asarray(weight, np.float64)
+        if path in adapted:
+            a, b = (thin[path.removesuffix("kernel") + name].astype(np.float64) for name in (A, B))
+            assert b.any()
+            columns = expected.reshape(expected.shape[0], -1).T  # [out in], as in PyTorch
+            columns = columns + 8 / 2 * b.reshape(2, -1).T @ a.reshape(-1, 2).T
+            expected = columns.T.reshape(expected.shape)
+        np.testing.assert_allclose(new[path], expected, atol=1e-6, err_msg=path)
+    name = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+    assert not np.array_equal(before.tensors()[name], after.tensors()[name])
