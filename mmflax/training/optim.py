@@ -18,6 +18,7 @@ import optax
 from mmflax import paths, registry
 from mmflax.errors import MmflaxError, option
 from mmflax.training.layer_decay import layer_factors
+from mmflax.training.muon import scale_by_muon_and_adam
 
 Schedule = Callable[[Any], Any]
 NO_DECAY = (r"(^|/)(bias|scale|mean|var)$",)
@@ -38,6 +39,7 @@ def build(
     b2: float = 0.999,
     eps: float = 1e-8,
     momentum: float = 0.9,
+    muon_momentum: float = 0.95,
     frozen: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Optimizer and schedule for these (abstract) parameters.
@@ -45,7 +47,8 @@ def build(
     Args:
       params: tree of arrays or shapes; path regexes are searched in its paths ``a/b/c``.
       schedule: ``{"name": ..., **fields}`` of ``build_schedule``.
-      name: adamw, lamb (You et al. 2020), adafactor (Shazeer & Stern 2018, no momentum) or sgd.
+      name: adamw, lamb (You et al. 2020), adafactor (Shazeer & Stern 2018, no momentum), sgd, or
+        muon, with AdamW for what is no matrix inside the network (see `muon`).
       weight_decay: per step, times the learning rate.
       no_decay: path regexes of parameters without weight decay.
       clip_norm: largest global norm of the trained parameters' gradients.
@@ -54,10 +57,11 @@ def build(
         or as (path regex, decay) pairs; None leaves all the same. It multiplies `lr_multipliers`.
       freeze: path regexes of parameters that never change and have no moments, such as
         ``image_encoder/`` for that part.
-      b1: decay of the first moment, of adamw and lamb.
-      b2: decay of the second moment, of adamw and lamb.
-      eps: of adamw and lamb.
+      b1: decay of the first moment, of adamw, lamb and muon's AdamW.
+      b2: decay of the second moment, of the same.
+      eps: of the same.
       momentum: of sgd.
+      muon_momentum: of muon's matrices.
       frozen: path -> shape of parameters that the model has beside these, whose layers
         `layer_decay` counts.
 
@@ -80,16 +84,19 @@ def build(
             f"{registry.nearest(name, _OPTIMIZERS)}"
         )
 
-    _check_numbers(weight_decay, clip_norm, b1, b2, eps, momentum)
+    decays = dict(b1=b1, b2=b2, momentum=momentum, muon_momentum=muon_momentum)
+    _check_numbers(weight_decay, clip_norm, eps, **decays)
     parts: list[Any] = []
     if clip_norm is not None:
         parts.append(optax.clip_by_global_norm(clip_norm))
     before, after = _transforms(name, b1, b2, eps, momentum)
+    if name == "muon":
+        before = [scale_by_muon_and_adam(shapes, muon_momentum, b1, b2, eps)]
     parts += before
     if weight_decay:
         spared = _first_match(names, [(pattern, True) for pattern in no_decay], "no_decay")
-        decays = _map_paths(lambda path, _: path not in spared)
-        parts.append(optax.add_decayed_weights(weight_decay, mask=decays))
+        decayed = _map_paths(lambda path, _: path not in spared)
+        parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
     parts += after
     parts.append(optax.scale_by_learning_rate(rate))
     if factors:
@@ -108,7 +115,7 @@ def build(
 
 
 def _check_numbers(
-    weight_decay: float, clip_norm: float | None, b1: float, b2: float, eps: float, momentum: float
+    weight_decay: float, clip_norm: float | None, eps: float, **decays: float
 ) -> None:
     """Raises for numbers with which no optimizer learns."""
     if clip_norm is not None and clip_norm <= 0:
@@ -116,7 +123,7 @@ def _check_numbers(
             f"optim.clip_norm is {clip_norm}; expected a norm above 0, or no clipping: "
             f"{option('optim.clip_norm', None)}."
         )
-    for name, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
+    for name, value in decays.items():
         if not 0 <= value < 1:
             raise MmflaxError(f"optim.{name} is {value}; expected at least 0 and below 1.")
     if weight_decay < 0:
@@ -250,6 +257,7 @@ _OPTIMIZERS = {
     "lamb": ("b1", "b2", "eps"),
     "adafactor": (),
     "sgd": ("momentum",),
+    "muon": ("muon_momentum", "b1", "b2", "eps"),
 }
 
 

@@ -105,7 +105,7 @@ def test_layout_of_a_model(tiny, scan_layers):
     assert found == path.read_text()
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd", "muon"])
 def test_moments_lie_where_their_parameters_lie(name):
     params = {"a": {"kernel": jnp.ones((256, 128)), "bias": jnp.ones(128)}}
     rules = (("kernel", ("fsdp", "tensor")), ("bias", ("tensor",)))

@@ -96,7 +96,7 @@ def test_weight_decay_spares_what_the_mask_names():
     np.testing.assert_array_equal(difference["head"]["kernel"], 0.0)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd", "muon"])
 def test_multipliers_scale_updates_and_the_first_match_counts(name):
     plain = update(name=name, weight_decay=0.1)
     scaled = update(

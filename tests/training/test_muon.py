@@ -1,0 +1,128 @@
+"""Muon: which parameters are matrices, of which shape, and what their updates are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from optax.contrib import MuonDimensionNumbers as Axes
+
+from mmflax.distributed.mesh import make_mesh, param_specs, with_rules
+from mmflax.errors import MmflaxError
+from mmflax.training import optim
+from mmflax.training.muon import dimension_numbers
+
+# path, rank -> rows and columns, or None: for Adam
+PATHS = {
+    ("fusion/encoder/layers_0/mlp/fc1/kernel", 2): Axes((0,), (1,)),
+    ("fusion/encoder/layers/mlp/fc1/kernel", 3): Axes((1,), (2,)),
+    ("fusion/encoder/layers_0/attention/query/kernel", 3): Axes((0,), (1, 2)),
+    ("fusion/encoder/layers/cross_attention/value/kernel", 4): Axes((1,), (2, 3)),
+    ("fusion/encoder/layers_0/attention/out/kernel", 3): Axes((0, 1), (2,)),
+    ("fusion/encoder/layers/attention/out/kernel", 4): Axes((1, 2), (3,)),
+    ("image_encoder/conv_stem/conv_0/kernel", 4): Axes((0, 1, 2), (3,)),
+    ("fusion/encoder/layers/image_reads/output/kernel", 3): Axes((1,), (2,)),
+    ("fusion/image_projection/kernel", 2): Axes((0,), (1,)),
+    ("image_encoder/patch_embedding/kernel", 4): None,
+    ("image_encoder/position_embedding", 2): None,
+    ("image_encoder/cls", 3): None,
+    ("text_encoder/word_embedding/embedding", 2): None,
+    ("fusion/encoder/layers/mlp/fc1/bias", 2): None,
+    ("fusion/encoder/layers/attention/query/bias", 3): None,
+    ("fusion/encoder/layers_0/attention_norm/scale", 1): None,
+    ("head/fc1/kernel", 2): None,
+    ("image_head/attention/query/kernel", 3): None,
+    ("objectives_mlm/words/dense/kernel", 2): None,
+    ("decoder/output/kernel", 2): None,
+    ("some/own/kernel", 3): None,
+}
+
+
+@pytest.mark.parametrize(("path", "ndim"), PATHS)
+@pytest.mark.parametrize("prefix", ["", "backbone/"])
+def test_matrices_are_those_inside_the_network(path, ndim, prefix):
+    assert dimension_numbers(prefix + path, ndim) == PATHS[path, ndim]
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+PARAMS = {
+    "attention": {
+        "query": {"kernel": draw(16, 4, 6), "bias": draw(4, 6)},
+        "out": {"kernel": draw(4, 6, 16, seed=1)},
+    },
+    "layers": {"fc1": {"kernel": draw(3, 16, 32, seed=2), "bias": draw(3, 32)}},
+    "conv": {"kernel": draw(3, 3, 4, 12, seed=3)},
+    "word_embedding": {"embedding": draw(20, 16, seed=4)},
+    "head": {"kernel": draw(16, 5, seed=5)},
+}
+GRADS = jax.tree.map(lambda leaf: jnp.sin(9 * leaf), PARAMS)
+RATE = 0.01
+
+
+def step(params=PARAMS, grads=GRADS, **fields):
+    tx, _ = optim.build(params, schedule=dict(peak=RATE), **{"name": "muon", **fields})
+    return jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])(
+        grads, params
+    )
+
+
+def test_updates_of_matrices_are_orthogonal_and_as_large_as_those_of_adamw():
+    updates, adamw = step(), step(name="adamw")
+    found = {
+        "query": updates["attention"]["query"]["kernel"].reshape(16, 24),
+        "out": updates["attention"]["out"]["kernel"].reshape(24, 16),
+        "conv": updates["conv"]["kernel"].reshape(36, 12),
+        **{f"layer {i}": updates["layers"]["fc1"]["kernel"][i] for i in range(3)},
+    }
+    for name, matrix in found.items():
+        values = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        values /= RATE * 0.2 * np.sqrt(max(matrix.shape))
+        assert 0.6 < values.min() and values.max() < 1.25, name
+    # The sign of the gradient is kept, and the rest is AdamW's.
+    assert (found["query"] * GRADS["attention"]["query"]["kernel"].reshape(16, 24)).sum() < 0
+    others = ("word_embedding", "head"), (("attention", "query", "bias"), ("layers", "fc1", "bias"))
+    for path in (*((name,) for name in others[0]), *others[1]):
+        one, other = updates, adamw
+        for name in path:
+            one, other = one[name], other[name]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, other)
+
+
+def test_every_layer_of_a_scanned_stack_is_a_matrix_of_its_own():
+    alone = {f"layers_{i}": {"fc1": {"kernel": draw(3, 16, 32, seed=2)[i]}} for i in range(3)}
+    grads = jax.tree.map(lambda leaf: jnp.sin(9 * leaf), alone)
+    found, together = step(alone, grads), step()["layers"]["fc1"]["kernel"]
+    for i in range(3):
+        np.testing.assert_allclose(
+            found[f"layers_{i}"]["fc1"]["kernel"], together[i], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_decay_freezing_and_clipping_are_those_of_every_optimizer():
+    plain = step()
+    decayed = step(weight_decay=0.5)
+    np.testing.assert_allclose(
+        decayed["conv"]["kernel"] - plain["conv"]["kernel"],
+        -RATE * 0.5 * PARAMS["conv"]["kernel"], rtol=1e-3, atol=1e-6,
+    )  # fmt: skip
+    np.testing.assert_array_equal(decayed["layers"]["fc1"]["bias"], plain["layers"]["fc1"]["bias"])
+    frozen = step(freeze=("^attention/", "^head/"), clip_norm=1.0)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(frozen["attention"]))
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(frozen["layers"]))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (PARAMS, GRADS))
+    updates = step(*half, weight_decay=0.1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("bfloat16")}
+    with pytest.raises(MmflaxError, match="optim.muon_momentum is 1.0; expected at least 0"):
+        step(muon_momentum=1.0)
+
+
+def test_on_a_mesh_the_updates_are_those_of_one_device():
+    specs = param_specs(PARAMS, with_rules(((r"^head/", ()),)), make_mesh(2, 2, 2))
+    params, grads = jax.device_put((PARAMS, GRADS), (specs, specs))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6),
+        step(params, grads, weight_decay=0.1),
+        step(weight_decay=0.1),
+    )
