@@ -37,6 +37,25 @@ def write(results, metrics, workdir, split, *, reference):
     return text
 
 
+def overview(workdir, split):
+    """Writes `<split>.md` of all sets below the workdir: means, with the interval over seeds."""
+    rows, models = [], {}
+    for path in sorted(workdir.glob(f"*/{split}.json")):
+        for metric, summary in json.loads(path.read_text(encoding="utf-8"))["metrics"].items():
+            cells = {}
+            for name, entry in summary["kinds"].items():
+                cells[name] = cell(metric, entry["mean"])
+                if pair := entry["seed_interval"]:
+                    cells[name] += f" +- {cell(metric, (pair[1] - pair[0]) / 2)}"
+            rows.append((path.parent.name, label(metric), cells))
+            models |= cells
+    lines = [["set", "metric", *models], ["---"] * (2 + len(models))]
+    lines += [[name, metric, *(cells.get(m, "-") for m in models)] for name, metric, cells in rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    (workdir / f"{split}.md").write_text(text, encoding="utf-8")
+    return text
+
+
 def detail(results, name):
     """Means over a model's runs of parameters, steps and seconds, where they are known."""
     runs = [result for other, _, result in results if other == name]

@@ -8,7 +8,8 @@ DIR/NAME is a folder that `make` wrote, or any other with questions or captions.
 is trained first (`mmflax train --config configs/folder.py:TASK:DIR/NAME`, which takes about
 `--seconds`), then every peer for as long as that took, nothing at the same time. Validation alone
 is looked at; `--final` evaluates on test. WORKDIR/NAME has the runs, `validation.json` and
-`validation.md`; runs that are finished are kept, so the same command goes on.
+`validation.md`, and WORKDIR/validation.md a line for each set; runs that are finished are kept, so
+the same command goes on.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def main():
         if seed == 0 and task == "vqa":
             results.append(("question prior", seed, prior(folder, split)))
         text = report.write(results, METRICS[task], workdir, split, reference=OURS)
+    report.overview(arguments.workdir, split)
     print(text)
 
 

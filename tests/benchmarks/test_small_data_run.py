@@ -63,6 +63,11 @@ def test_tables_have_means_and_intervals(tmp_path):
     ]
     assert prior[1:7] == ["-", "-", "-", "30.0", "-", "-"]
     assert (tmp_path / "toy/validation.md").read_text() == text
+    report.write(results[:1], ["accuracy"], tmp_path / "other", "validation", reference="mmflax")
+    assert report.overview(tmp_path, "validation").splitlines()[2:] == [
+        "| other | accuracy x 100 | 80.0 | - | - |",
+        "| toy | accuracy x 100 | 85.0 +- 63.5 | 60.0 +- 0.0 | 30.0 |",
+    ]
     stored = json.loads((tmp_path / "toy/validation.json").read_text())
     assert stored["metrics"]["accuracy"]["kinds"]["peer"]["difference"] == pytest.approx(-0.25)
 
