@@ -234,9 +234,14 @@ class Experiment:
         name = self.config["model"]["image_encoder"].get("name")
         reads = "regions" if self.reads_regions else "image"
         if not (processor.num_regions if reads == "regions" else processor.image_size):
+            change = (
+                "take data with a detector's regions (docs/data.md), or start from a checkpoint "
+                "that reads pictures, such as METER, ViLT, CLIP or a ViT with a BERT"
+                if reads == "regions"
+                else "choose --config.model.image_encoder.name=regions for a detector's regions"
+            )
             raise MmflaxError(
-                f"The image encoder {name!r} reads {reads}, which the data lack; choose "
-                "--config.model.image_encoder.name=regions for a detector's regions, or vit."
+                f"The image encoder {name!r} reads {reads}, which the data lack; {change}."
             )
         text = self.config["model"]["text_encoder"]
         if "max_length" in text:  # such as a checkpoint's, longer than this data needs

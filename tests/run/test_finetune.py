@@ -268,3 +268,11 @@ def test_texts_that_cannot_be_written_are_refused(root, monkeypatch):
     monkeypatch.setattr(sources, "open_source", without_begin)
     with pytest.raises(MmflaxError, match=r"siglip. does not fit captioning: .*start from METER"):
         resolve.resolved(config("siglip", "captioning", root))
+
+
+def test_regions_that_the_data_lack_are_said_before_training(root):
+    resolved = resolve.resolved(config("uniter", "vqa", root))
+    experiment = Experiment(resolved | {"processor": resolved["processor"] | {"image_size": 8}})
+    processor = experiment.learn_processor(made("vqa"))
+    with pytest.raises(MmflaxError, match="which the data lack; take data with .* such as METER"):
+        experiment.model(processor)

@@ -1,0 +1,50 @@
+"""One command from a checkpoint to a run that goes on, is judged and answers without it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmflax import cli
+from mmflax.run.workdir import read_config
+from tests.run.small_sources import small
+
+
+def folder(root):
+    """Twenty pictures of two animals, with questions and captions."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 6)):
+        (root / split).mkdir(parents=True)
+        rows = []
+        for i in range(count):
+            pixels = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{i}.png")
+            animal = ["cat", "dog"][i % 2]
+            row = {"file_name": f"{i}.png", "question": "what animal is it", "answer": animal}
+            rows.append(json.dumps({**row, "caption": f"a {animal} {split} {i}"}))
+        (root / split / "metadata.jsonl").write_text("\n".join(rows))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("families", "task"), [("vit+bert", "vqa"), ("clip", "retrieval")])
+def test_a_whole_run(families, task, tmp_path, capsys):
+    data, sources = folder(tmp_path / "data"), tmp_path / "sources"
+    source = ",".join(small(family, sources) for family in families.split("+"))
+    workdir = str(tmp_path / "run")
+    train = ["train", "--config", f"configs/finetune.py:{task}:{data}", "--workdir", workdir]
+    train += ["--config.data.batch_size=8", "--config.optim.schedule.total_steps=5"]
+    first = [*train, f"--config.init.from={source}", "--config.train.steps=3"]
+    assert cli.main(first) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "decided by the checkpoint:" in shown and "done at step 3" in shown
+    kept = read_config(tmp_path / "run")
+    shutil.rmtree(sources)
+    assert cli.main([*train, "--config.train.steps=5"]) == 0, capsys.readouterr().err
+    assert "done at step 5" in capsys.readouterr().out
+    assert read_config(tmp_path / "run")["model"] == kept["model"]
+    assert cli.main(["evaluate", "--workdir", workdir]) == 0, capsys.readouterr().err
+    asked = ["--image", str(data / "test" / "0.png"), "--text", "what animal is it"]
+    assert cli.main(["predict", "--workdir", workdir, *asked]) == 0, capsys.readouterr().err
