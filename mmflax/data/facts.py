@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,7 @@ class Facts:
     @property
     def typical(self) -> tuple[int, int]:
         """(width, height) of the picture with the median longer side; (0, 0) without pictures."""
-        ordered = sorted(self.sizes, key=lambda size: (max(size), size))
-        return ordered[len(ordered) // 2] if ordered else (0, 0)
+        return typical_size(self.sizes) if self.sizes else (0, 0)
 
 
 def facts(dataset: Dataset, evaluated: str = "validation") -> Facts:
@@ -74,6 +74,12 @@ def facts(dataset: Dataset, evaluated: str = "validation") -> Facts:
     )
 
 
+def typical_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(width, height) of the picture with the median longer side."""
+    ordered = sorted(sizes, key=lambda size: (max(size), size))
+    return ordered[len(ordered) // 2]
+
+
 def _name(raw: Raw, index: int) -> Any:
     """Equal for examples of the same picture, where that can be told."""
     if "image_id" in raw:
@@ -84,11 +90,11 @@ def _name(raw: Raw, index: int) -> Any:
 def _sizes(source: Source, places: list[int]) -> tuple[tuple[int, int], ...]:
     count = min(SAMPLED, len(places))
     chosen = np.linspace(0, len(places) - 1, count).round().astype(int).tolist() if count else []
-    sizes = (_size(source, places[index]) for index in chosen)
+    sizes = (picture_size(source, places[index]) for index in chosen)
     return tuple(size for size in sizes if size is not None)
 
 
-def _size(source: Source, index: int) -> tuple[int, int] | None:
+def picture_size(source: Source, index: int) -> tuple[int, int] | None:
     """Width and height; None where they cannot be read, or a detector's regions stand in place."""
     image = source[index].get("image")
     if isinstance(image, Image.Image):

@@ -113,6 +113,7 @@ class Processor(ProcessorFields):
                 strip_accents=strip_accents,
             )
         )
+        seen.check_words(tokenizer)
         if max_length is None and tokenizer.reads_padding:
             max_length = tokenizer.max_length  # such a model knows texts of one length only
         if max_length is None:

@@ -25,6 +25,7 @@ class Survey:
       answer_counts: how often each answer occurs, as it is written.
       annotated: whether any example has every annotator's answer.
       images: whether any example has pixels.
+      wordless: ids of examples whose question is empty.
       fields: of a ``Processor``, as the examples need them.
     """
 
@@ -34,12 +35,15 @@ class Survey:
         self.captions: list[str] = []
         self.answer_counts: Counter[str] = Counter()
         self.images = self.annotated = False
+        self.wordless: list[str] = []
         absent, regions = Counter[str](), (0, 0, 0)
         image_ids = True
         for index in range(len(source)):
             raw = text_of(source, index)
             if raw.get("question"):
                 self.questions[raw["question"]] += 1
+            elif raw.get("question") is not None:
+                self.wordless.append(str(raw.get("id", index)))
             if raw.get("answer") is not None:
                 self.answer_counts[raw["answer"]] += 1
             self.annotated |= bool(raw.get("answers"))
@@ -66,6 +70,17 @@ class Survey:
     def texts(self) -> tuple[str, ...]:
         """What a vocabulary is learned from."""
         return (*self.questions.elements(), *self.captions, *self.targets)
+
+    def check_words(self, tokenizer: Tokenizer) -> None:
+        """Raises for questions without a word, which no processor takes."""
+        bare = {text: n for text, n in self.questions.items() if not tokenizer.count(text)}
+        count = len(self.wordless) + sum(bare.values())
+        if count:
+            first = f"{next(iter(bare))!r}" if bare else f"that of {self.wordless[0]}"
+            raise MmflaxError(
+                f"The questions of {count} training examples have no word (such as {first}); write "
+                "them, leave the examples out, or give None where there is no text."
+            )
 
     def answers(self, min_count: int, how: str) -> tuple[str, ...]:
         """Those that occur so often, by frequency, then alphabetically.
@@ -96,6 +111,14 @@ class Survey:
                 f"every answer of the {count} training examples is "
                 f"{spellings.commonest(self.answer_counts)!r}, so there is nothing to choose and "
                 "an accuracy of 100 % means nothing; add examples with other answers"
+            )
+        once = [spellings.commonest(group) for group in groups.values() if group.total() == 1]
+        if once and len(once) < count and count >= 20:
+            named = ", ".join(repr(answer) for answer in once[:3])
+            notes.append(
+                f"{len(once)} of the {len(groups)} answers have one training example ({named}"
+                f"{', …' if len(once) > 3 else ''}), which is too few to learn them; add examples, "
+                "or leave them out with --config.processor.min_answer_count=2"
             )
         return [note for note in notes if note is not None]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mmflax.config.sections import PARTS
+from mmflax.data import sanity
 from mmflax.data.dataset import Dataset
 from mmflax.data.facts import facts
 from mmflax.data.processor import Processor
@@ -47,8 +48,9 @@ def opened(
       dataset: its data.
       processor: of a run that goes on; None learns one.
       mesh: that trains; by default the experiment's, over all devices.
-      say: is told what a user should know of answers and words; see `Processor.learn`.
+      say: is told, of a run that begins, what a user should know of answers and pictures.
     """
+    begins = processor is None
     decided: dict[str, recipe.Decision] = {}
     if experiment.undecided:
         learned = processor
@@ -70,6 +72,9 @@ def opened(
         experiment, processor = Experiment(recipe.resolved(asked, decided)), learned
     if processor is None:
         processor = experiment.learn_processor(dataset, say)
+    if say is not None and begins:
+        for note in sanity.notes(dataset.source("train"), processor.image_size):
+            say(note)
     return Opened(experiment, processor, tuple(recipe.lines(decided)))
 
 

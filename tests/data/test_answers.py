@@ -128,7 +128,8 @@ def test_the_remedy_that_is_printed_works(tmp_path):
     experiment = Experiment(load_config(name, [steps, remedy]))
     told.clear()
     learned = opened(experiment, experiment.dataset(), say=told.append).processor
-    assert learned.answers == ("YES", "Yes", "no", "yes") and not told
+    assert learned.answers == ("YES", "Yes", "no", "yes")
+    assert not any("one answer" in note for note in told)
     assert learned.label("yEs") == -1
 
 
