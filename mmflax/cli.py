@@ -119,7 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", "score a trained model on a split")
     _workdir_option(evaluate, "a folder that `mmflax train` wrote")
     evaluate.add_argument("--split", default="test", help="of its dataset (default: test)")
-    evaluate.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
+    _step_option(evaluate)
+    evaluate.add_argument(
+        "--mistakes", metavar="OUT.png", help="draw the most confident mistakes (a further pass)"
+    )
     evaluate.description += (
         " --config.a.b=VALUE changes a value of its config, such as --config.data.path=DIR of data "
         "that were moved."
@@ -144,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     predict.add_argument("--top", type=int, default=3, help="answers to list (default: 3)")
     predict.add_argument("--attention", metavar="OUT.png", help="draw its text-to-image attention")
-    predict.add_argument("--step", type=int, help="a checkpoint's step (default: best, or newest)")
+    _step_option(predict)
 
     ablate = _command(commands, "ablate", "train with each kind of fusion; one table")
     _config_option(ablate)
@@ -217,6 +220,26 @@ def _config_option(command: Any) -> None:
         metavar="FILE.py[:ARG]",
         help="a config; --config.a.b=VALUE changes one of its values",
     )
+
+
+def _step_option(command: Any) -> None:
+    command.add_argument(
+        "--step",
+        type=_step,
+        metavar="best|last|STEP",
+        help="which checkpoint (default: best, by checkpoint.best_metric; last where none ranks)",
+    )
+
+
+def _step(word: str) -> int | str:
+    """``best``, ``last`` or a number."""
+    if word in ("best", "last"):
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        text = f"{word!r} is no checkpoint; expected best, last or a step"
+        raise argparse.ArgumentTypeError(text) from None
 
 
 def _workdir_option(command: Any, help: str) -> None:

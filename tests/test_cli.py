@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -125,6 +126,9 @@ def test_train_prints_progress_and_finishes(config_file, tmp_path, capsys):
     assert code == 0, err
     assert "total" in text and "done at step 3" in text
     assert "compiled the train step in" in err and "loss" in err
+    assert re.search(r"validation accuracy \d+\.\d %  \(.+ \d+\.\d %, text only \d+\.\d %\)", err)
+    assert "worst question types of validation:\n" in text and "the best by validation/acc" in text
+    assert width(tmp_path / "w" / "eval" / "mistakes.png") > 600
     file = tmp_path / "w" / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert {line["step"] for line in lines} == {1, 2, 3}

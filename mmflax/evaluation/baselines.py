@@ -18,8 +18,8 @@ def baselines(
     """``{baseline/metric: value}`` on ``split``, by the metrics that its evaluation has.
 
     Where an answer is picked ``question_prior/accuracy`` and by type; where one is written in reply
-    to a text ``question_prior/exact``; where a batch is searched ``chance/in_batch_recall/…``.
-    Others have none that is not a view of the model itself.
+    to a text ``question_prior/exact`` likewise; where a batch is searched
+    ``chance/in_batch_recall/…``. Others have none that is not a view of the model itself.
 
     Args:
       names: of `mmflax.evaluation.engine.Evaluator.means`.
@@ -32,7 +32,10 @@ def baselines(
         values |= {f"question_prior/{name}": value for name, value in prior.items()}
     elif "exact" in names and processor.reads_text:
         prior = question_prior(train, split, processor, key="target")
-        values["question_prior/exact"] = prior["accuracy"]
+        values |= {
+            f"question_prior/{name.replace('accuracy', 'exact', 1)}": value
+            for name, value in prior.items()
+        }
     if set(names) & set(_RECALL):
         chance = recall_by_chance(split, batch_size)
         values |= {f"chance/{name}": chance for name in _RECALL}

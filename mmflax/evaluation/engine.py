@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy.special import softmax
 
 from mmflax.data import pipeline
 from mmflax.data.dataset import PICTURES, Source, text_of
@@ -34,10 +35,12 @@ Metrics = dict[str, tuple[Any, Any]]
 
 
 class Rows(NamedTuple):
-    """A view's examples [n]: each metric's (sums [n], counts [n]) and each example's record."""
+    """A view's examples [n]: each metric's (sums [n], counts [n]), each example's record, and its
+    place in the source."""
 
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]
     records: list[dict[str, Any]]
+    places: list[int]
 
 
 class Scores(NamedTuple):
@@ -127,11 +130,14 @@ class Evaluator:
         """Every example's metrics and record, by view; see `mmflax.tasks.task.Task.score`."""
         metrics: dict[str, dict[str, list[np.ndarray]]] = {}
         records: dict[str, list[dict[str, Any]]] = {}
+        places: list[int] = []
         for number, batch in enumerate(self._batches(source)):
             views, mask = jax.device_get(self._step(params, self._placed(batch), by_row=True))
             # Padding, and an example whose image could not be read, count nowhere.
             used = np.flatnonzero(mask)
-            raws = [text_of(source, number * self.batch_size + row) for row in used.tolist()]
+            at = (number * self.batch_size + used).tolist()
+            places += at
+            raws = [text_of(source, place) for place in at]
             raws = [{k: v for k, v in raw.items() if k not in PICTURES} for raw in raws]
             raws = [self.processor.judged(raw) for raw in raws]
             for view, (values, predicted) in views.items():
@@ -144,7 +150,9 @@ class Evaluator:
                     own = {name: value[row] for name, value in predicted.items()}
                     rows.append(raw | self._readable(own))
         return {
-            view: Rows({name: _joined(parts) for name, parts in values.items()}, records[view])
+            view: Rows(
+                {name: _joined(parts) for name, parts in values.items()}, records[view], places
+            )
             for view, values in metrics.items()
         }
 
@@ -160,7 +168,7 @@ class Evaluator:
         """
         scores = Scores({}, {})
         score = self.task.score
-        for view, (metrics, records) in self.rows(params, source).items():
+        for view, (metrics, records, _) in self.rows(params, source).items():
             counted = {name: pair for name, pair in sorted(metrics.items()) if pair[1].sum()}
             values = {name: float(sums.sum() / n.sum()) for name, (sums, n) in counted.items()}
             if score is not None and view != "majority":
@@ -253,6 +261,7 @@ class Evaluator:
             values["predicted_answer"] = self.processor.spelled(values["text"])
         if "logits" in values:
             values["predicted_answer"] = answers[int(np.argmax(values["logits"]))]
+            values["probability"] = float(softmax(np.asarray(values["logits"], np.float64)).max())
             if len(answers) > _KEEP_LOGITS:
                 del values["logits"]
         return values

@@ -43,7 +43,8 @@ def table(result: Mapping[str, Any]) -> str:
         )
         for line in lines
     ]
-    head = f"{result['split']}: {result['examples']} examples, checkpoint of step {result['step']}"
+    checkpoint = result.get("checkpoint", f"step {result['step']}")
+    head = f"{result['split']}: {result['examples']} examples, checkpoint of {checkpoint}"
     rule = "-" * len(text[0])
     notes = [f"note: {note}" for note in result.get("notes", ())]
     notes += [
@@ -78,6 +79,11 @@ def cell(name: str, value: float | None) -> str:
         return "-"
     digits = 1 if scale(name) == 100 or name.endswith("rsum") else 3
     return f"{scale(name) * value:.{digits}f}"
+
+
+def percent(share: float) -> str:
+    """``71.3 %`` of 0.713."""
+    return f"{100 * share:.1f} %"
 
 
 def label(name: str) -> str:

@@ -41,7 +41,12 @@ class Predictor:
     """A task, its parameters and its processor.
 
     Every call runs in padded batches of ``batch_size``, so the model is compiled once.
+
+    Attributes:
+      checkpoint: of a run, which one the parameters are, in words.
     """
+
+    checkpoint: str | None = None
 
     def __init__(self, task: Task, params: Any, processor: Processor, *, batch_size: int = 8):
         if batch_size < 1:

@@ -36,23 +36,38 @@ def _train(options: Any, overrides: list[str]) -> None:
     from mmflax.run.train import train
 
     config = _read(options, overrides)
-    result = train(config, options.workdir, quiet=options.json)
+    reports: list[Any] = []
+    result = train(config, options.workdir, quiet=options.json, at_end=reports.append)
     value = {
         "workdir": options.workdir,
         "step": result.step,
         "preempted": result.preempted,
+        "stopped": result.stopped,
         "metrics": result.metrics,
+        **({"report": dataclasses.asdict(reports[0])} if reports else {}),
     }
-    done = "stopped" if result.preempted else "done"
-    _print(options, value, f"{done} at step {result.step}; everything is in {options.workdir}")
+    lines = [line for report in reports for line in report.lines()]
+    if reports and reports[0].checkpoint:
+        lines.append(f"evaluate and predict take {reports[0].checkpoint} (--step last: the last)")
+    done = "stopped" if result.preempted else "stopped early" if result.stopped else "done"
+    lines.append(f"{done} at step {result.step}; everything is in {options.workdir}")
+    _print(options, value, "\n".join(lines))
 
 
 def _evaluate(options: Any, overrides: list[str]) -> None:
     from mmflax.evaluation.tables import table
     from mmflax.run.evaluate import evaluate
 
-    result = evaluate(options.workdir, options.split, options.step, overrides)
-    _print(options, result, table(result))
+    result = evaluate(
+        options.workdir, options.split, options.step, overrides, mistakes=options.mistakes
+    )
+    text = table(result)
+    if options.mistakes and result["mistakes"]:
+        count = result["mistakes_in_all"]
+        text += f"\nmost confident mistakes, of {count}: {result['mistakes']}"
+    elif options.mistakes:
+        text += f"\nno mistake to draw in {options.mistakes}"
+    _print(options, result, text)
 
 
 def _predict(options: Any, overrides: list[str]) -> None:
@@ -81,6 +96,8 @@ def _predict(options: Any, overrides: list[str]) -> None:
     if options.attention:
         attention_figure.draw(run, options.image, texts[0], options.attention)
     values = [dataclasses.asdict(p) for p in predictions]
+    if not options.json:
+        print(f"checkpoint of {run.checkpoint}", file=sys.stderr, flush=True)
     lines = [p.answer + _shares(p.top) for p in predictions]
     if options.attention:
         lines.append(f"attention: {options.attention}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,37 +13,45 @@ import jax
 from mmflax.config import auto
 from mmflax.config.compare import check_same_run
 from mmflax.config.overrides import override
-from mmflax.data.dataset import Dataset, Source, Subset, spaced, text_of
+from mmflax.data.dataset import Dataset, Subset, spaced, text_of
 from mmflax.data.processor import Processor
 from mmflax.data.survey import cut_texts
 from mmflax.distributed import processes
-from mmflax.evaluation.engine import Evaluator
 from mmflax.evaluation.question_prior import question_prior
 from mmflax.files import write_file
-from mmflax.run import data_record
+from mmflax.run import data_record, report
 from mmflax.run.assemble import Built, assemble
 from mmflax.run.build import Experiment, example_batch
 from mmflax.run.decide import opened
-from mmflax.run.restore import restore
+from mmflax.run.evaluator import evaluator, usable
+from mmflax.run.restore import restore, which
 from mmflax.run.workdir import read_config
 
 
 def evaluate(
-    workdir: str, split: str = "test", step: int | None = None, overrides: Sequence[str] = ()
+    workdir: str,
+    split: str = "test",
+    step: int | str | None = None,
+    overrides: Sequence[str] = (),
+    mistakes: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a trained run on a split; also written to ``eval/<split>.json``.
 
     Args:
       workdir: of the run.
       split: of its data.
-      step: a checkpoint's; by default the best one if the run ranked them, else the newest.
+      step: a checkpoint's; by default ("best") the best one if the run ranked them, else the
+        newest; "last" is the newest.
       overrides: ``--config.a.b=VALUE`` words for what may differ from the training, such as the
         path of data that were moved.
+      mistakes: a picture file for the sheet of the most confident mistakes, which costs a further
+        pass over the split.
 
     Returns:
-      ``{"split", "step", "examples", "seconds", "metrics": {view: {metric: value}}, "intervals":
-      {metric: [low, high]}}``; the views are those of ``evaluation.views`` and, where the task
-      picks an answer, majority and question_prior. Intervals (95 %) are the full view's. With
+      ``{"split", "step", "checkpoint", "examples", "seconds", "metrics": {view: {metric: value}},
+      "intervals": {metric: [low, high]}}``; the views are those of ``evaluation.views`` and, where
+      the task picks an answer, majority and question_prior. Intervals (95 %) are the full view's.
+      With ``mistakes`` also ``{"mistakes": path, or None, "mistakes_in_all": how many}``; with
       unreadable images also ``{"bad_images": {id: reason}}``; they count in no metric.
     """
     root = pathlib.Path(workdir)
@@ -71,13 +79,22 @@ def evaluate(
             f"every answer of {split} is the commonest of train, so an accuracy of 100 % is what "
             "a constant answer reaches"
         )
+    sheet = {}
+    if mistakes is not None:
+        found = report.find(experiment, built, params, source)
+        shown = report.write(mistakes, found, source, built, split, {})
+        sheet = {"mistakes": shown.mistakes, "mistakes_in_all": shown.wrong}
+        if found is None:
+            notes.append("the task neither answers, writes nor searches, so it has no mistakes")
     result = {
         "split": split,
         "step": step,
+        "checkpoint": which(experiment, root, step),
         "examples": len(source),
         "seconds": round(time.perf_counter() - began, 2),
         "metrics": views,
         "intervals": intervals,
+        **sheet,
         **({"notes": notes} if notes else {}),
         **({"data_changed": changes} if changes else {}),
         **({"bad_images": dict(sorted(engine.bad.items()))} if engine.bad else {}),
@@ -110,28 +127,6 @@ def image_note(built: Built, dataset: Dataset, split: str) -> str | None:
     return (
         f"the rows of {split} have no image_id, so each counts as an image of its own: several "
         "texts of one image would count as wrong for each other"
-    )
-
-
-def usable(source: Source, bad: Mapping[str, str]) -> list[int]:
-    """Where the examples are whose images could be read."""
-    return [i for i in range(len(source)) if str(text_of(source, i).get("id", i)) not in bad]
-
-
-def evaluator(
-    experiment: Experiment, built: Built, on_bad: Callable[[str, str], None] | None = None
-) -> Evaluator:
-    """The evaluation of this run's task, as its config describes it."""
-    shards = built.mesh.shape["data"] * built.mesh.shape["fsdp"]
-    return Evaluator(
-        built.task,
-        built.processor,
-        built.mesh,
-        batch_size=-(-experiment.evaluation.batch_size // shards) * shards,
-        views=experiment.evaluation.views,
-        num_threads=experiment.data.num_threads,
-        max_bad_fraction=experiment.data.max_bad_fraction,
-        on_bad=on_bad,
     )
 
 

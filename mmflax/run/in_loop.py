@@ -9,7 +9,9 @@ from mmflax.data.dataset import Dataset, Source, Subset, spaced
 from mmflax.evaluation.baselines import baselines
 from mmflax.run.assemble import Built
 from mmflax.run.build import Experiment
-from mmflax.run.evaluate import evaluator, usable
+from mmflax.run.evaluator import evaluator, usable
+
+_BY_TYPE = "question_prior/accuracy/"  # these are for the end of the run
 
 
 class LoopEvaluation:
@@ -50,7 +52,7 @@ class LoopEvaluation:
         return values | {
             name: value
             for name, value in self.baselines.items()
-            if name.partition("/")[2] in values and not name.startswith("question_prior/accuracy/")
+            if name.partition("/")[2] in values and not name.startswith(_BY_TYPE)
         }
 
 

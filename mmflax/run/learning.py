@@ -14,8 +14,9 @@ from typing import Any
 
 from mmflax import registry
 from mmflax.errors import option
+from mmflax.evaluation.tables import percent
 from mmflax.run.build import Experiment
-from mmflax.run.progress import Standing, percent
+from mmflax.run.progress import Standing
 from mmflax.training.observe import Observer
 
 _EVEN = 0.9  # share of the most frequent answer from which accuracy says little
@@ -69,12 +70,12 @@ def not_learning(
     margin = noise(base[1], examples)
     if now.value <= base[1] + margin:
         found = (
-            f"no better than {_THAN.get(base[0], base[0])} ({percent(base[1])}, give or take "
-            f"{100 * margin:.1f} on {examples} examples)"
+            f"not clearly better than {_THAN.get(base[0], base[0])} ({percent(base[1])}, give or "
+            f"take {100 * margin:.1f} on {examples} examples)"
         )
     elif now.blind and now.value <= now.blind[1] + noise(now.blind[1], examples):
         base = now.blind
-        found = f"no better than {_THAN.get(base[0], base[0])} ({percent(base[1])})"
+        found = f"not clearly better than {_THAN.get(base[0], base[0])} ({percent(base[1])})"
     else:
         return None
     after = f"after {step} of {steps} steps {now.name} is {percent(now.value)}"

@@ -16,20 +16,22 @@ from mmflax.inference.predict import Predictor
 from mmflax.pretrained.checkpoint import Pretrained, replaced
 from mmflax.pretrained.checkpoint import from_pretrained as load_published
 from mmflax.run.former import is_run
-from mmflax.run.restore import restore
+from mmflax.run.restore import restore, which
 
 
-def load(workdir: str, *, step: int | None = None, batch_size: int = 8) -> Predictor:
+def load(workdir: str, *, step: int | str | None = None, batch_size: int = 8) -> Predictor:
     """The trained model in ``workdir``, for prediction.
 
     Args:
-      step: a checkpoint's step; by default the best one if the run ranked them, else the newest.
+      step: a checkpoint's step; by default ("best") the best one if the run ranked them, else the
+        newest; "last" is the newest. The predictor's ``checkpoint`` says which it is.
       batch_size: examples that one call of the compiled model holds; fewer are padded.
     """
-    experiment, built, params, _ = restore(
-        pathlib.Path(workdir), step, devices=jax.local_devices()[:1]
-    )
-    return Predictor(built.task, params, built.processor, batch_size=batch_size)
+    root = pathlib.Path(workdir)
+    experiment, built, params, step = restore(root, step, devices=jax.local_devices()[:1])
+    predictor = Predictor(built.task, params, built.processor, batch_size=batch_size)
+    predictor.checkpoint = which(experiment, root, step)
+    return predictor
 
 
 def from_pretrained(

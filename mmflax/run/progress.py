@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mmflax.data.processor import Processor
-from mmflax.evaluation.tables import scale
+from mmflax.evaluation.tables import percent, scale
 
 # The metric that is shown where checkpoints are ranked by none, or by a loss; the first there is.
 _SHOWN = ("accuracy", "token_accuracy", "in_batch_recall/t2i", "mlm_accuracy", "itm_accuracy")
@@ -77,8 +77,3 @@ def standing(
         blind,
         own.get("majority/accuracy"),
     )
-
-
-def percent(share: float) -> str:
-    """``71.3 %`` of 0.713."""
-    return f"{100 * share:.1f} %"

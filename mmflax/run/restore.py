@@ -14,22 +14,36 @@ from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
+from mmflax.evaluation.tables import percent, scale
 from mmflax.run import base, init_sources
 from mmflax.run.assemble import Built, assemble
 from mmflax.run.build import Experiment
 from mmflax.run.workdir import read_config
 
 
+def which(experiment: Experiment, root: pathlib.Path, step: int) -> str:
+    """A checkpoint in words, such as ``step 1200, the best by validation/accuracy (93.1 %)``."""
+    store = experiment.store(root)
+    metric = experiment.checkpoint.best_metric
+    if metric is not None and step == store.best_step():
+        value = store.metrics(step)[metric]
+        shown = percent(value) if scale(metric) == 100 else f"{value:.4g}"
+        return f"step {step}, the best by {metric} ({shown})"
+    return f"step {step}, the last" if step == max(store.steps(), default=step) else f"step {step}"
+
+
 def restore(
     root: pathlib.Path,
-    step: int | None = None,
+    step: int | str | None = None,
     devices: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> tuple[Experiment, Built, Any, int]:
     """Config, model and (averaged) parameters of a trained run; optimizer state stays on disk.
 
-    ``config`` stands in place of the workdir's, with another path of the data.
+    ``step`` is a checkpoint's; None or "best" is the best where the run ranked them (the newest
+    where not), "last" the newest. ``config`` stands in place of the workdir's, with another path of
+    the data.
     """
     experiment = Experiment(read_config(root) if config is None else config)
     processor = Processor.load(root)
@@ -40,7 +54,10 @@ def restore(
     store = experiment.store(root)
     name = "params" if built.abstract.ema is None else "ema"
     state, _, step = store.restore(
-        {name: getattr(built.abstract, name)}, step, best=True, partial=True
+        {name: getattr(built.abstract, name)},
+        step if isinstance(step, int) else None,
+        best=step != "last",
+        partial=True,
     )
     params = state[name]
     if built.adapters is not None:

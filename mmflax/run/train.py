@@ -21,16 +21,18 @@ from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.tables import scale
-from mmflax.run import data_record, init_from, init_sources, lock
+from mmflax.run import data_record, init_from, init_sources, lock, report
 from mmflax.run.assemble import Built, apply_fn, assemble
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
 from mmflax.run.decide import opened, training_flops
-from mmflax.run.evaluate import cut_note, evaluator, image_note
+from mmflax.run.evaluate import cut_note, image_note
+from mmflax.run.evaluator import evaluator
 from mmflax.run.finetune import resolve as finetune
 from mmflax.run.in_loop import LoopEvaluation, evaluated
 from mmflax.run.learning import LearningNotice, Remedies, early_evaluations
 from mmflax.run.progress import Standing, standing
+from mmflax.run.report import Report
 from mmflax.run.restore import frozen
 from mmflax.run.workdir import note_bad_images, prepare_workdir, read_config
 from mmflax.training import loop, observe
@@ -41,19 +43,34 @@ from mmflax.training.stopping import EarlyStopping
 _ENOUGH = 1000  # examples whose perfect score is no accident
 
 
-def train(config: Mapping[str, Any], workdir: str, *, quiet: bool = False) -> loop.Result:
+def train(
+    config: Mapping[str, Any],
+    workdir: str,
+    *,
+    quiet: bool = False,
+    at_end: Callable[[Report], None] | None = None,
+) -> loop.Result:
     """Trains, or goes on training, the run in ``workdir``; returns the state and last metrics.
+
+    Args:
+      quiet: print and log nothing.
+      at_end: is given the worst question types and mistakes, which then are found and drawn; not
+        where the run was interrupted, or had nothing to do.
 
     Raises:
       MmflaxError: a mistake in the config, or another training in the workdir, before data are
         read; see also `mmflax.training.loop.run`.
     """
     with contextlib.ExitStack() as stack:
-        return _train(config, workdir, quiet, stack)
+        return _train(config, workdir, quiet, at_end, stack)
 
 
 def _train(
-    config: Mapping[str, Any], workdir: str, quiet: bool, stack: contextlib.ExitStack
+    config: Mapping[str, Any],
+    workdir: str,
+    quiet: bool,
+    at_end: Callable[[Report], None] | None,
+    stack: contextlib.ExitStack,
 ) -> loop.Result:
     root = pathlib.Path(workdir)
     former = read_config(root) if (root / "config.json").exists() else None
@@ -136,7 +153,7 @@ def _train(
         num_threads=experiment.data.num_threads,
         prefetch=experiment.data.prefetch,
     )
-    evals = {}
+    evals: dict[str, LoopEvaluation] = {}
     if split in dataset.splits:
         evals[split] = LoopEvaluation(
             experiment, built, dataset.source("train"), dataset.source(split), on_bad
@@ -145,7 +162,7 @@ def _train(
     if start is not None and not quiet and main:
         print(start.table(), flush=True)
     try:
-        return loop.run(
+        result = loop.run(
             train_step=train_step(experiment, built),
             abstract_state=built.abstract,
             create_state=lambda: create_sharded(
@@ -178,6 +195,9 @@ def _train(
             if observe.peak_flops(mesh.devices.flat[0].device_kind) is None
             else training_flops(experiment, processor),
         )
+        if at_end is not None and split in evals and result.metrics and not result.preempted:
+            at_end(report.at_end(experiment, built, evals[split], result, root))
+        return result
     finally:
         store.close()
 

@@ -70,11 +70,25 @@ def config(task, kind, drop="", **fields):
     }  # fmt: skip
 
 
+def check_report(report, task, sheet):
+    assert report.note is None and report.checkpoint == "step 2, the last"
+    lines = "\n".join(report.lines())
+    if task == "pretraining":
+        assert (lines, report.mistakes, sheet.exists()) == ("", None, False)
+        return
+    assert report.examples and (report.mistakes is not None) == (report.wrong > 0)
+    assert sheet.exists() == (report.wrong > 0)
+    assert ("mistakes.png" in lines) == (report.wrong > 0)
+    assert len(report.types) <= 3 and (task != "retrieval" or not report.types)
+
+
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(("task", "kind"), CASES)
 def test_a_task_trains_is_evaluated_and_asked(task, kind, tmp_path):
     workdir = str(tmp_path / "run")
-    result = train(config(task, kind), workdir, quiet=True)
+    reports = []
+    result = train(config(task, kind), workdir, quiet=True, at_end=reports.append)
+    check_report(*reports, task, tmp_path / "run" / "eval" / "mistakes.png")
     assert math.isfinite(result.metrics["validation/loss"])
     metrics = evaluate(workdir, "test")["metrics"]
     blind = set() if task == "retrieval" else {"text_only", "image_only"}

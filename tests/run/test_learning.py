@@ -116,13 +116,17 @@ SAID = {
     "learned": (vqa(0.9), FALLING, None),
     "at the prior, the loss falls": (vqa(0.41), FALLING, "model.image_encoder.stem=conv"),
     "at the prior, more steps": (vqa(0.41), FALLING, "--config.train.steps=7200"),
-    "below the prior": (vqa(0.1), FALLING, "no better than the question prior (40.0 %"),
+    "below the prior": (vqa(0.1), FALLING, "not clearly better than the question prior (40.0 %"),
     "the loss is flat": (vqa(0.41), Training(2.0, 1.99, {}), "the training loss does not fall"),
     "the loss grows": (vqa(0.41), Training(2.0, 9.0, {}), "--config.optim.schedule.peak=0.0003"),
     "one record": (vqa(0.41), Training(2.0, None, {}), "--config.train.steps=7200"),
     "by heart": (vqa(0.41), Training(2.0, 0.1, {"accuracy": 0.95}), "optim.weight_decay=0.1"),
     "skewed": (vqa(0.93, prior=0.93, majority=0.93), FALLING, "93.0 % of the answers are one"),
-    "by the text": (vqa(0.6, blind=0.59), FALLING, "no better than with the text only (59.0 %)"),
+    "by the text": (
+        vqa(0.6, blind=0.59),
+        FALLING,
+        "not clearly better than with the text only (59.0 %)",
+    ),
     "not finite": (vqa(float("nan")), FALLING, None),
 }
 
