@@ -50,6 +50,9 @@ def locked(root: pathlib.Path) -> Iterator[None]:
       MmflaxError: in every process of the run, if another one trains there.
     """
     problem, owner = "", None
+    if jax.process_count() > 1:
+        # None takes the lock before all have read the workdir as it was.
+        multihost_utils.sync_global_devices("workdir read")
     if jax.process_index() == 0:
         try:
             owner = _acquire(root)

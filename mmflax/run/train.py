@@ -115,7 +115,7 @@ def _train(
     begins = not store.steps()
     start = start_of(experiment, built) if begins else None
     stack.enter_context(lock.locked(root))
-    if former is None and (root / "config.json").exists():
+    if processes.agreed(former is None and (root / "config.json").exists()):
         raise MmflaxError(f"Another run began in {root} meanwhile; run the same command again.")
     if main:
         prepare_workdir(root, config, processor, None if data is record else data)
