@@ -157,9 +157,9 @@ def test_sincos_positions_tell_every_patch_apart():
 BERT = dict(vocab_size=30, max_length=8, width=16, depth=2, num_heads=2)
 
 
-@pytest.fixture(scope="module")
-def text(zoo):
-    model, inputs = bert.build(**BERT), zoo.inputs()
+@pytest.fixture(scope="module", params=["post", "pre"])
+def text(zoo, request):
+    model, inputs = bert.build(**BERT, norm_style=request.param), zoo.inputs()
     tokens, mask = inputs["tokens"], inputs["text_mask"]
     return model, zoo.params(model, tokens, mask, train=False), tokens, mask
 
@@ -212,7 +212,9 @@ def test_text_too_long_is_refused(zoo):
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_half_precision_is_close(zoo, text, param_dtype):
     model, params, tokens, mask = text
-    half = bert.build(**BERT, dtype="bfloat16", param_dtype=param_dtype)
+    half = bert.build(
+        **BERT, norm_style=model.layer.norm_style, dtype="bfloat16", param_dtype=param_dtype
+    )
     kinds = {leaf.dtype for leaf in jax.tree.leaves(zoo.params(half, tokens, mask, train=False))}
     assert kinds == {jnp.dtype(param_dtype)}
     exact = zoo.run(model, params, tokens, mask, train=False)
@@ -222,7 +224,7 @@ def test_half_precision_is_close(zoo, text, param_dtype):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("encoder", ["vit", "bert"])
+@pytest.mark.parametrize("encoder", ["vit", "bert", "pre"])
 def test_last_layers_end_in_the_tokens(encoder, scan_layers, zoo):
     """The layer before the last is what an encoder of one layer less gives, final norm included."""
     sizes = dict(width=16, num_heads=2)
@@ -230,7 +232,8 @@ def test_last_layers_end_in_the_tokens(encoder, scan_layers, zoo):
     def build(depth, **fields):
         if encoder == "vit":
             return vit.build(image_size=8, patch_size=4, depth=depth, **sizes, **fields)
-        return bert.build(vocab_size=30, depth=depth, **sizes, **fields)
+        style = "pre" if encoder == "pre" else "post"
+        return bert.build(vocab_size=30, depth=depth, norm_style=style, **sizes, **fields)
 
     inputs = zoo.inputs()
     inputs = (inputs["image"],) if encoder == "vit" else (inputs["tokens"], inputs["text_mask"])
@@ -247,6 +250,25 @@ def test_last_layers_end_in_the_tokens(encoder, scan_layers, zoo):
     np.testing.assert_allclose(layers[0], expected, atol=1e-5)
     with pytest.raises(MmflaxError, match="last 3 layers were requested, but there are 2"):
         zoo.run(model, scanned, *inputs, layers=3, train=False)
+
+
+def test_pre_norm_text_ends_in_a_norm(zoo):
+    """Xiong et al. 2020, fig. 1b: x + branch(norm(x)), and a norm of the last sum."""
+    inputs = zoo.inputs()
+    tokens, mask = inputs["tokens"], inputs["text_mask"]
+    model = bert.build(**BERT, norm_style="pre")
+    params = zoo.params(model, tokens, mask, train=False)
+    plain = dict(scale=jnp.ones(16), bias=jnp.zeros(16))
+    params = {**params, "norm": plain, "embedding_norm": plain}
+    found = zoo.run(model, params, tokens, mask, train=False)
+    np.testing.assert_allclose(found.mean(-1), 0.0, atol=1e-5)
+    # Branches that give nothing leave the normalized embeddings.
+    idle = jax.tree.map(jnp.zeros_like, params["encoder"])
+    x = model.apply({"params": params}, tokens, mask, method="embed")
+    for _ in range(2):
+        x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    found = zoo.run(model, {**params, "encoder": idle}, tokens, mask, train=False)
+    np.testing.assert_allclose(found[mask], x[mask], atol=1e-4)
 
 
 def test_positions_count_what_is_no_padding():

@@ -1,4 +1,8 @@
-"""BERT-style text encoder (Devlin et al. 2019): post-norm blocks, erf GELU, epsilon 1e-12."""
+"""BERT-style text encoder (Devlin et al. 2019): post-norm blocks, erf GELU, epsilon 1e-12.
+
+`norm_style="pre"` is not BERT's; such layers train better from scratch (Xiong et al. 2020,
+arXiv:2002.04745).
+"""
 
 import functools
 from typing import Any
@@ -10,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmflax.models.encoders.base import TextEncoderBase, variant_sizes
 from mmflax.models.layers.attention import text_attention_mask
 from mmflax.models.layers.blocks import (
+    NORM_STYLES,
     Block,
     LayerNorm,
     Pooler,
@@ -45,15 +50,14 @@ class BERT(TextEncoderBase, Layered):
     limits every token to itself and what lies before it. With `layers=k` above 0 the result is a
     pair: the tokens, and a tuple of what the last k layers gave, the last one last. With
     `norm_embeddings=False` the sum of embeddings goes on as it is, for a fusion that normalizes it
-    together with the image (VisualBERT). `num_token_types` 0 leaves token types out. With
-    `cross_attention` every layer also reads the `context` of a call that has one.
+    together with the image (VisualBERT). With `norm_style="pre"` a last norm follows the layers,
+    and what they gave with `layers=k` goes through it too. `num_token_types` 0 leaves token types
+    out. With `cross_attention` every layer also reads the `context` of a call that has one.
     """
 
     width: int
     vocab_size: int
-    layer: LayerConfig = flat(
-        LayerConfig, without=("norm_style", "qkv_bias"), norm_style="post", epsilon=1e-12
-    )
+    layer: LayerConfig = flat(LayerConfig, without=("qkv_bias",), norm_style="post", epsilon=1e-12)
     stack: StackConfig = flat(StackConfig)
     max_length: int = 512
     position_offset: int = 0
@@ -77,6 +81,8 @@ class BERT(TextEncoderBase, Layered):
             Block, config, cross_attention=self.cross_attention, context_optional=True
         )
         self.encoder = Stack(layer, self.stack)
+        if lookup("norm_style", config.norm_style, NORM_STYLES):
+            self.norm = LayerNorm(**config.norm)
         self.pooler = Pooler(self.width, **dtypes)
 
     def __call__(
@@ -134,7 +140,13 @@ class BERT(TextEncoderBase, Layered):
             x = self.embedding_dropout(self.embedding_norm(x), deterministic=not train)
         x = constrain_batch(x)
         mask = text_attention_mask(text_mask, x.shape[1], causal=causal)
-        return self.encoder(x, mask, context, layers=layers, train=train)
+        found = self.encoder(x, mask, context, layers=layers, train=train)
+        if not NORM_STYLES[self.layer.norm_style]:
+            return found
+        if not layers:
+            return self.norm(found)
+        outputs = tuple(self.norm(y) for y in found[1])
+        return outputs[-1], outputs
 
     def pool(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
         """tanh(dense(first token)), trained by next-sentence prediction in the paper.
