@@ -49,7 +49,7 @@ def get_config(arg=None):
         image_encoder=dict(
             name="vit", patch_size=AUTO, stem=AUTO, position="sincos2d", cls_token=False, **SIZES
         ),
-        text_encoder=dict(name="bert", **SIZES),
+        text_encoder=dict(name="bert", norm_style="pre", **SIZES),
         fusion=dict(name="co_attention", norm_style="pre", image_pool="gap", **SIZES),
         modality_dropout=0.0,
     )

@@ -189,7 +189,9 @@ def test_another_kind_of_fusion_by_the_one_switch(checkout, monkeypatch, capfd):
 @pytest.mark.slow
 def test_a_folder_of_pictures_as_printed(checkout, monkeypatch, capfd):
     monkeypatch.chdir(checkout)
-    words = [words for words in ours() if any("my_" in word for word in words)]
+    words = [
+        words for words in ours() if any("folder.py:" in word and "my_" in word for word in words)
+    ]
     assert [line[0] for line in words] == ["data", "train", "train"]
     for line in words:
         short = [*STEPS, "--config.data.batch_size=8"]

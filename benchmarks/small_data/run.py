@@ -36,7 +36,10 @@ ABLATIONS = {
         "patch": ["model.image_encoder.stem=patch"],
         "conv": ["model.image_encoder.stem=conv"],
     },
-    "norm": {style: [f"model.fusion.norm_style={style}"] for style in ("pre", "post")},
+    "norm": {
+        style: [f"model.{part}.norm_style={style}" for part in ("text_encoder", "fusion")]
+        for style in ("pre", "post")
+    },
     "qk_init": {
         start: [f"{part}.qk_init={start}" for part in PARTS] for start in ("independent", "shared")
     },
