@@ -4,7 +4,7 @@ TASK is vqa, captioning, translation, matching, entailment, classification, reas
 or retrieval; docs/data.md lists the columns of each. `--config.init.from=SOURCE` names the start: a
 hub id, a folder, a weight file, the workdir of a run, or an image and a text encoder, VIT,BERT.
 
-Model: the checkpoint's, where "auto" stands (`mmflax/run/finetune.py`): METER, ViLT, BridgeTower,
+Model: the checkpoint's, where "auto" stands (`mmflax/run/finetune/`): METER, ViLT, BridgeTower,
 BLIP, LXMERT, UNITER, ViLBERT or VisualBERT whole; CLIP, SigLIP, ALIGN, or a ViT (DeiT, Swin,
 ResNet) and a BERT (RoBERTa) with a new co-attention on top. Sizes, preprocessing, rates, the decay
 of the rates below the head and what is new are printed, and kept in the workdir; a value of yours

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +67,9 @@ def dropped(
     if former.get(key) == here.get(key):
         return ()
     if key == "variant":
-        return tuple(sorted(set(SIZES) & set(former))) if _has_variant(section, here) else ()
+        fields = set(SIZES) & set(former)
+        fields |= {"stem"} if former.get("stem") == auto.AUTO else set()
+        return tuple(sorted(fields)) if _has_variant(section, here) else ()
     if key == "method":
         methods = importlib.import_module("mmflax.tasks.generation_model").METHODS
         mine = {**methods, "sample": {**methods["sample"], "seed": 0}}
@@ -77,7 +82,7 @@ def dropped(
         name
         for name, value in former.items()
         if name in known and name not in ("name", "schedule")
-        if not (value == auto.AUTO and auto.may_be(f"{section}.{name}") and name in knows)
+        if not (value == auto.AUTO and name in knows and _types(known[name]) == _types(knows[name]))
         if not (_takes(knows, name, value) and _may_be(section, here["name"], name, value))
     ]
     if "variant" in here and "variant" in knows and not _has_variant(section, here):
@@ -97,6 +102,14 @@ def _takes(known: schema.Keywords, key: str, value: Any) -> bool:
     except MmflaxError:
         return False
     return True
+
+
+def _types(field: inspect.Parameter) -> set[str]:
+    """The types that a field takes, None aside: what is decided for one suits its equal."""
+    whole = field.annotation
+    parts = typing.get_args(whole) if isinstance(whole, types.UnionType) else (whole,)
+    named = [part.__name__ if isinstance(part, type) else str(part) for part in parts]
+    return {one.strip() for name in named for one in name.split("|")} - {"None", "NoneType"}
 
 
 def _may_be(section: str, name: str, key: str, value: Any) -> bool:
