@@ -53,7 +53,9 @@ def scale_by_muon_and_adam(
     Args:
       shapes: path -> array or shape of every parameter.
       momentum: of Muon, as Nesterov's.
-      b1, b2, eps: of Adam.
+      b1: decay of the first moment, of Adam.
+      b2: decay of the second moment, of Adam.
+      eps: of Adam.
     """
     numbers = {path: dimension_numbers(path, len(leaf.shape)) for path, leaf in shapes.items()}
     axes = {path: of for path, of in numbers.items() if of is not None}
