@@ -30,7 +30,8 @@ SEEN, LEAST_EPOCHS = 500_000, 5  # examples to see in training, and epochs at le
 LEAST_STEPS = 100
 WARMUP = 0.05  # of the steps
 PEAK, WEIGHT_DECAY = 1e-3, 0.05
-EVALUATIONS, LOGS, PATIENCE = 8, 40, 4  # of a run
+# Of a run. A late learner may leave the prior after half of it, and the end of the schedule gains.
+EVALUATIONS, LOGS, PATIENCE = 8, 40, 6
 MOST_EVALUATED = 2048  # examples of an evaluation during training
 AUGMENT: dict[str, Any] = {
     "crop_scale": None, "flip": "off", "randaugment_ops": 0, "brightness": 0.0, "contrast": 0.0,
