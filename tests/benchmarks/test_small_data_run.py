@@ -117,8 +117,8 @@ def test_ours_are_trained_once_and_evaluated_on_each_split(tmp_path, monkeypatch
     ]
     assert trained[0][2] == f"{run.CONFIG}:vqa:{tmp_path / 'counting'}"
     given = ["recipe.minutes=1.5", "optim.weight_decay=0"]
-    post = "model.fusion.norm_style=post"
-    for words, changes in ((trained[0], ["seed=0"]), (trained[5], [post, "seed=1"])):
+    post = [f"model.{part}.norm_style=post" for part in ("text_encoder", "fusion")]
+    for words, changes in ((trained[0], ["seed=0"]), (trained[5], [*post, "seed=1"])):
         assert list(words[5:]) == [f"--config.{change}" for change in given + changes]
     table = (tmp_path / "runs/counting/test.md").read_text()
     assert "| mmflax | 1,234 | 7 |" in table and "| norm=post |" in table
