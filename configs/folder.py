@@ -22,14 +22,15 @@ WRITER = dict(
     table="text_encoder",
     decoder=dict(**SIZES, mlp_dim=AUTO, norm_style="pre"),
 )
+CHOICE = dict(label_smoothing=AUTO, bag_of_words=AUTO)
 # task: (the task's fields, the metric that ranks checkpoints)
 TASKS = {
-    "vqa": (dict(name="vqa", label_smoothing=AUTO), "accuracy"),
+    "vqa": (dict(name="vqa", **CHOICE), "accuracy"),
     "captioning": (dict(**WRITER, label_smoothing=AUTO), "token_accuracy"),
     "translation": (dict(**WRITER, label_smoothing=AUTO), "token_accuracy"),
-    "matching": (dict(name="matching", label_smoothing=AUTO), "accuracy"),
-    "entailment": (dict(name="matching", label_smoothing=AUTO), "accuracy"),
-    "classification": (dict(name="classification", label_smoothing=AUTO), "accuracy"),
+    "matching": (dict(name="matching", **CHOICE), "accuracy"),
+    "entailment": (dict(name="matching", **CHOICE), "accuracy"),
+    "classification": (dict(name="classification", **CHOICE), "accuracy"),
     "reasoning": (dict(name="reasoning", images=2, label_smoothing=AUTO), "accuracy"),
     "retrieval": (dict(name="retrieval", embed_dim=AUTO, fused=True), "in_batch_recall/t2i"),
 }

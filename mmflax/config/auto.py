@@ -21,7 +21,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model.image_encoder": (*_SIZES, "patch_size", "stem"),
     "model.text_encoder": _SIZES,
     "model.fusion": _SIZES,
-    "task": ("embed_dim", "label_smoothing"),
+    "task": ("embed_dim", "label_smoothing", "bag_of_words"),
     "task.decoder": (*_SIZES, "mlp_dim"),
     "data": ("batch_size",),
     "evaluation": ("batch_size", "max_examples"),

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers.attention import attention_mask, masked_mean
+from mmflax.models.layers.attention import attention_mask, masked_mean, zero_masked
 from mmflax.models.layers.blocks import (
     ACTIVATIONS,
     MLP,
@@ -71,6 +71,38 @@ class VQAHead(Typed):
         gelu = ACTIVATIONS["gelu"]
         x = gelu(norm(x)) if norm_first else norm(gelu(x))
         return dense(self.num_answers, dtypes, name="fc2")(x).astype(jnp.float32)
+
+
+class BagOfWords(Typed):
+    """The picture's places and the words' sum side by side with their product, without attention.
+
+    Words have a vector each, which are summed (iBOWIMG; Zhou et al. 2015, arXiv:1512.02167); the
+    image tokens, all side by side, have one linear map, so that places are told apart; and the two
+    meet in a pointwise product (Antol et al. 2015, arXiv:1505.00468, sec. 4). Beside a fusion this
+    is learned in the first steps of a training from scratch, when attention is still even. It
+    takes images of one size.
+    """
+
+    width: int
+    vocab_size: int
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        text_mask: Bool[Array, "b t"],
+        image: Float[Array, "b n d"],
+        image_mask: Bool[Array, "b n"],
+    ) -> Float[Array, "b e"]:
+        """[b 3*width]; an absent modality, masked everywhere, adds zeros and the map's bias."""
+        # Of unit variance, and not BERT's 0.02, which the first steps would make alike.
+        shape = (self.vocab_size, self.width)
+        table = self.param("words", nn.initializers.normal(1.0), shape, self.param_dtype)
+        vectors = jnp.where(text_mask[..., None], table[jnp.where(text_mask, tokens, 0)], 0)
+        words = vectors.sum(axis=1).astype(self.dtype or self.param_dtype)
+        places = zero_masked(image, image_mask).reshape(image.shape[0], -1)
+        picture = dense(self.width, self.dtypes, name="places")(places)
+        return jnp.concatenate([nn.relu(picture), nn.relu(words), picture * words], axis=-1)
 
 
 class MLMHead(Typed):

@@ -176,6 +176,9 @@ class _Deciding:
     def _task_embed_dim(self) -> Decision:
         return self._width_of("model.fusion")
 
+    def _task_bag_of_words(self) -> Decision:
+        return self._width_of("model.fusion")
+
     def _depth(self, section: str) -> Decision:
         return Decision(DEPTH[section], "small models learn from the data of one folder")
 

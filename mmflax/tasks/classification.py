@@ -27,13 +27,15 @@ def build(
     positive: str | None = None,
     label_smoothing: float = 0.0,
     caption_words: float = 0.0,
+    bag_of_words: int = 0,
 ) -> Task:
     """The task; `head` holds fields of `VQAHead`. Label `i` means `answers[i]`; -1 has zero loss
     and counts as wrong.
 
     `positive` names the class that AUROC and average precision are of. By default two classes are
     judged by the second, which is the rarer since answers are ordered by frequency (AUROC is the
-    same for either), and more by the mean of each against the rest. `caption_words`: see `vqa`.
+    same for either), and more by the mean of each against the rest. `caption_words` and
+    `bag_of_words`: see `vqa`.
 
     Metrics: `accuracy`, and by type. Over a whole split: see `scorer`.
     """
@@ -45,6 +47,7 @@ def build(
         label_smoothing=label_smoothing,
         caption_words=caption_words,
         question_types=question_types,
+        bag_of_words=bag_of_words,
     )
 
 

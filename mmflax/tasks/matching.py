@@ -24,6 +24,7 @@ def build(
     positive: str | None = None,
     label_smoothing: float = 0.0,
     caption_words: float = 0.0,
+    bag_of_words: int = 0,
 ) -> Task:
     """The task; fields as in `classification`.
 
@@ -39,4 +40,5 @@ def build(
         caption_words=caption_words,
         question_types=question_types,
         answers=answers,
+        bag_of_words=bag_of_words,
     )

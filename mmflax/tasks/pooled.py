@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmflax.errors import MmflaxError, option
 from mmflax.losses import softmax_cross_entropy
 from mmflax.metrics.accuracy import Metric, accuracy, by_group
-from mmflax.models.heads import VQAHead, WordGrounding
+from mmflax.models.heads import BagOfWords, VQAHead, WordGrounding
 from mmflax.tasks.inputs import caption_word_loss, encode, grounded
 from mmflax.tasks.task import Batch, Outputs, Record, Task
 
@@ -17,15 +18,25 @@ Loss = Callable[[Outputs, Batch], Float[Array, "b"]]
 
 
 class PooledModel(nn.Module):
-    """Gives `{"logits": [b a], "image_mask": [b n]}`, and `words` [b n v] with `grounding`."""
+    """Gives `{"logits": [b a], "image_mask": [b n]}`, and `words` [b n v] with `grounding`.
+
+    With a `bag`, a `BagOfWords`, the head reads it beside the pooled pair.
+    """
 
     backbone: nn.Module
     head: nn.Module
     grounding: nn.Module | None = None
+    bag: nn.Module | None = None
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         encoded = encode(self.backbone, batch, train=train)
-        logits = self.head(encoded.pooled, train=train)
+        pooled = encoded.pooled
+        if self.bag is not None:
+            beside = self.bag(
+                batch["tokens"], encoded.text_mask, encoded.image_tokens, encoded.image_mask
+            )
+            pooled = jnp.concatenate([pooled, beside.astype(pooled.dtype)], axis=-1)
+        logits = self.head(pooled, train=train)
         return {"logits": logits, **grounded(self.grounding, self.backbone, encoded)}
 
 
@@ -40,6 +51,7 @@ def answer_task(
     caption_words: float = 0.0,
     question_types: Sequence[str] = (),
     answers: Sequence[str] = (),
+    bag_of_words: int = 0,
     model: Callable[..., nn.Module] = PooledModel,
 ) -> Task:
     """A task over a fixed list of answers.
@@ -51,10 +63,19 @@ def answer_task(
       caption_words: this times `word_region_loss` is added to the loss.
       question_types: `accuracy/<type>` is given for each, as `question_type` numbers them.
       answers: `accuracy/answer/<answer>` is given for each, over the examples whose answer it is.
-      model: `(backbone, head, grounding)`, such as `PooledModel`.
+      bag_of_words: width of a `BagOfWords` that the head reads beside the pair; 0 = none.
+      model: `(backbone, head, grounding)`, such as `PooledModel`, which alone takes a `bag`.
     """
+    parts: dict[str, nn.Module] = {}
+    if bag_of_words:
+        if not hasattr(backbone.text_encoder, "vocab_size"):
+            raise MmflaxError(
+                f"task.bag_of_words is {bag_of_words}, but {type(backbone.text_encoder).__name__} "
+                f"has no vocab_size; give {option('task.bag_of_words', 0)}."
+            )
+        parts["bag"] = BagOfWords(bag_of_words, backbone.text_encoder.vocab_size)
     grounding = WordGrounding() if caption_words else None
-    module = model(backbone, VQAHead(num_answers, **(head or {})), grounding)
+    module = model(backbone, VQAHead(num_answers, **(head or {})), grounding, **parts)
 
     def cross_entropy(outputs: Outputs, batch: Batch) -> Float[Array, "b"]:
         return softmax_cross_entropy(

@@ -1,5 +1,6 @@
 """The VQA task: outputs, per-example loss and metrics, and the two published heads."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
 from mmflax.models.fusion import co_attention
-from mmflax.models.heads import VQAHead
+from mmflax.models.heads import BagOfWords, VQAHead
 from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.tasks import vqa
 from mmflax.tasks.task import Task
@@ -237,3 +238,57 @@ def test_predict_gives_the_logits(batch):
     outputs = task.model.apply({"params": params}, batch, train=False)
     assert set(found) == {"logits"}
     np.testing.assert_allclose(found["logits"], outputs["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_bag_of_words_is_read_beside_the_pair(batch):
+    task = build(bag_of_words=6)
+    params = task.model.init(jax.random.key(0), batch, train=False)["params"]
+    outputs = task.model.apply({"params": params}, batch, train=False)
+    assert outputs["logits"].shape == (4, 3)
+    assert params["bag"]["words"].shape == (20, 6)
+    assert params["bag"]["places"]["kernel"].shape == (5 * 16, 6)  # CLS and 4 patches
+    assert params["head"]["fc1"]["kernel"].shape[0] == 2 * 16 + 3 * 6
+
+
+def test_the_bag_is_the_sum_of_words_times_a_map_of_all_places():
+    tokens = jnp.asarray([[5, 7, 7, 0]])
+    mask, image_mask = jnp.asarray([[True, True, True, False]]), jnp.asarray([[True, True, False]])
+    image = jax.random.normal(jax.random.key(1), (1, 3, 4))
+    bag = BagOfWords(6, 20)
+    variables = bag.init(jax.random.key(0), tokens, mask, image, image_mask)
+    words, places = variables["params"]["words"], variables["params"]["places"]
+    text = np.asarray(words[5] + 2 * words[7])
+    seen = np.asarray(jnp.where(image_mask[..., None], image, 0)).reshape(1, -1)
+    picture = (seen @ np.asarray(places["kernel"]) + np.asarray(places["bias"]))[0]
+    expected = np.concatenate([np.maximum(picture, 0), np.maximum(text, 0), picture * text])
+    given = bag.apply(variables, tokens, mask, image, image_mask)[0]
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("absent", ["image", "text"])
+def test_nothing_of_an_absent_modality_reaches_the_bag(batch, absent):
+    task = build(bag_of_words=6)
+    params = task.model.init(jax.random.key(0), batch, train=False)["params"]
+    if absent == "image":
+        rows = {"image_present": jnp.zeros(4, bool)}
+        other = {"image": batch["image"] + 1}
+    else:
+        rows = {"text_mask": jnp.zeros((4, 5), bool)}
+        other = {"tokens": jnp.full((4, 5), 10**6, jnp.int32)}
+
+    def logits(**changes):
+        return task.model.apply({"params": params}, batch | rows | changes, train=False)["logits"]
+
+    np.testing.assert_array_equal(logits(), logits(**other))
+    assert np.isfinite(logits()).all()
+
+
+def test_a_bag_needs_the_size_of_the_vocabulary():
+    class Words(nn.Module):
+        pass
+
+    class Backbone(nn.Module):
+        text_encoder: nn.Module
+
+    with pytest.raises(MmflaxError, match=r"Words has no vocab_size; give --config.task.bag_of_"):
+        vqa.build(backbone=Backbone(Words()), num_answers=3, bag_of_words=6)
