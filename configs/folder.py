@@ -4,9 +4,9 @@ TASK is vqa, captioning, translation, matching, entailment, classification, reas
 or retrieval; docs/data.md lists the columns of each. What is "auto" is decided by the data once
 they are open (`mmflax/run/recipe.py` has the rules), and printed; give a value to decide yourself.
 
-Model: ViT with a convolutional stem (Xiao et al. 2021, arXiv:2106.14881) + BERT + co-attention
-(METER's form, Dou et al. 2022, arXiv:2111.02387), small, pre-norm and from scratch;
-`--config.model.fusion.name=…` changes the fusion.
+Model: ViT with a convolutional stem (Xiao et al. 2021, arXiv:2106.14881) + BERT, whose words read
+the image by cross-attention (ALBEF's, Li et al. 2021, arXiv:2107.07651), small, pre-norm and from
+scratch; `--config.model.fusion.name=co_attention` lets the image read the words too.
 Command: mmflax train --config configs/folder.py:captioning:DIR --workdir runs/mine
 Hardware: 2 CPU cores or one GPU, for `recipe.minutes` of training by estimate.
 Expected score: your data decides; read it beside the modality views of `mmflax evaluate`.
@@ -15,12 +15,12 @@ Expected score: your data decides; read it beside the modality views of `mmflax 
 from ml_collections import ConfigDict
 
 AUTO = "auto"
-SIZES = dict(width=AUTO, depth=AUTO, num_heads=AUTO, dropout_rate=AUTO)
+SIZES = dict(width=AUTO, depth=AUTO, num_heads=AUTO, mlp_dim=AUTO, dropout_rate=AUTO)
 WRITER = dict(
     name="generation",
     memory=("fused",),
     table="text_encoder",
-    decoder=dict(**SIZES, mlp_dim=AUTO, norm_style="pre"),
+    decoder=dict(**SIZES, norm_style="pre"),
 )
 CHOICE = dict(label_smoothing=AUTO, bag_of_words=AUTO)
 # task: (the task's fields, the metric that ranks checkpoints)
@@ -32,7 +32,7 @@ TASKS = {
     "entailment": (dict(name="matching", **CHOICE), "accuracy"),
     "classification": (dict(name="classification", **CHOICE), "accuracy"),
     "reasoning": (dict(name="reasoning", images=2, label_smoothing=AUTO), "accuracy"),
-    "retrieval": (dict(name="retrieval", embed_dim=AUTO, fused=True), "in_batch_recall/t2i"),
+    "retrieval": (dict(name="retrieval", embed_dim=AUTO, text_pool="gap"), "in_batch_recall/t2i"),
 }
 
 
@@ -51,7 +51,7 @@ def get_config(arg=None):
             name="vit", patch_size=AUTO, stem=AUTO, position="sincos2d", cls_token=False, **SIZES
         ),
         text_encoder=dict(name="bert", norm_style="pre", **SIZES),
-        fusion=dict(name="co_attention", norm_style="pre", image_pool="gap", **SIZES),
+        fusion=dict(name="cross_attention", norm_style="pre", image_pool="gap", **SIZES),
         modality_dropout=0.0,
     )
     c.task = dict(task)
@@ -59,7 +59,7 @@ def get_config(arg=None):
         name="folder", task=name, path=path, batch_size=AUTO, num_threads=2, max_bad_fraction=0.0
     )
     c.processor = dict(image_size=AUTO, vocab_size=8192)
-    c.augment = dict(flip=AUTO)
+    c.augment = dict(flip=AUTO, crop_scale=AUTO, brightness=AUTO, contrast=AUTO, saturation=AUTO)
     c.optim = dict(
         name="adamw",
         schedule=dict(name="warmup_cosine", peak=AUTO, warmup_steps=AUTO),

@@ -14,7 +14,7 @@ from mmflax.config import schema
 from mmflax.errors import MmflaxError
 
 AUTO = "auto"
-_SIZES = ("width", "depth", "num_heads", "dropout_rate")
+_SIZES = ("width", "depth", "num_heads", "mlp_dim", "dropout_rate")
 # section: the keys that may be ``auto``
 KEYS: dict[str, tuple[str, ...]] = {
     "processor": ("image_size",),
@@ -22,7 +22,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model.text_encoder": _SIZES,
     "model.fusion": _SIZES,
     "task": ("embed_dim", "label_smoothing", "bag_of_words"),
-    "task.decoder": (*_SIZES, "mlp_dim"),
+    "task.decoder": _SIZES,
     "data": ("batch_size",),
     "evaluation": ("batch_size", "max_examples"),
     "train": ("steps", "log_every", "eval_every", "checkpoint_every", "patience"),

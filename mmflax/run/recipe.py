@@ -23,6 +23,7 @@ DROPOUT = ((0, 0.0),)
 LABEL_SMOOTHING = ((0, 0.0),)
 DEPTH = {"model.image_encoder": 2, "model.text_encoder": 1, "model.fusion": 2, "task.decoder": 2}
 HEAD = 32  # numbers of a head
+MLP = 2  # its hidden layer's numbers for each of the width
 LEAST_SIDE, MOST_SIDE = 32, 224  # pixels
 SMALL_SIDE, SMALL_PATCH, PATCH = 96, 8, 16  # patches of 8 pixels up to a side of 96
 MOST_BATCH, LEAST_BATCH, BATCHES_AN_EPOCH = 128, 16, 20
@@ -32,13 +33,23 @@ WARMUP = 0.05  # of the steps
 PEAK, WEIGHT_DECAY = 1e-3, 0.05
 # Of a run. A late learner may leave the prior after half of it, and the end of the schedule gains.
 EVALUATIONS, LOGS, PATIENCE = 8, 40, 6
-MOST_EVALUATED = 2048  # examples of an evaluation during training
+MOST_EVALUATED = 1024  # examples of an evaluation during training
 AUGMENT: dict[str, Any] = {
     "crop_scale": None, "flip": "off", "randaugment_ops": 0, "brightness": 0.0, "contrast": 0.0,
     "saturation": 0.0, "hue": 0.0, "erase_rate": 0.0, "mask_rate": 0.0,
 }  # fmt: skip
 # Where captions are all the words, a mirror image has the same caption unless it names a side.
-AUGMENT_OF_TASK = {"captioning": {"flip": "safe"}, "retrieval": {"flip": "safe"}}
+AUGMENT_OF_TASK: dict[str, dict[str, Any]] = {
+    "captioning": {"flip": "safe"},
+    # Pictures and texts are told apart by all that they show: without much moving of the pictures
+    # a few thousand are learned by heart.
+    "retrieval": {
+        "flip": "safe", "crop_scale": (0.4, 1.0), "brightness": 0.3, "contrast": 0.3,
+        "saturation": 0.3,
+    },
+}  # fmt: skip
+# Fewer pairs than this are retrieved by the mean of word vectors, without layers over the words.
+LEAST_PAIRS = 50_000
 
 
 class Decision(NamedTuple):
@@ -180,6 +191,9 @@ class _Deciding:
         return self._width_of("model.fusion")
 
     def _depth(self, section: str) -> Decision:
+        few = self.facts.examples < LEAST_PAIRS
+        if section == "model.text_encoder" and self._task == "retrieval" and few:
+            return Decision(0, f"the mean of word vectors, for fewer than {LEAST_PAIRS:,} pairs")
         return Decision(DEPTH[section], "small models learn from the data of one folder")
 
     def _num_heads(self, section: str) -> Decision:
@@ -191,7 +205,8 @@ class _Deciding:
         return Decision(best, f"of {width // best} numbers each")
 
     def _mlp_dim(self, section: str) -> Decision:
-        return Decision(4 * (self.at(f"{section}.width") or 0), "four times the width")
+        width = self.at(f"{section}.width")
+        return Decision(MLP * (width if isinstance(width, int) else 0), f"{MLP} times the width")
 
     def _dropout_rate(self, section: str) -> Decision:
         return self._by_examples(DROPOUT)
@@ -301,8 +316,12 @@ class _Deciding:
 
     # Augmentation.
 
-    def _augmented(self, name: str) -> Decision:
+    @property
+    def _task(self) -> str:
+        """The data's."""
         given = schema.at(self.config, "data").get("task")
-        task = self.facts.task or (given if isinstance(given, str) else "")
-        value = {**AUGMENT, **AUGMENT_OF_TASK.get(task, {})}[name]
+        return self.facts.task or (given if isinstance(given, str) else "")
+
+    def _augmented(self, name: str) -> Decision:
+        value = {**AUGMENT, **AUGMENT_OF_TASK.get(self._task, {})}[name]
         return Decision(value, "keeps the words of this task true")

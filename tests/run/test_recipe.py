@@ -117,7 +117,7 @@ def test_widths_go_together(words, widths):
     found = decide(read("captioning", *words))
     named = [v for k, v in found.items() if k.startswith("model.") and k.endswith(".width")]
     assert tuple(named) == widths and found["task.decoder.width"] == widths[0]
-    assert found["task.decoder.mlp_dim"] == 4 * widths[0]
+    assert found["task.decoder.mlp_dim"] == 2 * widths[0]
 
 
 @pytest.mark.parametrize(("shards", "accumulate"), itertools.product((1, 3, 8, 256), (1, 2, 5)))
