@@ -61,7 +61,8 @@ def get_config(arg=None):
     c.processor = dict(image_size=AUTO, vocab_size=8192)
     c.augment = dict(flip=AUTO, crop_scale=AUTO, brightness=AUTO, contrast=AUTO, saturation=AUTO)
     c.optim = dict(
-        name="adamw",
+        name="muon",
+        b2=0.98,
         schedule=dict(name="warmup_cosine", peak=AUTO, warmup_steps=AUTO),
         weight_decay=AUTO,
         clip_norm=1.0,

@@ -43,6 +43,8 @@ ABLATIONS = {
     "qk_init": {
         start: [f"{part}.qk_init={start}" for part in PARTS] for start in ("independent", "shared")
     },
+    "optimizer": {name: [f"optim.name={name}"] for name in ("muon", "adamw")},
+    "bag": {width: [f"task.bag_of_words={width}"] for width in ("0", "128")},
     "batch": {size: [f"data.batch_size={size}"] for size in ("32", "64", "128")},
     "rate": {rate: [f"optim.schedule.peak={rate}"] for rate in ("3e-4", "5e-4", "2e-3")},
     "augmentation": {

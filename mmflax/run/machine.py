@@ -12,7 +12,7 @@ from mmflax.training import observe
 
 # What a training of small models reaches: FLOP/s of a CPU core, the share of an accelerator's peak,
 # steps/s of any machine, and decoded pixels/s of a core.
-CORE_FLOPS, PEAK_SHARE, OTHER_FLOPS = 40e9, 0.1, 5e12
+CORE_FLOPS, PEAK_SHARE, OTHER_FLOPS = 33e9, 0.1, 5e12
 STEPS_PER_SECOND, PIXELS_PER_SECOND = 100.0, 60e6
 
 
