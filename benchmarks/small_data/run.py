@@ -56,6 +56,8 @@ ABLATIONS = {
         "color": ["augment.brightness=0.2", "augment.contrast=0.2"],
     },
 }
+# Those of a task's own key.
+OF_TASK = {"bag": "vqa"}
 OURS = "mmflax"
 
 
@@ -110,6 +112,11 @@ def ablated(arguments):
     names = [name for name in arguments.ablate.split(",") if name]
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise SystemExit(f"--ablate {unknown[0]!r} is not one of {', '.join(ABLATIONS)}")
+    task = task_of(arguments.data / arguments.set)
+    if other := [name for name in names if OF_TASK.get(name, task) != task]:
+        raise SystemExit(
+            f"--ablate {other[0]!r} is of {OF_TASK[other[0]]}; {arguments.set} is {task}"
+        )
     return {
         f"{name}={value}": [*arguments.config_overrides, *overrides]
         for name in names

@@ -59,11 +59,15 @@ class TextEncoder(Protocol):
       supports_causal: `causal=True` limits every token to itself and those before it.
       pooling: the token that its `pool(text, tokens, text_mask)` takes for the text; "none": the
         text is summarized by its first token.
+      num_words: rows of its word table; 0 where it does not say.
     """
 
     gives_layers: bool
     supports_causal: bool
     pooling: str
+
+    @property
+    def num_words(self) -> int: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 

@@ -68,12 +68,13 @@ def answer_task(
     """
     parts: dict[str, nn.Module] = {}
     if bag_of_words:
-        if not hasattr(backbone.text_encoder, "vocab_size"):
+        words = backbone.text_encoder.num_words
+        if not words:
             raise MmflaxError(
                 f"task.bag_of_words is {bag_of_words}, but {type(backbone.text_encoder).__name__} "
-                f"has no vocab_size; give {option('task.bag_of_words', 0)}."
+                f"does not say its num_words; give {option('task.bag_of_words', 0)}."
             )
-        parts["bag"] = BagOfWords(bag_of_words, backbone.text_encoder.vocab_size)
+        parts["bag"] = BagOfWords(bag_of_words, words)
     grounding = WordGrounding() if caption_words else None
     module = model(backbone, VQAHead(num_answers, **(head or {})), grounding, **parts)
 

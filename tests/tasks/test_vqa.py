@@ -8,6 +8,7 @@ import pytest
 
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
+from mmflax.models.encoders.base import TextEncoderBase
 from mmflax.models.fusion import co_attention
 from mmflax.models.heads import BagOfWords, VQAHead
 from mmflax.models.vision_language import VisionLanguageModel
@@ -284,11 +285,11 @@ def test_nothing_of_an_absent_modality_reaches_the_bag(batch, absent):
 
 
 def test_a_bag_needs_the_size_of_the_vocabulary():
-    class Words(nn.Module):
+    class Words(TextEncoderBase):
         pass
 
     class Backbone(nn.Module):
         text_encoder: nn.Module
 
-    with pytest.raises(MmflaxError, match=r"Words has no vocab_size; give --config.task.bag_of_"):
+    with pytest.raises(MmflaxError, match="Words does not say its num_words.*bag_of_words=0"):
         vqa.build(backbone=Backbone(Words()), num_answers=3, bag_of_words=6)

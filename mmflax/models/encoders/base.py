@@ -88,3 +88,8 @@ class TextEncoderBase(nn.Module):
     gives_layers = False
     supports_causal = False
     pooling = "none"
+
+    @property
+    def num_words(self) -> int:
+        """Rows of the word table; 0 where the encoder does not say."""
+        return 0

@@ -69,6 +69,10 @@ class BERT(TextEncoderBase, Layered):
     gives_layers = True
     supports_causal = True
 
+    @property
+    def num_words(self) -> int:
+        return self.vocab_size
+
     def setup(self) -> None:
         config, dtypes = self.layer, self.layer.dtypes
         self.word_embedding = embedding_table(self.vocab_size, self.width, dtypes)

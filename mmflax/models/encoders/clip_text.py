@@ -55,6 +55,10 @@ class CLIPText(TextEncoderBase, Layered):
     gives_layers = True
     supports_causal = True
 
+    @property
+    def num_words(self) -> int:
+        return self.vocab_size
+
     def setup(self) -> None:
         config = self.layer
         self.word_embedding = embedding_table(self.vocab_size, self.width, config.dtypes)
