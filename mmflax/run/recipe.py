@@ -188,6 +188,9 @@ class _Deciding:
         return self._width_of("model.fusion")
 
     def _task_bag_of_words(self) -> Decision:
+        width = self.at("model.fusion.width")
+        if not isinstance(width, int) or width < 1:  # which is named where it stands
+            return Decision(0, "the width is not known")
         return self._width_of("model.fusion")
 
     def _depth(self, section: str) -> Decision:

@@ -67,6 +67,11 @@ def answer_task(
       model: `(backbone, head, grounding)`, such as `PooledModel`, which alone takes a `bag`.
     """
     parts: dict[str, nn.Module] = {}
+    if bag_of_words < 0:
+        raise MmflaxError(
+            f"task.bag_of_words is {bag_of_words}; expected a width, or 0 for none, as in "
+            f"{option('task.bag_of_words', 128)}."
+        )
     if bag_of_words:
         words = backbone.text_encoder.num_words
         if not words:

@@ -120,6 +120,15 @@ def test_widths_go_together(words, widths):
     assert found["task.decoder.mlp_dim"] == 2 * widths[0]
 
 
+def test_few_pairs_are_retrieved_by_word_vectors_of_moved_pictures():
+    few, many = (decide(read("retrieval"), examples=count) for count in (3_000, 60_000))
+    depths = [found["model.text_encoder.depth"] for found in (few, many)]
+    assert depths == [0, recipe.DEPTH["model.text_encoder"]]
+    assert read("retrieval")["task"]["text_pool"] == "gap"  # without layers CLS sees no word
+    assert few["augment.crop_scale"] and decide(examples=3_000)["augment.crop_scale"] is None
+    assert decide(examples=3_000)["model.text_encoder.depth"] > 0
+
+
 @pytest.mark.parametrize(("shards", "accumulate"), itertools.product((1, 3, 8, 256), (1, 2, 5)))
 def test_batches_divide_over_the_mesh(shards, accumulate):
     config = read("vqa", f"train.accumulate={accumulate}")

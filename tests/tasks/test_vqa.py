@@ -293,3 +293,8 @@ def test_a_bag_needs_the_size_of_the_vocabulary():
 
     with pytest.raises(MmflaxError, match="Words does not say its num_words.*bag_of_words=0"):
         vqa.build(backbone=Backbone(Words()), num_answers=3, bag_of_words=6)
+
+
+def test_a_negative_width_of_the_bag_is_named():
+    with pytest.raises(MmflaxError, match="task.bag_of_words is -3; expected a width, or 0"):
+        build(bag_of_words=-3)
