@@ -97,7 +97,7 @@ class BagOfWords(Typed):
         """[b 3*width]; an absent modality, masked everywhere, adds zeros and the map's bias."""
         # Of unit variance, and not BERT's 0.02, which the first steps would make alike.
         shape = (self.vocab_size, self.width)
-        table = self.param("words", nn.initializers.normal(1.0), shape, self.param_dtype)
+        table = self.param("word_embedding", nn.initializers.normal(1.0), shape, self.param_dtype)
         vectors = jnp.where(text_mask[..., None], table[jnp.where(text_mask, tokens, 0)], 0)
         words = vectors.sum(axis=1).astype(self.dtype or self.param_dtype)
         places = zero_masked(image, image_mask).reshape(image.shape[0], -1)

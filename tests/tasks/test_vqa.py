@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmflax.distributed.mesh import RULES, make_mesh, param_specs
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import bert, vit
 from mmflax.models.encoders.base import TextEncoderBase
@@ -246,7 +247,7 @@ def test_a_bag_of_words_is_read_beside_the_pair(batch):
     params = task.model.init(jax.random.key(0), batch, train=False)["params"]
     outputs = task.model.apply({"params": params}, batch, train=False)
     assert outputs["logits"].shape == (4, 3)
-    assert params["bag"]["words"].shape == (20, 6)
+    assert params["bag"]["word_embedding"].shape == (20, 6)
     assert params["bag"]["places"]["kernel"].shape == (5 * 16, 6)  # CLS and 4 patches
     assert params["head"]["fc1"]["kernel"].shape[0] == 2 * 16 + 3 * 6
 
@@ -257,7 +258,7 @@ def test_the_bag_is_the_sum_of_words_times_a_map_of_all_places():
     image = jax.random.normal(jax.random.key(1), (1, 3, 4))
     bag = BagOfWords(6, 20)
     variables = bag.init(jax.random.key(0), tokens, mask, image, image_mask)
-    words, places = variables["params"]["words"], variables["params"]["places"]
+    words, places = variables["params"]["word_embedding"], variables["params"]["places"]
     text = np.asarray(words[5] + 2 * words[7])
     seen = np.asarray(jnp.where(image_mask[..., None], image, 0)).reshape(1, -1)
     picture = (seen @ np.asarray(places["kernel"]) + np.asarray(places["bias"]))[0]
@@ -298,3 +299,11 @@ def test_a_bag_needs_the_size_of_the_vocabulary():
 def test_a_negative_width_of_the_bag_is_named():
     with pytest.raises(MmflaxError, match="task.bag_of_words is -3; expected a width, or 0"):
         build(bag_of_words=-3)
+
+
+def test_the_bag_has_a_place_on_every_mesh(batch):
+    task = build(bag_of_words=6)
+    shapes = jax.eval_shape(lambda k: task.model.init(k, batch, train=False), jax.random.key(0))
+    placed = param_specs(shapes["params"], RULES, make_mesh(1, 2, 2, jax.devices()[:4]))
+    assert placed["bag"]["places"]["kernel"].spec[0] == "fsdp"
+    assert placed["bag"]["word_embedding"].is_fully_replicated
