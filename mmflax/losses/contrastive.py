@@ -2,7 +2,8 @@
 
 `x` and `y` [b d] are the two sides' embeddings, row i of each belonging together; pass unit vectors
 (`numerics.unit`) to compare by cosine. `scale` is 1 / temperature. `keys` [b] are equal where two
-rows show the same image: such rows are no negatives of each other. `mask` [b] is false on rows that
+rows show the same image, or [b k] where a row has several, such as its image's and its text's: rows
+that share one are no negatives of each other. `mask` [b] is false on rows that
 take no part (padding, a modality absent): loss 0, and nobody's negative.
 
 `reduce` compares the pairs: by default in a ring over the mesh in force, where there is one, laid
@@ -18,7 +19,7 @@ from mmflax.losses.pairs import Reduce
 
 Rows = Float[Array, "b d"]
 Scalar = Float[Array, ""]
-Keys = Int[Array, "b"] | None
+Keys = Int[Array, "b *k"] | None
 Mask = Bool[Array, "b"] | None
 Reducer = Reduce | None
 
@@ -29,7 +30,7 @@ def clip(
     """Symmetric InfoNCE: mean of -log softmax over the row and over the column at the right pair.
 
     CLIP (Radford et al. 2021, fig. 3), InfoNCE (van den Oord et al. 2018, eq. 4) in both
-    directions. Unlike the paper, rows with equal `keys` are left out of each other's sum.
+    directions. Unlike the paper, rows with an equal key are left out of each other's sum.
     """
     keys, used, reduce = _defaults(x, keys, mask, reduce)
     bias = jnp.zeros((), jnp.float32)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmflax.losses.classification import softmax_cross_entropy
+from mmflax.losses.pairs import different
 
 
 def matching_loss(logits: Float[Array, "b 2"], matched: Bool[Array, "b"]) -> Float[Array, "b"]:
@@ -16,20 +17,20 @@ def matching_loss(logits: Float[Array, "b 2"], matched: Bool[Array, "b"]) -> Flo
 def hard_negatives(
     key: Key[Array, ""],
     similarity: Float[Array, "g b b"],
-    keys: Int[Array, "g b"],
+    keys: Int[Array, "g b *k"],
     mask: Bool[Array, "g b"] | None = None,
 ) -> tuple[Int[Array, "g b"], Bool[Array, "g b"]]:
     """One wrong partner per row, drawn from softmax(similarity) within each of the `g` groups.
 
     `similarity[g, i, j]` is the logit of row i with candidate j (ALBEF's p_i2t before the softmax);
-    zeros draw uniformly. Left out are the row itself, rows with the same image key, and rows whose
+    zeros draw uniformly. Left out are the row itself, rows that share one of its keys, and rows whose
     `mask` is false. The same key gives the same draw.
 
     Returns:
       (candidate's index in the group, whether the row has a candidate at all).
     """
     used = jnp.ones(keys.shape, bool) if mask is None else mask
-    possible = used[:, :, None] & used[:, None, :] & (keys[:, :, None] != keys[:, None, :])
+    possible = used[:, :, None] & used[:, None, :] & jax.vmap(different)(keys, keys)
     possible &= ~jnp.eye(keys.shape[1], dtype=bool)[None]
     logits = jnp.where(possible, similarity.astype(jnp.float32), -jnp.inf)
     exists = possible.any(axis=-1)

@@ -8,7 +8,8 @@ pairs with x_i) and of column j (all pairs with y_j) into one number each:
 - "max": the largest logit; passes no gradient
 
 Which pairs count: those of two rows in use (`used`) with different `keys`, so neither a row with
-itself nor two rows that show the same image; with `diagonal` also (i, i), whatever its key.
+itself nor two rows that show the same image; with `diagonal` also (i, i), whatever its key. A row
+may have several keys [b k], its image's and its text's: a pair counts where none of them is equal.
 A row or column without any such pair gives `NEGATIVE` (0 for "softplus").
 
 `dense_pairs` holds the whole [b b] matrix; `contrastive_sharded.ring_pairs` never does.
@@ -51,11 +52,17 @@ def similarities(x: Float[Array, "p d"], y: Float[Array, "q d"]) -> Float[Array,
     )
 
 
+def different(keys: Int[Array, "p *k"], others: Int[Array, "q *k"]) -> Bool[Array, "p q"]:
+    """Which pairs of rows have no key in common."""
+    unequal = keys[:, None] != others[None]
+    return unequal.reshape(*unequal.shape[:2], -1).all(axis=-1)
+
+
 def allowed(rows: Any, columns: Any, diagonal: bool) -> Bool[Array, "p q"]:
     """Which pairs count; `rows` and `columns` are each (index, key, used)."""
     index, key, used = rows
     other_index, other_key, other_used = columns
-    counts = used[:, None] & other_used[None] & (key[:, None] != other_key[None])
+    counts = used[:, None] & other_used[None] & different(key, other_key)
     return counts | (index[:, None] == other_index[None]) if diagonal else counts
 
 
@@ -64,7 +71,7 @@ def dense_pairs(
     y: Float[Array, "b d"],
     scale: Float[Array, ""],
     bias: Float[Array, ""],
-    keys: Int[Array, "b"],
+    keys: Int[Array, "b *k"],
     used: Bool[Array, "b"],
     *,
     kind: str,

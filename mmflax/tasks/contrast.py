@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.losses import contrastive
 from mmflax.metrics.accuracy import Metric
+from mmflax.tasks.inputs import pair_keys
 from mmflax.tasks.task import Batch
 
 MAX_SCALE = 100.0  # CLIP, sec. 2.5: a larger one makes training unstable
@@ -77,9 +78,9 @@ def contrastive_loss(
     used: Bool[Array, "b"],
     batch: Batch,
 ) -> Float[Array, "b"]:
-    """The loss of that kind over the rows in use; rows with one `image_key` are no negatives of
-    each other."""
-    given: Any = dict(keys=batch.get("image_key"), mask=used)
+    """The loss of that kind over the rows in use; rows with the same image or the same text
+    are no negatives of each other."""
+    given: Any = dict(keys=pair_keys(batch), mask=used)
     if kind == "sigmoid":
         return contrastive.sigmoid(image, text, scale, bias, **given)
     loss = contrastive.clip if kind == "clip" else contrastive.nt_xent
@@ -90,6 +91,6 @@ def recall_metrics(
     image: Float[Array, "b e"], text: Float[Array, "b e"], used: Bool[Array, "b"], batch: Batch
 ) -> dict[str, Metric]:
     """`in_batch_recall/i2t` and `/t2i`: recall at 1, which the batch's size decides."""
-    hits = contrastive.recall_at_1(image, text, keys=batch.get("image_key"), mask=used)
+    hits = contrastive.recall_at_1(image, text, keys=pair_keys(batch), mask=used)
     names = ("in_batch_recall/i2t", "in_batch_recall/t2i")
     return {n: (hit, used.astype(jnp.float32)) for n, hit in zip(names, hits, strict=True)}

@@ -7,6 +7,7 @@ lists them.
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -15,6 +16,10 @@ from mmflax.losses import word_region_loss
 from mmflax.models.encoders.regions import join_regions
 from mmflax.models.vision_language import Encoded
 from mmflax.tasks.task import Batch, Outputs
+
+# Of the hash of a text: Knuth's multiplier (The Art of Computer Programming, vol. 3, sec. 6.4), and
+# that of the linear congruential generator in Numerical Recipes.
+_MIX, _ODD = 2654435761, 1664525
 
 
 def encode(
@@ -61,6 +66,25 @@ def image_mask(backbone: nn.Module, batch: Batch) -> Bool[Array, "b n"] | None:
         masks.append(jnp.broadcast_to(present[:, None], (present.shape[0], tokens)))
     given = [mask for mask in masks if mask is not None]
     return functools.reduce(jnp.logical_and, given) if given else None
+
+
+def pair_keys(batch: Batch) -> Int[Array, "b 2"]:
+    """A key of each row's image, its `image_key`, and one of its text, a hash of its tokens.
+
+    Rows that share one of them are no negatives of each other: the image or the text is as right in
+    either place.
+    """
+    tokens, mask = batch["tokens"], batch["text_mask"]
+    image = batch.get("image_key")
+    if image is None:
+        image = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    # A polynomial in an odd number, modulo 2^32, of tokens that are mixed first.
+    powers = [pow(_ODD, place, 2**32) for place in range(tokens.shape[1])]
+    mixed = (tokens.astype(jnp.uint32) + jnp.uint32(1)) * jnp.uint32(_MIX)
+    mixed = mixed ^ (mixed >> jnp.uint32(15))
+    terms = jnp.where(mask, mixed * jnp.asarray(powers, jnp.uint32)[None], jnp.uint32(0))
+    text = jax.lax.bitcast_convert_type(terms.sum(axis=1, dtype=jnp.uint32), jnp.int32)
+    return jnp.stack([image.astype(jnp.int32), text], axis=1)
 
 
 def pair_rows(batch: Batch) -> dict[str, Array]:

@@ -24,7 +24,7 @@ class Negatives(NamedTuple):
 
 def draw_negatives(
     key: Key[Array, ""],
-    keys: Int[Array, "b"] | None,
+    keys: Int[Array, "b *k"] | None,
     used: Bool[Array, "b"],
     group: int,
     image: Float[Array, "b e"] | None = None,
@@ -34,8 +34,8 @@ def draw_negatives(
     """A wrong partner for each row, from the rows around it: at most `group` of them, the largest
     number that divides the batch, or with 0 the whole batch.
 
-    Given embeddings, the more similar (times `scale`) the likelier; else uniform. Rows with equal
-    image `keys` are no negatives of each other.
+    Given embeddings, the more similar (times `scale`) the likelier; else uniform. Rows that
+    share one of their `keys` are no negatives of each other.
     """
     rows = used.shape[0]
     group = max(size for size in range(1, (group or rows) + 1) if rows % size == 0)

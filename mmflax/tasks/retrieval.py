@@ -47,7 +47,7 @@ def build(
 ) -> Task:
     """The task; the text of an example is what should find its image.
 
-    Rows with the same `image_key` are no negatives of each other.
+    Rows with the same `image_key` or the same words are no negatives of each other.
 
     Args:
       loss: "clip" (softmax over the batch), "nt_xent" (SimCLR) or "sigmoid" (SigLIP).

@@ -10,7 +10,7 @@ from mmflax.models.heads import MAPHead, pool_tokens
 from mmflax.models.layers.blocks import KERNEL_INIT, lookup
 from mmflax.models.vision_language import read_encoder, read_image
 from mmflax.numerics import unit
-from mmflax.tasks.inputs import image_mask, picture
+from mmflax.tasks.inputs import image_mask, pair_keys, picture
 from mmflax.tasks.negatives import draw_negatives, interleave, take_rows
 from mmflax.tasks.task import Batch
 
@@ -77,7 +77,7 @@ class RetrievalModel(nn.Module):
             table = self.backbone.text_encoder.word_embedding.embedding
             outputs["words"] = self.grounding(image["tokens"], table)
         if self.fused:
-            keys = batch.get("image_key")
+            keys = pair_keys(batch)
             outputs |= self._match_batch(image, text, scale, used, keys, train)
         return outputs
 

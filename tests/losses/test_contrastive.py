@@ -14,6 +14,7 @@ from mmflax.losses.pairs import dense_pairs
 
 ROWS, WIDTH = 16, 4
 KEYS = np.array([0, 1, 2, 3, 0, 5, 6, 7, 8, 9, 1, 11, 12, 13, 14, 0], np.int32)
+TWO_KEYS = np.stack([KEYS, np.arange(ROWS, dtype=np.int32) // 3], axis=1)
 MASK = np.arange(ROWS) != 3
 LOSSES = ("clip", "nt_xent", "sigmoid")
 
@@ -30,7 +31,7 @@ def expected(name, x, y, scale, bias, keys, mask):
     x, y = x.astype(np.float64), y.astype(np.float64)
     found = np.zeros(len(x))
     for i in np.flatnonzero(mask):
-        others = [j for j in np.flatnonzero(mask) if keys[j] != keys[i]]
+        others = [j for j in np.flatnonzero(mask) if np.all(keys[j] != keys[i])]
         right = np.exp(scale * x[i] @ y[i])
         if name == "clip":  # Radford et al. 2021, fig. 3
             rows = sum(np.exp(scale * x[i] @ y[j]) for j in others)
@@ -54,11 +55,11 @@ def arguments(name, x, y):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("marked", [False, True])
-def test_loss_is_the_papers_sum(name, marked):
+@pytest.mark.parametrize("keys", [None, KEYS, TWO_KEYS], ids=["unmarked", "key", "two keys"])
+def test_loss_is_the_papers_sum(name, keys):
     x, y = features()
-    keys, mask = (KEYS, MASK) if marked else (np.arange(ROWS), np.ones(ROWS, bool))
-    given = dict(keys=jnp.asarray(keys), mask=jnp.asarray(mask)) if marked else {}
+    given = {} if keys is None else dict(keys=jnp.asarray(keys), mask=jnp.asarray(MASK))
+    keys, mask = (np.arange(ROWS), np.ones(ROWS, bool)) if keys is None else (keys, MASK)
     found = jax.jit(getattr(contrastive, name))(*arguments(name, x, y), **given)
     np.testing.assert_allclose(found, expected(name, x, y, 5.0, -1.5, keys, mask), rtol=2e-5)
 
@@ -82,13 +83,14 @@ MESHES = {1: (1, 1, 1), 2: (2, 1, 1), 4: (2, 2, 2), 8: (4, 2, 1)}
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("keys", [KEYS, TWO_KEYS], ids=["key", "two keys"])
 @pytest.mark.parametrize("devices", MESHES)
-def test_ring_is_dense_in_value_and_gradient(name, devices):
+def test_ring_is_dense_in_value_and_gradient(name, devices, keys):
     shape = MESHES[devices]
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     x, y = features()
     weight = jnp.arange(1.0, ROWS + 1)  # every row its own, so that none can stand for another
-    given = dict(keys=jnp.asarray(KEYS), mask=jnp.asarray(MASK))
+    given = dict(keys=jnp.asarray(keys), mask=jnp.asarray(MASK))
     args = arguments(name, x, y)
 
     def weighted(loss):

@@ -16,6 +16,7 @@ from mmflax.models.vision_language import VisionLanguageModel
 from mmflax.numerics import unit
 from mmflax.tasks import retrieval
 from mmflax.tasks.contrast import Temperature
+from mmflax.tasks.inputs import pair_keys
 from tests.toy_backbone import VOCAB, toy_backbone
 
 
@@ -390,3 +391,34 @@ def test_the_scale_has_a_limit_that_it_can_leave():
     assert jnp.allclose(found, slope) and found < 100
     found, slope = scale(None, limit + 1.0)
     assert jnp.allclose(found, slope) and found > 100
+
+
+def test_rows_with_the_same_words_are_no_negatives(batch):
+    """Neither in the loss nor among the pairs that are matched; other padding is the same text."""
+    tokens = batch["tokens"].at[1].set(batch["tokens"][0])
+    tokens = tokens.at[1, -1].set(19)
+    mask = batch["text_mask"].at[:2].set(jnp.arange(5) < 4)
+    twins = batch | {"tokens": tokens, "text_mask": mask}
+    keys = pair_keys(twins)
+    assert keys.dtype == jnp.int32
+    assert keys[0, 1] == keys[1, 1] and len(set(np.asarray(keys[:, 1]).tolist())) == 3
+    assert len(set(np.asarray(keys[:, 0]).tolist())) == 4
+    np.testing.assert_array_equal(pair_keys(twins | {"image_key": jnp.full(4, 7)})[:, 0], 7)
+    task = build()
+    outputs = task.model.init_with_output(jax.random.key(0), twins, train=False)[0]
+    given = (outputs["image_embedding"], outputs["text_embedding"], outputs["logit_scale"])
+    want = contrastive.clip(*given, keys=jnp.array([3, 3, 1, 2]))
+    np.testing.assert_allclose(task.loss(outputs, twins), want, rtol=1e-6)
+    apart = contrastive.clip(*given)
+    assert np.all(np.asarray(want[:2]) < np.asarray(apart[:2]))
+
+
+def test_the_key_of_a_text_is_its_words_in_their_order():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 30_000, (20_000, 8)).astype(np.int32)
+    tokens[:, :5] = 7  # alike but for the last three
+    tokens[10_000:] = tokens[:10_000, ::-1]
+    mask = rng.random(tokens.shape) < 0.9
+    keys = pair_keys({"tokens": jnp.asarray(tokens), "text_mask": jnp.asarray(mask)})
+    texts = {(*row[used], *np.flatnonzero(used)) for row, used in zip(tokens, mask, strict=True)}
+    assert len(set(np.asarray(keys[:, 1]).tolist())) == len(texts)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mmflax.models.layers.blocks import KERNEL_INIT
+from mmflax.tasks.inputs import pair_keys
 from mmflax.tasks.negatives import draw_negatives, interleave, itm_accuracy, itm_loss, take_rows
 from mmflax.tasks.objectives.objective import CleanPass, Objective, draw_key
 from mmflax.tasks.task import Batch, Outputs
@@ -27,7 +28,7 @@ class Matching(nn.Module):
         rows = used.shape[0]
         itc = clean.others.get("itc")
         embeddings = () if itc is None else (itc["image"], itc["text"], itc["scale"])
-        keys = clean.batch.get("image_key")
+        keys = pair_keys(clean.batch)
         wrong = draw_negatives(draw_key(self, train), keys, used, self.negative_group, *embeddings)
 
         def images(x: Array) -> Array:
