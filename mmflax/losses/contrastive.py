@@ -19,7 +19,7 @@ from mmflax.losses.pairs import Reduce
 
 Rows = Float[Array, "b d"]
 Scalar = Float[Array, ""]
-Keys = Int[Array, "b *k"] | None
+Keys = Int[Array, "b ..."] | None
 Mask = Bool[Array, "b"] | None
 Reducer = Reduce | None
 

@@ -17,14 +17,14 @@ def matching_loss(logits: Float[Array, "b 2"], matched: Bool[Array, "b"]) -> Flo
 def hard_negatives(
     key: Key[Array, ""],
     similarity: Float[Array, "g b b"],
-    keys: Int[Array, "g b *k"],
+    keys: Int[Array, "g b ..."],
     mask: Bool[Array, "g b"] | None = None,
 ) -> tuple[Int[Array, "g b"], Bool[Array, "g b"]]:
     """One wrong partner per row, drawn from softmax(similarity) within each of the `g` groups.
 
     `similarity[g, i, j]` is the logit of row i with candidate j (ALBEF's p_i2t before the softmax);
-    zeros draw uniformly. Left out are the row itself, rows that share one of its keys, and rows whose
-    `mask` is false. The same key gives the same draw.
+    zeros draw uniformly. Left out are the row itself, rows that share one of its keys, and rows
+    whose `mask` is false. The same key gives the same draw.
 
     Returns:
       (candidate's index in the group, whether the row has a candidate at all).

@@ -52,7 +52,7 @@ def similarities(x: Float[Array, "p d"], y: Float[Array, "q d"]) -> Float[Array,
     )
 
 
-def different(keys: Int[Array, "p *k"], others: Int[Array, "q *k"]) -> Bool[Array, "p q"]:
+def different(keys: Int[Array, "p ..."], others: Int[Array, "q ..."]) -> Bool[Array, "p q"]:
     """Which pairs of rows have no key in common."""
     unequal = keys[:, None] != others[None]
     return unequal.reshape(*unequal.shape[:2], -1).all(axis=-1)
@@ -71,7 +71,7 @@ def dense_pairs(
     y: Float[Array, "b d"],
     scale: Float[Array, ""],
     bias: Float[Array, ""],
-    keys: Int[Array, "b *k"],
+    keys: Int[Array, "b ..."],
     used: Bool[Array, "b"],
     *,
     kind: str,

@@ -24,7 +24,7 @@ class Negatives(NamedTuple):
 
 def draw_negatives(
     key: Key[Array, ""],
-    keys: Int[Array, "b *k"] | None,
+    keys: Int[Array, "b ..."] | None,
     used: Bool[Array, "b"],
     group: int,
     image: Float[Array, "b e"] | None = None,
