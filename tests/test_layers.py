@@ -36,7 +36,16 @@ ALLOWED = {
     },
     "mmflax.cli": {"run", "inference", "evaluation", "pretrained", "config", "distributed"},
 }  # fmt: skip
-EVERYBODY = {"errors", "version", "registry", "paths", "files", "numerics", "batch_keys"}
+EVERYBODY = {
+    "errors",
+    "version",
+    "registry",
+    "paths",
+    "files",
+    "numerics",
+    "batch_keys",
+    "platform",
+}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -12,8 +12,8 @@ from mmflax.models.layers import norm
 from mmflax.models.layers.attention import masked_mean
 from mmflax.models.layers.blocks import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
 from mmflax.models.layers.config import LayerConfig
-from mmflax.models.layers.platform import platform
 from mmflax.models.layers.product import widening_product
+from mmflax.platform import platform
 
 
 def normal(*shape, seed=0):

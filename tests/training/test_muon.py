@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optax.contrib import MuonDimensionNumbers as Axes
+from optax.contrib import scale_by_muon
 
 from mmflax.distributed.mesh import make_mesh, param_specs, with_rules
 from mmflax.errors import MmflaxError
-from mmflax.training import optim
+from mmflax.training import muon, optim
+from mmflax.training.muon import Sides as Axes
 from mmflax.training.muon import dimension_numbers
 
 # path, rank -> rows and columns, or None: for Adam
@@ -126,3 +127,27 @@ def test_on_a_mesh_the_updates_are_those_of_one_device():
         step(params, grads, weight_decay=0.1),
         step(weight_decay=0.1),
     )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("shape", [(16, 16), (12, 200), (200, 12), (3, 24, 9)])
+def test_matrices_are_made_orthogonal_as_optax_does(monkeypatch, platform, shape):
+    """Over three updates, so that momentum and its correction are the same too."""
+    monkeypatch.setattr(muon, "platform", lambda: platform)
+    path = "layers/fc1/kernel" if len(shape) == 3 else "fc1/kernel"
+    ours = muon.scale_by_muon_and_adam({path: jnp.zeros(shape)}, 0.9, 0.9, 0.99, 1e-8)
+    alone = scale_by_muon(beta=0.9)
+    one, many = jnp.zeros(shape), shape[0] if len(shape) == 3 else 1
+    params = {"layers": {"fc1": {"kernel": one}}} if len(shape) == 3 else {"fc1": {"kernel": one}}
+    state = ours.init(params)
+    theirs = [alone.init(jnp.zeros(shape[-2:])) for _ in range(many)]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for i in range(3):
+            grad = draw(*shape, seed=i)
+            updates, state = ours.update(jax.tree.map(lambda _, g=grad: g, params), state)
+            (found,) = jax.tree.leaves(updates)
+            found, grad = (x.reshape(many, *shape[-2:]) for x in (found, grad))
+            for k in range(many):
+                want, theirs[k] = alone.update(grad[k], theirs[k])
+                size = 0.2 * np.sqrt(max(shape[-2:]))
+                np.testing.assert_allclose(found[k] / size, want, atol=2e-3)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers.platform import platform
+from mmflax.platform import platform
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "einsum")
 

@@ -1,4 +1,4 @@
-"""Normalization over the last axis, with a derivative that XLA's CPU backend does well."""
+"""Normalization with a derivative that XLA's CPU backend does well."""
 
 import functools
 
@@ -6,41 +6,43 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.layers.platform import platform
+from mmflax.platform import platform
+
+Axes = tuple[int, ...]
 
 
-def normalized(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
-    """`x` with mean 0 and variance 1 over the last axis (Ba et al. 2016, eq. 3), in its own dtype.
+def normalized(x: Float[Array, "*b"], epsilon: float, axes: Axes = (-1,)) -> Float[Array, "*b"]:
+    """`x` with mean 0 and variance 1 over `axes` (Ba et al. 2016, eq. 3), in its own dtype.
 
     The variance takes two passes: E[x^2] - E[x]^2 cancels, and what it leaves is far above BERT's
     `epsilon` of 1e-12. On a CPU the derivative is the closed form, which reads the input once where
     JAX differentiates mean and variance one after the other; other backends fuse either.
     """
-    return _closed(x, epsilon) if platform() == "cpu" else _normalize(x, epsilon)[0]
+    return _closed(x, epsilon, axes) if platform() == "cpu" else _normalize(x, epsilon, axes)[0]
 
 
-def _normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
+def _normalize(x: Array, epsilon: float, axes: Axes) -> tuple[Array, Array]:
     """The result and 1 / standard deviation."""
-    centered = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+    centered = x - x.mean(axis=axes, keepdims=True)
+    variance = jnp.square(centered).mean(axis=axes, keepdims=True)
     inverse = jax.lax.rsqrt(variance + epsilon)
     return centered * inverse, inverse
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _closed(x: Array, epsilon: float) -> Array:
-    return _normalize(x, epsilon)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _closed(x: Array, epsilon: float, axes: Axes) -> Array:
+    return _normalize(x, epsilon, axes)[0]
 
 
-def _forward(x: Array, epsilon: float) -> tuple[Array, tuple[Array, Array]]:
-    y, inverse = _normalize(x, epsilon)
+def _forward(x: Array, epsilon: float, axes: Axes) -> tuple[Array, tuple[Array, Array]]:
+    y, inverse = _normalize(x, epsilon, axes)
     return y, (y, inverse)
 
 
-def _backward(epsilon: float, saved: tuple[Array, Array], grad: Array) -> tuple[Array]:
+def _backward(epsilon: float, axes: Axes, saved: tuple[Array, Array], grad: Array) -> tuple[Array]:
     y, inverse = saved
-    mean = grad.mean(axis=-1, keepdims=True)
-    along = (grad * y).mean(axis=-1, keepdims=True)
+    mean = grad.mean(axis=axes, keepdims=True)
+    along = (grad * y).mean(axis=axes, keepdims=True)
     return (inverse * (grad - mean - y * along),)
 
 

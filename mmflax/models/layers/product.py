@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmflax.models.layers.platform import platform
+from mmflax.platform import platform
 
 
 def widening_product(
