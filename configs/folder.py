@@ -6,7 +6,8 @@ they are open (`mmflax/run/recipe.py` has the rules), and printed; give a value 
 
 Model: ViT with a convolutional stem (Xiao et al. 2021, arXiv:2106.14881) + BERT, whose words read
 the image by cross-attention (ALBEF's, Li et al. 2021, arXiv:2107.07651), small, pre-norm and from
-scratch; `--config.model.fusion.name=co_attention` lets the image read the words too.
+scratch; `--config.model.fusion.name=co_attention` lets the image read the words too. Retrieval has
+no fusion, and of fewer than 50,000 pairs no transformer: convolutions and the mean of word vectors.
 Command: mmflax train --config configs/folder.py:captioning:DIR --workdir runs/mine
 Hardware: 2 CPU cores or one GPU, for `recipe.minutes` of training by estimate.
 Expected score: your data decides; read it beside the modality views of `mmflax evaluate`.
@@ -55,6 +56,8 @@ def get_config(arg=None):
         fusion=dict(name="cross_attention", norm_style="pre", image_pool="gap", **SIZES),
         modality_dropout=0.0,
     )
+    if name == "retrieval":
+        c.model.image_encoder.stem_norm = "group"  # pixels keep their sizes beside each other
     c.task = dict(task)
     c.data = dict(
         name="folder", task=name, path=path, batch_size=AUTO, num_threads=2, max_bad_fraction=0.0

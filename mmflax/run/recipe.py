@@ -41,15 +41,17 @@ AUGMENT: dict[str, Any] = {
 # Where captions are all the words, a mirror image has the same caption unless it names a side.
 AUGMENT_OF_TASK: dict[str, dict[str, Any]] = {
     "captioning": {"flip": "safe"},
-    # Pictures and texts are told apart by all that they show: without much moving of the pictures
-    # a few thousand are learned by heart.
+    # Pictures and texts are told apart by all that they show: without moving the pictures a few
+    # thousand are learned by heart, and what is cut to half its area is no longer learned as whole.
     "retrieval": {
-        "flip": "safe", "crop_scale": (0.4, 1.0), "brightness": 0.3, "contrast": 0.3,
+        "flip": "safe", "crop_scale": (0.7, 1.0), "brightness": 0.3, "contrast": 0.3,
         "saturation": 0.3,
     },
 }  # fmt: skip
-# Fewer pairs than this are retrieved by the mean of word vectors, without layers over the words.
+# Fewer pairs than this are retrieved by convolutions and the mean of word vectors, without layers
+# of a transformer: the stem alone, of five convolutions, and vectors of this width.
 LEAST_PAIRS = 50_000
+FEW_PATCH, FEW_WIDTH, FEW_EMBED = 32, 512, 256
 
 
 class Decision(NamedTuple):
@@ -154,7 +156,7 @@ class _Deciding:
             return Decision(LEAST_SIDE, "there are no pictures")
         if patch is None:
             has = "patch_size" in schema.at(self.config, "model.image_encoder")
-            patch = (SMALL_PATCH if side <= SMALL_SIDE else PATCH) if has else LEAST_SIDE
+            patch = self._wanted_patch(side) if has else LEAST_SIDE
         patch = max(1, int(patch))
         least, most = -(-LEAST_SIDE // patch) * patch, max(patch, MOST_SIDE // patch * patch)
         size = min(max(round(side / patch) * patch, least), most)
@@ -166,14 +168,22 @@ class _Deciding:
         size = self.at("processor.image_size")
         if not isinstance(size, int) or size < 1:
             return Decision(PATCH, "the size of the images is the checkpoint's")
-        wanted = SMALL_PATCH if size <= SMALL_SIDE else PATCH
+        wanted = self._wanted_patch(size)
         patch = min((p for p in range(1, size + 1) if size % p == 0), key=lambda p: abs(p - wanted))
         return Decision(patch, f"for images of {size} pixels, which it divides")
+
+    def _wanted_patch(self, side: int) -> int:
+        if self._few_pairs and "stem" in schema.at(self.config, "model.image_encoder"):
+            return FEW_PATCH
+        return SMALL_PATCH if side <= SMALL_SIDE else PATCH
 
     def _stem(self, section: str) -> Decision:
         return Decision("conv", "convolutions before the patches learn from fewer examples")
 
     def _width(self, section: str) -> Decision:
+        few = {"model.image_encoder": FEW_WIDTH, "model.text_encoder": FEW_EMBED}
+        if self._few_pairs and section in few:
+            return Decision(few[section], self._why_few)
         if section == "task.decoder":
             return self._width_of("model.text_encoder")
         for other in ("model.fusion", *(f"model.{part}" for part in PARTS)):
@@ -185,6 +195,8 @@ class _Deciding:
         return Decision(self.at(f"{section}.width"), f"as {section}.width")
 
     def _task_embed_dim(self) -> Decision:
+        if self._few_pairs:
+            return Decision(FEW_EMBED, self._why_few)
         return self._width_of("model.fusion")
 
     def _task_bag_of_words(self) -> Decision:
@@ -194,9 +206,8 @@ class _Deciding:
         return self._width_of("model.fusion")
 
     def _depth(self, section: str) -> Decision:
-        few = self.facts.examples < LEAST_PAIRS
-        if section == "model.text_encoder" and self._task == "retrieval" and few:
-            return Decision(0, f"the mean of word vectors, for fewer than {LEAST_PAIRS:,} pairs")
+        if self._few_pairs and section in ("model.image_encoder", "model.text_encoder"):
+            return Decision(0, self._why_few)
         return Decision(DEPTH[section], "small models learn from the data of one folder")
 
     def _num_heads(self, section: str) -> Decision:
@@ -316,6 +327,14 @@ class _Deciding:
 
     def _optim_weight_decay(self) -> Decision:
         return Decision(WEIGHT_DECAY, "for small models from scratch")
+
+    # Retrieval of few pairs.
+
+    @property
+    def _few_pairs(self) -> bool:
+        return self._task == "retrieval" and self.facts.examples < LEAST_PAIRS
+
+    _why_few = f"convolutions and the mean of word vectors, for fewer than {LEAST_PAIRS:,} pairs"
 
     # Augmentation.
 

@@ -1,5 +1,6 @@
 """The convolutional stem: grids, what a token sees, both forms of its convolutions, meshes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from mmflax.distributed.mesh import RULES, activation_rules, make_mesh, param_sp
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import vit
 from mmflax.models.layers import product
+from mmflax.models.layers.conv import GroupNorm
 
 SIZES = dict(width=16, depth=1, num_heads=2, stem="conv")
 
@@ -48,6 +50,40 @@ def test_any_patch_size_gives_its_grid(patch_size):
     expected = zip(sides, inputs, (*widths, 16), strict=True)
     assert kernels == [(side, side, before, after) for side, before, after in expected]
     assert params["projection"]["kernel"].shape == (16, 16)
+
+
+def test_the_group_norm_is_flaxs():
+    x = 3.0 + 2.0 * pixels(2, 5, 4, 12)
+    for groups, want in ((4, 4), (8, 6)):  # 12 channels do not divide into 8 groups
+        ours = GroupNorm(groups=groups)
+        params = ours.init(jax.random.key(0), x)
+        params = jax.tree.map(lambda leaf: leaf + jnp.arange(12.0), params)
+
+        def both(x, module, params=params):
+            return module.apply(params, x), jax.grad(
+                lambda x: jnp.sin(module.apply(params, x)).sum()
+            )(x)
+
+        for found, theirs in zip(both(x, ours), both(x, nn.GroupNorm(want)), strict=True):
+            np.testing.assert_allclose(found, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stem_with_group_norm_has_the_same_parameters():
+    image = pixels(1, 16, 16, 3)
+    layer, group = (
+        vit.build(image_size=16, patch_size=8, stem_norm=norm, **SIZES)
+        for norm in ("layer", "group")
+    )
+    params = layer.init(jax.random.key(0), image, train=False)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, group.init(jax.random.key(0), image, train=False)
+    )
+    one, other = (model.apply(params, image, train=False) for model in (layer, group))
+    assert jnp.abs(one - other).max() > 1e-3
+    with pytest.raises(MmflaxError, match="stem_norm is 'batch'.*layer, group"):
+        vit.build(image_size=16, patch_size=8, stem_norm="batch", **SIZES).init(
+            jax.random.key(0), image, train=False
+        )
 
 
 @pytest.mark.parametrize(("patch_size", "before"), [(1, 1), (4, 3), (6, 1)])

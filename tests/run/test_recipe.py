@@ -120,10 +120,23 @@ def test_widths_go_together(words, widths):
     assert found["task.decoder.mlp_dim"] == 2 * widths[0]
 
 
-def test_few_pairs_are_retrieved_by_word_vectors_of_moved_pictures():
+def test_few_pairs_are_retrieved_by_convolutions_and_word_vectors_of_moved_pictures():
     few, many = (decide(read("retrieval"), examples=count) for count in (3_000, 60_000))
-    depths = [found["model.text_encoder.depth"] for found in (few, many)]
-    assert depths == [0, recipe.DEPTH["model.text_encoder"]]
+    for part in ("image_encoder", "text_encoder"):
+        depths = [found[f"model.{part}.depth"] for found in (few, many)]
+        assert depths == [0, recipe.DEPTH[f"model.{part}"]]
+    image, text = "model.image_encoder", "model.text_encoder"
+    sizes = {
+        count: [found[key] for key in (f"{image}.patch_size", f"{image}.width", f"{text}.width")]
+        for count, found in {"few": few, "many": many}.items()
+    }
+    assert sizes == {"few": [32, 512, 256], "many": [8, 128, 128]}
+    assert (few["task.embed_dim"], many["task.embed_dim"]) == (256, 128)
+    for side, size in ((20, 32), (48, 64), (64, 64), (72, 64), (640, 224)):
+        found = decide(read("retrieval"), examples=3_000, sizes=((side, side),))
+        assert found["processor.image_size"] == size and found[f"{image}.patch_size"] == 32
+    given = decide(read("retrieval", "model.image_encoder.width=64"), examples=3_000)
+    assert given["model.text_encoder.width"] == 256
     assert read("retrieval")["task"]["text_pool"] == "gap"  # without layers CLS sees no word
     assert few["augment.crop_scale"] and decide(examples=3_000)["augment.crop_scale"] is None
     assert decide(examples=3_000)["model.text_encoder.depth"] > 0

@@ -25,7 +25,7 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, Layered, StackConfig, Typed
-from mmflax.models.layers.conv import CONV_INIT, patch_embedding
+from mmflax.models.layers.conv import CONV_INIT, GroupNorm, patch_embedding
 from mmflax.models.layers.product import convolution
 from mmflax.models.layers.stack import Stack
 from mmflax.registry import flat, make
@@ -44,6 +44,8 @@ SIZES: dict[str, dict[str, int]] = {
 POSITIONS = {"learned": True, "sincos2d": False, "rope2d": False}
 # stem: whether it is convolutional
 STEMS = {"patch": False, "conv": True}
+# the norm between its convolutions
+STEM_NORMS = {"layer": LayerNorm, "group": functools.partial(GroupNorm, groups=8)}
 
 
 class ViT(ImageEncoderBase, Layered):
@@ -58,7 +60,8 @@ class ViT(ImageEncoderBase, Layered):
     not divide into patches (SigLIP So400m: 384 pixels in patches of 14). `pool` says which summary
     of its tokens a head should take (see `models/heads.py`); the encoder itself never pools.
     `pre_norm`, `patch_bias=False` and `activation="quick_gelu"` give CLIP's tower. `stem="conv"`
-    puts a `ConvStem` in place of the patch embedding, with which small data are learned faster.
+    puts a `ConvStem` in place of the patch embedding, with which small data are learned faster;
+    `stem_norm` is its norm, "layer" or "group".
 
     `position` "learned" and "sincos2d" are added to the tokens, "rope2d" turns the queries and keys
     of every layer. `registers` more tokens (Darcet et al. 2024, "Vision transformers need
@@ -80,6 +83,7 @@ class ViT(ImageEncoderBase, Layered):
     distillation_token: bool = False
     position: str = "learned"
     stem: str = "patch"
+    stem_norm: str = "layer"
     registers: int = 0
     pre_norm: bool = False
     patch_bias: bool = True
@@ -160,8 +164,8 @@ class ViT(ImageEncoderBase, Layered):
         """From the image to its grid of tokens."""
         width, side, use_bias = self.width, self.patch_size, self.patch_bias
         if lookup("stem", self.stem, STEMS):
-            norm = self.layer.norm
-            return ConvStem(width, side, use_bias=use_bias, name="conv_stem", **norm)
+            fields: Any = dict(use_bias=use_bias, norm=self.stem_norm, **self.layer.norm)
+            return ConvStem(width, side, name="conv_stem", **fields)
         return patch_embedding(width, side, self.dtypes, use_bias=use_bias)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
@@ -186,13 +190,15 @@ class ConvStem(Typed):
     has a kernel of s x s. What is left over at the right and the bottom is not seen.
 
     Where this differs from the paper: the norm between the convolutions is a layer norm over the
-    channels of each pixel (as ConvNeXt's, Liu et al. 2022), not batch normalization, whose running
-    statistics are a state beside the parameters; so an example does not depend on its batch.
+    channels of each pixel (`norm="layer"`, as ConvNeXt's, Liu et al. 2022) or a group norm of 8
+    groups (`norm="group"`), not batch normalization, whose running statistics are a state beside
+    the parameters; so an example does not depend on its batch.
     """
 
     width: int
     patch_size: int
     use_bias: bool = True
+    norm: str = "layer"
     epsilon: float = 1e-6
 
     @nn.compact
@@ -200,6 +206,7 @@ class ConvStem(Typed):
         rows, columns = (side // self.patch_size for side in image.shape[1:3])
         x = image[:, : rows * self.patch_size, : columns * self.patch_size]
         strides = factors(self.patch_size)
+        norm = lookup("stem_norm", self.norm, STEM_NORMS)
         for i, stride in enumerate(strides):
             size = max(3, stride)
             # Of stride 2 the last row of padding would not be read; a stride of 3 needs none.
@@ -215,7 +222,7 @@ class ConvStem(Typed):
                 name=f"conv_{i}",
                 **self.dtypes,
             )(x)
-            x = nn.relu(LayerNorm(name=f"norm_{i}", epsilon=self.epsilon, **self.dtypes)(x))
+            x = nn.relu(norm(name=f"norm_{i}", epsilon=self.epsilon, **self.dtypes)(x))
         return dense(self.width, self.dtypes, use_bias=self.use_bias, name="projection")(x)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.models.layers.config import Typed
+from mmflax.models.layers.norm import normalized
 
 # He et al. 2015 (arXiv:1502.01852): keeps the size of what comes back through a ReLU.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -42,6 +43,29 @@ def max_pool(
 def tokens(x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
     """The pixels of a map, row by row."""
     return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class GroupNorm(Typed):
+    """Group normalization (Wu & He 2018, arXiv:1803.08494), in float32 whatever `dtype` is.
+
+    Each image's pixels and a group of its channels have mean 0 and variance 1 together, so that
+    pixels keep their sizes beside each other; a layer norm makes those of flat background as large
+    as those of edges. An example does not depend on its batch.
+    """
+
+    groups: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        groups = max(count for count in range(1, self.groups + 1) if channels % count == 0)
+        parts = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
+        y = normalized(parts, self.epsilon, (1, 2, 4)).reshape(x.shape)
+        y = y * scale.astype(jnp.float32)[None, None, None]
+        return (y + bias.astype(jnp.float32)[None, None, None]).astype(self.dtype or x.dtype)
 
 
 class FrozenBatchNorm(Typed):
