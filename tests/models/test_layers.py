@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 
 from mmflax.errors import MmflaxError
 from mmflax.models.heads import MAPHead, pool_tokens
-from mmflax.models.layers import norm
+from mmflax.models.layers import product
 from mmflax.models.layers.attention import masked_mean
 from mmflax.models.layers.blocks import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
 from mmflax.models.layers.config import LayerConfig
@@ -170,10 +170,10 @@ def test_the_closed_derivative_of_the_norm_is_jaxs(monkeypatch, epsilon):
     weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
 
     def total(x):
-        return (norm.normalized(x, epsilon) * weight).sum()
+        return (product.normalized(x, epsilon) * weight).sum()
 
     value, grad = jax.value_and_grad(total)(x)
-    monkeypatch.setattr(norm, "platform", lambda: "tpu")
+    monkeypatch.setattr(product, "platform", lambda: "tpu")
     want, want_grad = jax.value_and_grad(total)(x)
     np.testing.assert_allclose(value, want, rtol=1e-6)
     np.testing.assert_allclose(grad, want_grad, rtol=1e-4, atol=1e-5)

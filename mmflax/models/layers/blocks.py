@@ -17,8 +17,7 @@ from jaxtyping import Array, Bool, Float
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.attention import attend, attention_weights
 from mmflax.models.layers.config import LayerConfig, Typed
-from mmflax.models.layers.norm import normalized
-from mmflax.models.layers.product import widening_product
+from mmflax.models.layers.product import normalized, widening_product
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
 TABLE_INIT = nn.initializers.normal(0.02)

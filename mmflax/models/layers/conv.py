@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.models.layers.config import Typed
-from mmflax.models.layers.norm import normalized
+from mmflax.models.layers.product import normalized
 
 # He et al. 2015 (arXiv:1502.01852): keeps the size of what comes back through a ReLU.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
