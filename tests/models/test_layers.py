@@ -8,7 +8,6 @@ from jax.sharding import AxisType
 
 from mmflax.errors import MmflaxError
 from mmflax.models.heads import MAPHead, pool_tokens
-from mmflax.models.layers import product
 from mmflax.models.layers.attention import masked_mean
 from mmflax.models.layers.blocks import MLP, Block, DropPath, LayerNorm, MultiHeadAttention, gelu
 from mmflax.models.layers.config import LayerConfig
@@ -161,19 +160,3 @@ def test_shared_qk_init_starts_attention_as_likeness():
         assert (to_itself > 0.3) == (kind == "shared")
     np.testing.assert_array_equal(*kernels["shared"])
     assert np.abs(kernels["independent"][0] - kernels["independent"][1]).max() > 0.01
-
-
-@pytest.mark.parametrize("epsilon", [1e-12, 1e-5])
-def test_the_closed_derivative_of_the_norm_is_jaxs(monkeypatch, epsilon):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(3.0 + 2.0 * rng.normal(size=(5, 4, 24)), jnp.float32)
-    weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-
-    def total(x):
-        return (product.normalized(x, epsilon) * weight).sum()
-
-    value, grad = jax.value_and_grad(total)(x)
-    monkeypatch.setattr(product, "platform", lambda: "tpu")
-    want, want_grad = jax.value_and_grad(total)(x)
-    np.testing.assert_allclose(value, want, rtol=1e-6)
-    np.testing.assert_allclose(grad, want_grad, rtol=1e-4, atol=1e-5)

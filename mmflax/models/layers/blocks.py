@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.attention import attend, attention_weights
 from mmflax.models.layers.config import LayerConfig, Typed
-from mmflax.models.layers.product import normalized, widening_product
+from mmflax.models.layers.product import widening_product
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
 TABLE_INIT = nn.initializers.normal(0.02)
@@ -96,7 +96,10 @@ class LayerNorm(Typed):
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
         axes = (1,) * (x.ndim - 1) + shape
-        exact = normalized(x.astype(jnp.float32), self.epsilon)
+        exact = x.astype(jnp.float32)
+        exact = exact - exact.mean(axis=-1, keepdims=True)
+        variance = jnp.square(exact).mean(axis=-1, keepdims=True)
+        exact = exact * jax.lax.rsqrt(variance + self.epsilon)
         exact = exact * scale.astype(jnp.float32).reshape(axes)
         exact = exact + bias.astype(jnp.float32).reshape(axes)
         return exact.astype(self.dtype or x.dtype)

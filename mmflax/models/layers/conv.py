@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.models.layers.config import Typed
-from mmflax.models.layers.product import normalized
 
 # He et al. 2015 (arXiv:1502.01852): keeps the size of what comes back through a ReLU.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -63,7 +62,9 @@ class GroupNorm(Typed):
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
         groups = max(count for count in range(1, self.groups + 1) if channels % count == 0)
         parts = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
-        y = normalized(parts, self.epsilon, (1, 2, 4)).reshape(x.shape)
+        parts = parts - parts.mean(axis=(1, 2, 4), keepdims=True)
+        variance = jnp.square(parts).mean(axis=(1, 2, 4), keepdims=True)
+        y = (parts * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         y = y * scale.astype(jnp.float32)[None, None, None]
         return (y + bias.astype(jnp.float32)[None, None, None]).astype(self.dtype or x.dtype)
 

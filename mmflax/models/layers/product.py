@@ -1,6 +1,5 @@
-"""Products, convolutions and norms in the forms that XLA's CPU backend does well."""
+"""Products and convolutions in the forms that XLA's CPU backend does well."""
 
-import functools
 from typing import Any
 
 import jax
@@ -86,46 +85,3 @@ def _contract(left: Array, right: Array, over: tuple[int, ...], with_: tuple[int
 
 
 _product.defvjp(_forward, _backward)
-
-
-Axes = tuple[int, ...]
-
-
-def normalized(x: Float[Array, "*b"], epsilon: float, axes: Axes = (-1,)) -> Float[Array, "*b"]:
-    """`x` with mean 0 and variance 1 over `axes` (Ba et al. 2016, eq. 3), in its own dtype.
-
-    The variance takes two passes: E[x^2] - E[x]^2 cancels, and what it leaves is far above BERT's
-    `epsilon` of 1e-12. On a CPU the derivative is the closed form, which reads the input once where
-    JAX differentiates mean and variance one after the other; other backends fuse either.
-    """
-    return _normalized(x, epsilon, axes) if platform() == "cpu" else _normalize(x, epsilon, axes)[0]
-
-
-def _normalize(x: Array, epsilon: float, axes: Axes) -> tuple[Array, Array]:
-    """The result and 1 / standard deviation."""
-    centered = x - x.mean(axis=axes, keepdims=True)
-    variance = jnp.square(centered).mean(axis=axes, keepdims=True)
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    return centered * inverse, inverse
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _normalized(x: Array, epsilon: float, axes: Axes) -> Array:
-    return _normalize(x, epsilon, axes)[0]
-
-
-def _norm_forward(x: Array, epsilon: float, axes: Axes) -> tuple[Array, tuple[Array, Array]]:
-    y, inverse = _normalize(x, epsilon, axes)
-    return y, (y, inverse)
-
-
-def _norm_backward(
-    epsilon: float, axes: Axes, saved: tuple[Array, Array], grad: Array
-) -> tuple[Array]:
-    y, inverse = saved
-    mean = grad.mean(axis=axes, keepdims=True)
-    along = (grad * y).mean(axis=axes, keepdims=True)
-    return (inverse * (grad - mean - y * along),)
-
-
-_normalized.defvjp(_norm_forward, _norm_backward)
