@@ -18,6 +18,7 @@ from mmflax import paths
 from mmflax.config.reading import load_config
 from mmflax.data import pipeline
 from mmflax.distributed import mesh as meshes
+from mmflax.errors import MmflaxError
 from mmflax.run.assemble import assemble
 from mmflax.run.build import Experiment
 from mmflax.run.decide import opened, training_flops
@@ -139,4 +140,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MmflaxError as error:
+        raise SystemExit(f"training_speed: {error}") from None
