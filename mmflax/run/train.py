@@ -21,6 +21,7 @@ from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
 from mmflax.errors import MmflaxError
 from mmflax.evaluation.tables import scale
+from mmflax.platform import keep_freed_memory
 from mmflax.run import data_record, init_from, init_sources, lock, report
 from mmflax.run.assemble import Built, apply_fn, assemble
 from mmflax.run.build import Experiment
@@ -82,6 +83,8 @@ def _train(
     if former is not None:
         check_same_run(former, config, root)
     mesh = experiment.mesh()
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_freed_memory()
     main = processes.is_main()
     resumes = former is not None and (root / "processor.json").exists()
     learned = Processor.load(root) if resumes else None
