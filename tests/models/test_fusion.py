@@ -203,12 +203,33 @@ def test_scan_and_more_padding_change_nothing(seen, case):
     np.testing.assert_allclose(longer.text[:, :T], fused.text, atol=2e-5)
 
 
+# Pooled by the text alone: there is no other image token to pool.
+TEXT_ALONE = ("co_attention lxmert", "merged_attention uniter", "merged_attention visual_bert")
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+@every_kind
+def test_the_mean_is_the_first_token_where_that_is_the_only_one(seen, case, modality):
+    params = seen(case).params
+    image, text, *_ = inputs()
+    masks = {"image": jnp.ones((4, N), bool), "text": jnp.ones((4, T), bool)}
+    # The second example has this one token, the others all.
+    masks[modality] = masks[modality].at[1, 1:].set(False)
+    first, mean = (
+        bind(build(case, **{f"{modality}_pool": pool}), params, image, text, *masks.values())
+        for pool in ("cls", "gap")
+    )
+    np.testing.assert_allclose(mean.pooled[1], first.pooled[1], atol=1e-5)
+    moved = jnp.abs(mean.pooled[0] - first.pooled[0]).max() > 1e-4
+    assert moved == (modality == "text" or case not in TEXT_ALONE)
+
+
 @pytest.mark.slow
 @every_kind
 def test_half_precision_trains_with_every_help(case):
     """Pre-norm, mean pooling, dropout of all sorts: the fields of every kind at once."""
     helps = dict(
-        dtype="bfloat16", norm_style="pre", image_pool="gap", dropout_rate=0.1,
+        dtype="bfloat16", norm_style="pre", image_pool="gap", text_pool="gap", dropout_rate=0.1,
         attention_dropout_rate=0.1, drop_path_rate=0.1, qk_init="shared", epsilon=1e-6,
         activation="gelu_tanh", qk_norm=True, layer_scale=0.5,
     )  # fmt: skip

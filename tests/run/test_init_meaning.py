@@ -123,6 +123,7 @@ OTHERS = [
     ("encoders.resnet", "stride_first", True),
     ("fusion.merged_attention", "norm_style", "pre"),
     ("fusion.co_attention", "image_pool", "gap"),
+    ("fusion.cross_attention", "text_pool", "gap"),
     ("fusion.co_transformer", "pool", "sum"),
     ("fusion.bridge", "bridge_epsilon", 1e-5),
 ]

@@ -127,7 +127,7 @@ class AdditiveFusion(Fusion):
             streams, attention_mask(image_mask), attention_mask(text_mask), train=train
         )
         image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
-        return Fused(image, text, self.pool_pair(image, text, image_mask))
+        return Fused(image, text, self.pool_pair(image, text, image_mask, text_mask))
 
 
 def build(**fields: Any) -> AdditiveFusion:

@@ -64,13 +64,15 @@ class Fusion(FusionBase, Layered):
     Masks are true where a token is used; None uses all. Masked tokens are zeroed on entry, so an
     all-false mask makes a modality absent: no value and no gradient passes, and whatever is
     averaged or attended to is averaged over what is there. `image_pool` "cls" pools the first image
-    token, "gap" the mean of those used (for an encoder without CLS).
+    token, "gap" the mean of those used (for an encoder without CLS); `text_pool` likewise the
+    words, which no layer then has to gather into the first.
     """
 
     width: int
     layer: LayerConfig = flat(LayerConfig, without=("qkv_bias",), norm_style="post", epsilon=1e-12)
     stack: StackConfig = flat(StackConfig)
     image_pool: str = "cls"
+    text_pool: str = "cls"
 
     @property
     def depth(self) -> int:
@@ -170,11 +172,16 @@ class Fusion(FusionBase, Layered):
             return vector
         return jnp.where(mask.any(axis=1)[:, None], vector, jnp.full_like(vector, absent))
 
+    def pool_text(self, text: Array, text_mask: Mask) -> Float[Array, "b d"]:
+        """BERT's tanh pooler over the pooled words."""
+        pooled = pool_tokens(text, text_mask, pool=self.text_pool)
+        return Pooler(self.width, name="text_pooler", **self.dtypes)(pooled)
+
     def pool_pair(
-        self, image: Array, text: Array, image_mask: Bool[Array, "b n"] | None
+        self, image: Array, text: Array, image_mask: Mask, text_mask: Mask
     ) -> Float[Array, "b e"]:
         """METER's summary [b 2*width]: the tanh poolers of [text, image] side by side."""
-        first = Pooler(self.width, name="text_pooler", **self.dtypes)(text[:, 0])
+        first = self.pool_text(text, text_mask)
         second = Pooler(self.width, name="image_pooler", **self.dtypes)(
             pool_tokens(image, image_mask, pool=self.image_pool)
         )

@@ -132,7 +132,7 @@ class Bridge(Fusion):
             train=train,
         )
         image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
-        pooled = self.pool_pair(image, text, image_mask)
+        pooled = self.pool_pair(image, text, image_mask, text_mask)
         return Bridged(image, text, pooled, image_read, text_read)
 
     def read(self, modality: str, layers: tuple[Array, ...], mask: Array | None) -> Array:

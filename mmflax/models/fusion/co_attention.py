@@ -23,7 +23,6 @@ from mmflax.models.layers.blocks import (
     Block,
     LayerNorm,
     MultiHeadAttention,
-    Pooler,
     constrain_batch,
     layer_scale,
     lookup,
@@ -110,8 +109,8 @@ class CoAttention(Fusion):
         )
         image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
         if meter:
-            return Fused(image, text, self.pool_pair(image, text, image_mask))
-        return Fused(image, text, Pooler(self.width, name="text_pooler", **self.dtypes)(text[:, 0]))
+            return Fused(image, text, self.pool_pair(image, text, image_mask, text_mask))
+        return Fused(image, text, self.pool_text(text, text_mask))
 
 
 def build(**fields: Any) -> CoAttention:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
 from mmflax.models.fusion.base import Fused, Fusion, Mask
+from mmflax.models.heads import pool_tokens
 from mmflax.models.layers.attention import attention_mask
 from mmflax.models.layers.blocks import Block, Pooler, lookup
 from mmflax.models.layers.config import LayerConfig
@@ -106,9 +107,11 @@ class CoTransformer(Fusion):
             image = image_stack(image, to_image, train=train)
             text = self._stack(f"text_{i}", text_depth, text_config)(text, to_text, train=train)
         image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
+        image_vector = pool_tokens(image, image_mask, pool=self.image_pool)
+        text_vector = pool_tokens(text, text_mask, pool=self.text_pool)
         pooled = combine(
-            Pooler(inner, "relu", name="image_pooler", **self.dtypes)(image[:, 0]),
-            Pooler(inner, "relu", name="text_pooler", **self.dtypes)(text[:, 0]),
+            Pooler(inner, "relu", name="image_pooler", **self.dtypes)(image_vector),
+            Pooler(inner, "relu", name="text_pooler", **self.dtypes)(text_vector),
         )
         return Fused(image, text, pooled)
 

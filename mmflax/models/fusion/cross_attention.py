@@ -25,7 +25,7 @@ class CrossAttention(Fusion):
     """Fusion by one stream that reads; the other is only projected to `width`.
 
     `pooled` [b 2*width] is of both streams. With `causal` its half for text, read at the first
-    word, knows the image and that word.
+    word (`text_pool` "cls"), knows the image and that word.
     """
 
     direction: str = "text_reads_image"
@@ -55,7 +55,7 @@ class CrossAttention(Fusion):
         else:
             stack = self.layers("image_encoder", cross_attention=True)
             image = self.final_norm(stack(image, to_image, text, to_text, train=train), "image")
-        return Fused(image, text, self.pool_pair(image, text, image_mask))
+        return Fused(image, text, self.pool_pair(image, text, image_mask, text_mask))
 
 
 def build(**fields: Any) -> CrossAttention:

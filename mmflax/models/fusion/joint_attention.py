@@ -44,9 +44,9 @@ class JointAttention(Fusion):
         text_reads = read(text, image, to_image, "text_reads")
         parts = [
             self.summary(image_reads, image_mask, pool=self.image_pool),
-            self.summary(text_reads, text_mask, pool="cls"),
+            self.summary(text_reads, text_mask, pool=self.text_pool),
             self.summary(image, image_mask, pool=self.image_pool),
-            self.summary(text, text_mask, pool="cls"),
+            self.summary(text, text_mask, pool=self.text_pool),
         ]
         pooled = dense(self.width, self.dtypes, name="joint")(jnp.concatenate(parts, axis=-1))
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool
 
 from mmflax.models.fusion.base import Fused, Fusion, ImageType, Mask
 from mmflax.models.layers.attention import attention_mask, both_masks, joint_mask, zero_masked
-from mmflax.models.layers.blocks import LayerNorm, Pooler, lookup
+from mmflax.models.layers.blocks import LayerNorm, lookup
 from mmflax.models.layers.config import LayerConfig
 from mmflax.registry import flat, make
 
@@ -88,8 +88,8 @@ class MergedAttention(Fusion):
         tokens = self.final_norm(self.layers("encoder")(tokens, mask, train=train), "merged")
         text, image = jnp.split(tokens, [lengths[0]], axis=1)
         if meter:
-            return Fused(image, text, self.pool_pair(image, text, image_mask))
-        return Fused(image, text, Pooler(self.width, name="text_pooler", **self.dtypes)(text[:, 0]))
+            return Fused(image, text, self.pool_pair(image, text, image_mask, text_mask))
+        return Fused(image, text, self.pool_text(text, text_mask))
 
 
 def prefix_mask(text: int, image: int) -> Bool[Array, "1 1 s s"]:

@@ -75,7 +75,7 @@ class OperatorFusion(Fusion):
         fuse = self.operator("early_operator")
         project = dense(self.width, self.dtypes, name="early_projection")
         image_vector = self.summary(image, image_mask, pool=self.image_pool, absent=self.absent)
-        text_vector = self.summary(text, text_mask, pool="cls", absent=self.absent)
+        text_vector = self.summary(text, text_mask, pool=self.text_pool, absent=self.absent)
         image, text = (
             project(fuse(image, jnp.broadcast_to(text_vector[:, None], image.shape))) + types[0],
             project(fuse(jnp.broadcast_to(image_vector[:, None], text.shape), text)) + types[1],
@@ -85,7 +85,7 @@ class OperatorFusion(Fusion):
         tokens = self.layers("early_encoder")(tokens, attention_mask(mask), train=train)
         tokens = self.final_norm(tokens, "early")
         text, image = jnp.split(tokens, [text.shape[1]], axis=1)
-        return Fused(image, text, self.pool_pair(image, text, image_mask))
+        return Fused(image, text, self.pool_pair(image, text, image_mask, text_mask))
 
     def _late(
         self,
@@ -102,5 +102,5 @@ class OperatorFusion(Fusion):
         text = self.layers("text_encoder")(text + types[1], to_text, train=train)
         image, text = self.final_norm(image, "image"), self.final_norm(text, "text")
         image_vector = self.summary(image, image_mask, pool=self.image_pool, absent=self.absent)
-        text_vector = self.summary(text, text_mask, pool="cls", absent=self.absent)
+        text_vector = self.summary(text, text_mask, pool=self.text_pool, absent=self.absent)
         return Fused(image, text, self.operator("late_operator")(image_vector, text_vector))
