@@ -48,7 +48,7 @@ NAMED = {
     ),
     "data": (
         "mmflax.data.datasets",
-        ("max_bad_fraction", "normalize_answers", "held_out", "former_path"),
+        ("max_bad_fraction", "normalize_answers", "reads_regions", "held_out", "former_path"),
     ),
 }  # fmt: skip
 # section: (module, function, keywords decided by the rest of the experiment)

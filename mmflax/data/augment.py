@@ -130,6 +130,8 @@ def build(
         named = bool(words & sides.keys())
         if words & vocabulary.WRITING or (named and flip == "safe"):
             return raw
+        if raw.get("regions") is not None:  # a detector's features have no mirror
+            return raw
         if not named:
             return _each_image(raw, ImageOps.mirror)
         if not pair:

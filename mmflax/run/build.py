@@ -178,6 +178,7 @@ class Experiment:
             {key: value for key, value in self.config["data"].items() if key not in known},
             max_bad_fraction=self.data.max_bad_fraction,
             normalize_answers=how if processor is None else processor.normalize_answers,
+            reads_regions=self.reads_regions,
             **given,
         )
 

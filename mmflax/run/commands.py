@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmflax.data.region_files import read_regions
 from mmflax.errors import MmflaxError
 
 
@@ -90,9 +91,8 @@ def _predict(options: Any, overrides: list[str]) -> None:
     run = load(options.workdir, step=options.step)
     if run.task.predict is None and run.task.search is not None:
         return _compare(options, run)
-    predictions = run.predict(
-        options.image, texts, second_image=options.second_image, top=options.top
-    )
+    image, second = (_seen(given) for given in (options.image, options.second_image))
+    predictions = run.predict(image, texts, second_image=second, top=options.top)
     if options.attention:
         attention_figure.draw(run, options.image, texts[0], options.attention)
     values = [dataclasses.asdict(p) for p in predictions]
@@ -102,6 +102,11 @@ def _predict(options: Any, overrides: list[str]) -> None:
     if options.attention:
         lines.append(f"attention: {options.attention}")
     _print(options, values[0] if len(values) == 1 else values, "\n".join(lines))
+
+
+def _seen(given: str | None) -> Any:
+    """A picture's file, or what a detector found in it, from an ``.npz``."""
+    return read_regions(given) if given is not None and given.endswith(".npz") else given
 
 
 def _compare(options: Any, run: Any) -> None:

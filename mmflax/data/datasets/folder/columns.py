@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from mmflax.batch_keys import SECOND
 from mmflax.data.answers import Form, form_of, grouped, same
 from mmflax.data.dataset import Raw
 from mmflax.errors import MmflaxError
@@ -19,19 +20,26 @@ class Column(NamedTuple):
     Attributes:
       name: as in the file.
       plural: a column that may stand for it, whose values are lists.
-      kind: ``text``, ``image``, or ``truth`` (true or false).
+      kind: ``text``, ``image``, ``regions`` (a detector's, of an image), or ``truth`` (true or
+        false).
       absent: whether it may be null or empty.
+      instead: another column that may stand in its place.
     """
 
     name: str
     plural: str = ""
     kind: str = "text"
     absent: bool = False
+    instead: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The column and its plural."""
         return (self.name, self.plural) if self.plural else (self.name,)
+
+    def replaced(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the row has the other column in its place."""
+        return bool(self.instead) and entry.get(self.instead) is not None
 
 
 class Layout(NamedTuple):
@@ -44,13 +52,18 @@ class Layout(NamedTuple):
     @property
     def columns(self) -> tuple[Column, ...]:
         """Required and optional columns."""
-        return self.required + self.optional + (QUESTION_TYPE,)
+        regions = tuple(
+            Column(column.instead, kind="regions", absent=True)
+            for column in self.required
+            if column.instead
+        )
+        return self.required + self.optional + regions + (QUESTION_TYPE,)
 
 
 QUESTION_TYPE = Column("question_type")
-_IMAGE = Column("file_name", kind="image")
-_SECOND = Column("file_name_2", kind="image")
-_MAYBE_IMAGE = Column("file_name", kind="image", absent=True)
+_IMAGE = Column("file_name", kind="image", instead="regions")
+_SECOND = Column("file_name_2", kind="image", instead="regions_2")
+_MAYBE_IMAGE = Column("file_name", kind="image", absent=True, instead="regions")
 _CAPTION = Column("caption", "captions")
 # What others call the column of the image.
 _IMAGE_NAMES = ("image", "img", "path", "file", "image_path", "img_path", "image_id")
@@ -102,13 +115,13 @@ def infer(where: str, entry: Mapping[str, Any]) -> str:
         return "captioning"
     for task, layout in LAYOUTS.items():
         key = next(c for c in layout.columns if c.name == layout.key)
-        if any(name in entry for name in key.names):
+        if any(name in entry for name in key.names) or key.replaced(entry):
             return task
     nearest = [
         (difflib.SequenceMatcher(None, column, layout.key).ratio(), task)
         for task, layout in LAYOUTS.items()
         for column in map(str, entry)
-        if column not in ("file_name", "answer", "answers", "label")
+        if column not in ("file_name", "regions", "answer", "answers", "label")
     ]
     score, task = max(nearest, key=lambda pair: pair[0], default=(0.0, ""))
     if score >= 0.6:
@@ -133,10 +146,11 @@ def parse(
     where: str,
     task: str,
     entry: Mapping[str, Any],
-    image: Callable[[str, str], str],
+    image: Callable[[Column, str], Any],
     form: Form = same,
 ) -> Raw:
-    """The row as a raw example without an id; ``image(column, name)`` gives a path.
+    """The row as a raw example without an id; ``image(column, name)`` gives the path of an image,
+    or of a column of regions the `RegionFile`.
 
     Of several annotators' answers the commonest is the answer; spellings of a ``form`` are one.
     Captions and the like stay a list under ``references``; ``folder`` turns them into examples.
@@ -153,7 +167,7 @@ def parse(
         if several is not None:
             values[column.plural] = _texts(where, column.plural, several)
         value = entry.get(column.name)
-        if value is None and (optional or several is not None):
+        if value is None and (optional or several is not None or column.replaced(entry)):
             continue
         if column.absent and (value is None or (isinstance(value, str) and not value.strip())):
             value = None
@@ -161,7 +175,7 @@ def parse(
             value = _truth(where, column.name, value)
         else:
             value = _text(where, column.name, value)
-            value = image(column.name, value) if column.kind == "image" else value
+            value = image(column, value) if column.kind in ("image", "regions") else value
         values[column.name] = value
     if "answers" in values:
         values.setdefault("answer", _commonest(values["answers"], form))
@@ -169,7 +183,7 @@ def parse(
 
 
 def _vqa(where: str, values: dict[str, Any]) -> Raw:
-    raw = {"image": values["file_name"], "question": values["question"]}
+    raw = {**_shown(values), "question": values["question"]}
     if "answers" not in values:
         return raw | {"answer": values["answer"]}
     return raw | {"answer": values["answer"], "answers": values["answers"]}
@@ -182,31 +196,48 @@ def _commonest(answers: list[str], form: Form) -> str:
     return best.most_common(1)[0][0]
 
 
+def _shown(values: dict[str, Any]) -> Raw:
+    """What shows the images: paths, and files of regions."""
+    keys = {
+        "file_name": "image", "regions": "regions", "file_name_2": "second_image",
+        "regions_2": "second_regions",
+    }  # fmt: skip
+    shown = {keys[name]: value for name, value in values.items() if name in keys}
+    return {k: v for k, v in shown.items() if v is not None or k == "image"}
+
+
+def _image_id(shown: Raw, prefix: str = "") -> str:
+    image = shown.get(f"{prefix}image")
+    return str(shown[f"{prefix}regions"].path if image is None else image)
+
+
 def _captioning(where: str, values: dict[str, Any]) -> Raw:
-    image = values["file_name"]
+    shown = _shown(values)
     references = values.get("captions") or [values["caption"]]
-    return {"image": image, "image_id": image, "question": None, "references": references}
+    return {**shown, "image_id": _image_id(shown), "question": None, "references": references}
 
 
 def _statement(where: str, values: dict[str, Any]) -> Raw:
-    image, second = values["file_name"], values.get("file_name_2")
+    shown = _shown(values)
     text = values.get("statement") or values["hypothesis"]
-    raw = {"image": image, "image_id": image, "question": text, "answer": values["label"]}
-    if second is None:
+    image = _image_id(shown)
+    raw = {**shown, "image_id": image, "question": text, "answer": values["label"]}
+    if not {"second_image", "second_regions"} & shown.keys():
         return raw
-    group = values.get("group", text)
-    return raw | {"second_image": second, "image_id": f"{image}|{second}", "group": group}
+    both = f"{image}|{_image_id(shown, SECOND)}"
+    return raw | {"image_id": both, "group": values.get("group", text)}
 
 
 def _classification(where: str, values: dict[str, Any]) -> Raw:
-    if values["file_name"] is None and values["text"] is None:
+    shown = _shown(values)
+    if all(value is None for value in (*shown.values(), values["text"])):
         raise MmflaxError(f"{where}: file_name and text are both absent; fill in one of them.")
-    return {"image": values["file_name"], "question": values["text"], "answer": values["label"]}
+    return {**shown, "question": values["text"], "answer": values["label"]}
 
 
 def _translation(where: str, values: dict[str, Any]) -> Raw:
     references = values.get("targets") or [values["target"]]
-    raw = {"image": values["file_name"], "question": values["source"]}
+    raw = {**_shown(values), "question": values["source"]}
     return raw | {"target": values.get("target", references[0]), "references": references}
 
 
@@ -223,7 +254,9 @@ def _check_columns(where: str, layout: Layout, entry: Mapping[str, Any]) -> None
     known = {name for column in layout.columns for name in column.names}
     others = [str(key) for key in entry if key not in known]
     for column in layout.columns:
-        if any(name in entry for name in column.names):
+        if any(name in entry for name in column.names) or column.replaced(entry):
+            continue
+        if column.kind == "regions":  # a column that resembles it is the user's own
             continue
         required = column in layout.required
         # A text that is left out is as good as null; an image may have another name.
@@ -237,9 +270,10 @@ def _check_columns(where: str, layout: Layout, entry: Mapping[str, Any]) -> None
                 raise MmflaxError(f"{where}: found the column {near[0]!r}; rename it to {name!r}.")
         if required:
             needed = ", ".join(" or ".join(column.names) for column in layout.required)
+            other = f", or {column.instead} in place of {column.name}" if column.instead else ""
             raise MmflaxError(
                 f"{where}: the column {column.name!r} is missing (found: {_list(entry)}); every "
-                f"row needs {needed}."
+                f"row needs {needed}{other}."
             )
 
 

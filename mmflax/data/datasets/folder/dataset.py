@@ -11,7 +11,8 @@
 ``my_data`` for all splits, and images alone may lie in folders named like their classes. Other
 tasks have other columns (``LAYOUTS`` in ``folder.columns``; docs/data.md has them in a table). A
 column ``question_type`` is optional and splits the metrics by its values; further columns are
-ignored. An image may have many rows.
+ignored. An image may have many rows. ``regions`` (of a second image ``regions_2``) names a file of
+what a detector found in the image, for models that read that: ``mmflax.data.region_files``.
 """
 
 import difflib
@@ -23,9 +24,10 @@ from typing import Any
 
 from mmflax.data.answers import Form
 from mmflax.data.contents import Contents, Origin
-from mmflax.data.dataset import Dataset, Raw
+from mmflax.data.dataset import IMAGES, PICTURES, Dataset, Raw, text_of
 from mmflax.data.datasets.folder.columns import LAYOUTS, answer_form
 from mmflax.data.datasets.folder.files import read_splits
+from mmflax.data.datasets.folder.regions import lazily
 from mmflax.data.datasets.folder.splits import (
     before_names,
     check_leaks,
@@ -35,6 +37,7 @@ from mmflax.data.datasets.folder.splits import (
     held_names,
     hold_out,
     hold_out_again,
+    images_of,
     line_of,
     relative,
     sha256,
@@ -54,6 +57,7 @@ def build(
     unit: str | None = None,
     max_bad_fraction: float = 0.0,
     normalize_answers: str | None = None,
+    reads_regions: bool | None = None,
     held_out: Collection[str] | None = None,
     former_path: str | None = None,
 ) -> Dataset:
@@ -78,6 +82,8 @@ def build(
         error all the same.
       normalize_answers: the processor's: when two spellings are one answer; None is "vqa" in vqa,
         else "case".
+      reads_regions: the image encoder's: of a row with an image and a file of its regions, True
+        takes the file, False the image, None both.
       held_out: names inside the folder of the images to hold out, as a run did before; None draws
         them.
       former_path: the path of a run that drew them by it; see `hold_out`.
@@ -108,8 +114,9 @@ def build(
             "moved, give --config.data.path=DIR."
         )
     task, splits = read_splits(
-        root, task, damaged=max_bad_fraction > 0, normalize_answers=normalize_answers
-    )
+        root, task, damaged=max_bad_fraction > 0, normalize_answers=normalize_answers,
+        reads_regions=reads_regions,
+    )  # fmt: skip
     form = answer_form(task, normalize_answers)
     _check_answers(splits, unseen_answers, form)
     if task != "vqa" and not allow_repeats:
@@ -136,6 +143,7 @@ def build(
     held = tuple(sorted({name for row in taken for name in held_names(root, row)}))
     shared = check_leaks(splits, allowed=may_leak)
     splits = {name: expand(task, name, rows, unit) for name, rows in splits.items()}
+    sources = {name: lazily(rows) for name, rows in splits.items()}
     info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits), "task": task}
     if validation_fraction and "validation" not in splits:
         info["no_validation"] = (
@@ -149,7 +157,7 @@ def build(
     def contents() -> dict[str, Contents]:
         return {split: contents_of(root, rows) for split, rows in stored.items()}
 
-    return Dataset("folder", splits, info, Origin(contents, held))
+    return Dataset("folder", sources, info, Origin(contents, held))
 
 
 def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form) -> None:
@@ -173,9 +181,15 @@ def former_digest(dataset: Dataset, former_path: str) -> str:
     """What ``sha256`` was when names had the path of the folder before them, as it was written."""
     root = pathlib.Path(dataset.info["path"])
     splits = {
-        name: map(rows.__getitem__, range(len(rows))) for name, rows in dataset.splits.items()
+        name: [_without_regions(text_of(rows, index)) for index in range(len(rows))]
+        for name, rows in dataset.splits.items()
     }
     return _digest(root, splits, before_names(former_path))
+
+
+def _without_regions(row: Raw) -> Raw:
+    """Which no such run could read."""
+    return {key: value for key, value in row.items() if key in IMAGES or key not in PICTURES}
 
 
 def _digest(root: pathlib.Path, splits: Mapping[str, Iterable[Raw]], before: str = "") -> str:
@@ -183,10 +197,11 @@ def _digest(root: pathlib.Path, splits: Mapping[str, Iterable[Raw]], before: str
     rows: list[list[Any]] = []
     for split, examples in splits.items():
         for row in examples:
-            image, second = row["image"], row.get("second_image")
+            images = [row.get(key) for key in IMAGES]
             texts = [row.get(key) for key in ("question", "answer")]
             more = [row[key] for key in ("answers", "target", "references", "group") if key in row]
-            if second is not None:
-                more.append(before + relative(second, root))
-            rows.append([split, image and before + relative(image, root), *texts, *more])
+            first, *others = [image and before + relative(image, root) for image in images]
+            others += [relative(path, root) for path in images_of(row) if path not in images]
+            more += [name for name in others if name is not None]
+            rows.append([split, first, *texts, *more])
     return sha256(json.dumps(rows))

@@ -4,11 +4,12 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmflax.data.dataset import Raw
-from mmflax.data.datasets.folder.columns import answer_form, infer, parse, renamed
+from mmflax.data.datasets.folder.columns import Column, answer_form, infer, parse, renamed
 from mmflax.data.datasets.folder.names import Names
+from mmflax.data.datasets.folder.regions import Checked
 from mmflax.data.datasets.folder.tables import METADATA, Entry, entries_of, metadata_files
 from mmflax.data.image.transforms import check_header
 from mmflax.errors import MmflaxError, option
@@ -51,24 +52,42 @@ def read_splits(
     *,
     damaged: bool = False,
     normalize_answers: str | None = None,
+    reads_regions: bool | None = None,
 ) -> tuple[str, dict[str, list[Raw]]]:
     """The task, by the first row where it is None, and every split's rows as raw examples.
 
     With `damaged` an image has to exist but need not be readable; `normalize_answers` is that of
-    `answer_form`.
+    `answer_form`. A row with an image and a file of its regions keeps the file where
+    `reads_regions`, the image where that is False, and both where it is None.
     """
-    names, checked = Names(root), set[str]()
+    names, images, regions = Names(root), set[str](), Checked()
     splits: dict[str, list[Raw]] = {}
+
+    def shown(row: Row, column: Column, name: str) -> Any:
+        path = names.find(row.where, column.name, name, row.folder)
+        if column.kind == "regions":
+            return regions.file(row.where, str(path))
+        return _image(images, damaged, row, path)
+
     for split, row in _rows(root, task):
-        entry = renamed(row.where, row.entry)
+        entry = _chosen(renamed(row.where, row.entry), reads_regions)
         task = task or infer(row.where, entry)
-        image = functools.partial(_image, names, checked, damaged, row)
+        image = functools.partial(shown, row)
         raw = parse(row.where, task, entry, image, answer_form(task, normalize_answers))
         splits.setdefault(split, []).append({**raw, "id": row.id})
     if "train" not in splits:
         raise MmflaxError(_no_train(root))
     assert task is not None
     return task, {split: splits[split] for split in SPLIT_FOLDERS if split in splits}
+
+
+def _chosen(entry: Entry, reads_regions: bool | None) -> Entry:
+    """The row without what the model does not read of an image that is there in both forms."""
+    for end in ("", "_2") if reads_regions is not None else ():
+        image, regions = f"file_name{end}", f"regions{end}"
+        if entry.get(image) is not None and entry.get(regions) is not None:
+            entry.pop(image if reads_regions else regions)
+    return entry
 
 
 def _rows(root: pathlib.Path, task: str | None) -> Iterator[tuple[str, Row]]:
@@ -149,7 +168,8 @@ def _split_of(row: Row, folders: dict[str, pathlib.Path]) -> str:
         return split
     if not folders:
         return "train"
-    name = renamed(row.where, row.entry).get("file_name")
+    entry = renamed(row.where, row.entry)
+    name = entry.get("file_name") or entry.get("regions")
     first = os.path.normpath(str(name or "").replace("\\", "/")).split("/")[0].lower()
     if first not in _SPLIT_OF:
         raise MmflaxError(
@@ -225,9 +245,8 @@ def _no_train(root: pathlib.Path) -> str:
     )
 
 
-def _image(names: Names, checked: set[str], damaged: bool, row: Row, column: str, name: str) -> str:
+def _image(checked: set[str], damaged: bool, row: Row, path: pathlib.Path) -> str:
     """The path of an image, whose header is read unless it is among the checked ones."""
-    path = names.find(row.where, column, name, row.folder)
     if str(path) not in checked:
         try:
             check_header(path)

@@ -57,7 +57,8 @@ class Names:
                     f"{path / missing} does not exist: {column} is relative to the metadata file; "
                     f"write {right!r}."
                 )
-        raise MmflaxError(f"{where}: The image {problem}")
+        what = "file of regions" if column.startswith("regions") else "image"
+        raise MmflaxError(f"{where}: The {what} {problem}")
 
     def _inside(self, name: str, folder: str) -> str | None:
         """The name from the root on; None where it leads out of it.

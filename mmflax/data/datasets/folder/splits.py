@@ -9,16 +9,20 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
+from mmflax.batch_keys import PREFIXES
 from mmflax.data.answers import Form, same
 from mmflax.data.contents import Contents, fingerprint
-from mmflax.data.dataset import Raw
+from mmflax.data.dataset import IMAGES, Raw
 from mmflax.data.image.transforms import open_image
 from mmflax.errors import MmflaxError
 
+_REGIONS = tuple(f"{prefix}regions" for prefix in PREFIXES)
+
 
 def images_of(row: Raw) -> list[str]:
-    """The paths of the images of a row."""
-    return [row[key] for key in ("image", "second_image") if row.get(key) is not None]
+    """The paths of the images of a row, and of the files of their regions."""
+    images = [row[key] for key in IMAGES if row.get(key) is not None]
+    return images + [row[key].path for key in _REGIONS if key in row]
 
 
 def check_repeats(splits: Mapping[str, list[Raw]]) -> None:
@@ -54,11 +58,14 @@ def check_leaks(splits: Mapping[str, list[Raw]], *, allowed: bool) -> int:
         if len({split for image in images for split in where[image]}) > 1:
             for image in images:
                 same[_file_sha256(image) if len(images) > 1 else image].append(image)
+    regions = {
+        row[key].path for rows in splits.values() for row in rows for key in _REGIONS if key in row
+    }
     leaks = 0
     for images in same.values():
         uses = [(split, image, id) for image in images for split, id in where[image].items()]
         others = [use for use in uses if use[0] != uses[0][0]]
-        if others and not _readable(images[0]):
+        if others and images[0] not in regions and not _readable(images[0]):
             continue
         leaks += bool(others)
         if others and not allowed:
@@ -143,7 +150,7 @@ def row_digest(root: pathlib.Path, row: Raw) -> str:
     """Of the names and the texts of a row of a metadata file."""
     images = [relative(image, root) for image in images_of(row)]
     # The answer is the commonest of answers, so it says nothing more.
-    left_out = ("image", "second_image", "image_id", "id", *(("answer",) * ("answers" in row)))
+    left_out = (*IMAGES, *_REGIONS, "image_id", "id", *(("answer",) * ("answers" in row)))
     texts = {key: value for key, value in row.items() if key not in left_out}
     return sha256(json.dumps([images, texts], sort_keys=True))[:16]
 
