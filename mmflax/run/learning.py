@@ -142,9 +142,9 @@ class Remedies:
             return []
         where = "model.image_encoder"
         known = registry.keywords_of("mmflax.models.encoders", where, encoder["name"])
-        if "stem" in known and encoder.get("stem") != "conv":
+        if "stem" in known and encoder.get("stem", "patch") == "patch":
             return [f"a convolutional stem ({option('model.image_encoder.stem', 'conv')})"]
-        if size < 8 or self.image_size % (size // 2):
+        if size < 8 or self.image_size % (size // 2) or encoder.get("stem_depths"):
             return []
         return [f"smaller patches ({option('model.image_encoder.patch_size', size // 2)})"]
 

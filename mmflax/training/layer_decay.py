@@ -24,6 +24,8 @@ _LEVELS = (("image_encoder", "text_encoder"), ("fusion",), ("decoder",))
 _AFTER = re.compile(r"((image|text|merged)_)?(norm|pooler)|output")
 _COUNTED = re.compile(r"[a-z]\w*?_(\d+)(?:(?:_[a-z]+)?_(\d+))?")
 _SCANNED = "layers"
+# Convolutions in place of a patch embedding lie, as that does, below every layer.
+_STEM = re.compile(r"\w+_stem")
 
 Key = tuple[float, ...]
 
@@ -125,6 +127,8 @@ def _place(path: str, leaf: Any) -> tuple[str, list[Key] | None]:
     with what joins two stages (Swin's merging) after the first one's layers.
     """
     part, *names = _names(path)
+    if names and _STEM.fullmatch(names[0]):
+        return part, None
     key: Key = ()
     for i, name in enumerate(names):
         if name == _SCANNED:

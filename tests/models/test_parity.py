@@ -41,6 +41,10 @@ def dense(linear):
     return {"kernel": array(linear.weight).T, "bias": array(linear.bias)}
 
 
+def conv(layer):
+    return {"kernel": array(layer.weight).transpose(2, 3, 1, 0)}
+
+
 def norm(layer):
     return {"scale": array(layer.weight), "bias": array(layer.bias)}
 
@@ -115,11 +119,8 @@ def test_bert_equals_transformers(zoo):
     np.testing.assert_allclose(pooled, expected.pooler_output.numpy(), atol=1e-5)
 
 
-def test_vit_equals_transformers(zoo):
-    config = transformers.ViTConfig(
-        **COMMON, num_hidden_layers=2, image_size=12, patch_size=4, layer_norm_eps=1e-6
-    )
-    theirs = randomized(transformers.ViTModel(config, add_pooling_layer=False))
+def vit_params(theirs):
+    """Of transformers' ViTModel of two layers: those of ours, and its patch embedding's."""
     weights = dict(theirs.named_parameters())
 
     def linear(name):
@@ -153,19 +154,80 @@ def test_vit_equals_transformers(zoo):
     params = {
         "cls": array(weights["embeddings.cls_token"]),
         "position_embedding": array(weights["embeddings.position_embeddings"])[0],
-        "patch_embedding": {
-            "kernel": array(patch.weight).transpose(2, 3, 1, 0),
-            "bias": array(patch.bias),
-        },
         "encoder": {f"layers_{i}": layer(i) for i in range(2)},
         "norm": norm(linear("layernorm")),
     }
+    return params, {**conv(patch), "bias": array(patch.bias)}
+
+
+def test_vit_equals_transformers(zoo):
+    config = transformers.ViTConfig(
+        **COMMON, num_hidden_layers=2, image_size=12, patch_size=4, layer_norm_eps=1e-6
+    )
+    theirs = randomized(transformers.ViTModel(config, add_pooling_layer=False))
+    params, patch = vit_params(theirs)
     model = vit.build(**SIZES, image_size=12, patch_size=4)
     image = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
-    found = zoo.run(model, params, jnp.asarray(image), train=False)
+    found = zoo.run(model, {**params, "patch_embedding": patch}, jnp.asarray(image), train=False)
     with torch.no_grad():
         expected = theirs(pixel_values=torch.tensor(image).permute(0, 3, 1, 2))
     np.testing.assert_allclose(found, expected.last_hidden_state.numpy(), atol=1e-5)
+
+
+def bit_params(theirs):
+    """Of transformers' BitModel, whose blocks are those of its ViT hybrid."""
+    root = theirs.embedder
+    params = {"conv": conv(root.convolution), "norm": norm(root.norm)}
+    for stage, blocks in enumerate(theirs.encoder.stages):
+        for i, block in enumerate(blocks.layers):
+            ours = {}
+            for j in range(3):
+                ours[f"conv_{j}"] = conv(getattr(block, f"conv{j + 1}"))
+                ours[f"norm_{j}"] = norm(getattr(block, f"norm{j + 1}"))
+            if block.downsample is not None:
+                ours["conv_shortcut"] = conv(block.downsample.conv)
+                ours["norm_shortcut"] = norm(block.downsample.norm)
+            params[f"stage_{stage}_block_{i}"] = ours
+    return params
+
+
+@pytest.mark.parametrize(("depths", "patch"), [((2, 1), 1), ((1, 2, 1), 1), ((1,), 2)])
+def test_hybrid_vit_equals_transformers(zoo, depths, patch):
+    """Their hybrid is a ViTModel on the map of a BitModel, which transformers 5 has one by one.
+
+    What it calls a patch is of the map's pixels; 1 in its published checkpoints.
+    """
+    bit = transformers.BitConfig(
+        embedding_size=32,
+        hidden_sizes=[128 * 2**stage for stage in range(len(depths))],
+        depths=list(depths),
+        layer_type="bottleneck",
+        global_padding="same",
+        embedding_dynamic_padding=True,
+    )
+    side = patch * 2 ** (1 + len(depths))
+    config = transformers.ViTConfig(
+        **COMMON,
+        num_hidden_layers=2,
+        image_size=(3 * patch, 2 * patch),
+        patch_size=patch,
+        num_channels=bit.hidden_sizes[-1],
+        layer_norm_eps=1e-6,
+    )
+    resnet = randomized(transformers.BitModel(bit))
+    theirs = randomized(transformers.ViTModel(config, add_pooling_layer=False))
+    params, embedding = vit_params(theirs)
+    params["resnet_stem"] = {**bit_params(resnet), "patch_embedding": embedding}
+    size = 3 * side, 2 * side
+    model = vit.build(
+        **SIZES, image_size=size, patch_size=side, stem="resnet", stem_depths=depths, stem_width=32
+    )
+    image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    found = zoo.run(model, params, jnp.asarray(image), train=False)
+    with torch.no_grad():
+        features = resnet(torch.tensor(image).permute(0, 3, 1, 2)).last_hidden_state
+        expected = theirs(pixel_values=features).last_hidden_state.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_lxmert_layer_equals_transformers(zoo):

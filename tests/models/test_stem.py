@@ -170,7 +170,7 @@ def test_what_is_left_over_is_refused_or_not_seen():
 
 def test_the_stem_is_chosen_by_name():
     fields = dict(image_size=16, patch_size=8, **SIZES | dict(stem="cnn"))
-    with pytest.raises(MmflaxError, match="stem is 'cnn'; expected one of patch, conv"):
+    with pytest.raises(MmflaxError, match="stem is 'cnn'; expected one of patch, conv, resnet"):
         jax.eval_shape(
             lambda: vit.build(**fields).init(jax.random.key(0), pixels(1, 16, 16, 3), train=False)
         )

@@ -77,6 +77,13 @@ def test_stages_are_one_sequence(names):
     assert values == sorted(values, reverse=True) and len(set(values)) == len(values)
 
 
+@pytest.mark.parametrize("stem", ["conv_stem/conv_{}", "resnet_stem/stage_{}_block_0/conv_1"])
+def test_a_stem_lies_below_the_layers(stem):
+    names = [*(stem.format(i) for i in range(3)), "encoder/layers_0/w", "encoder/layers_1/w"]
+    tree = shapes(*(f"image_encoder/{name}/kernel" for name in names))
+    assert list(depths(tree).values()) == [3, 3, 3, 2, 1]
+
+
 def test_connections_and_the_layers_between_them():
     names = ["connection_0/image", "image_0/layers_0", "text_0/layers_0", "connection_1/text",
              "image_1/layers_0", "text_pooler"]  # fmt: skip

@@ -15,6 +15,7 @@ from mmflax.models.encoders.base import (
     variant_sizes,
 )
 from mmflax.models.encoders.positions import resize_positions, rope2d, sincos2d
+from mmflax.models.encoders.resnet_stem import ResNetStem, stage_depths
 from mmflax.models.layers.blocks import (
     TABLE_INIT,
     Block,
@@ -42,8 +43,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 # position: whether it is a parameter
 POSITIONS = {"learned": True, "sincos2d": False, "rope2d": False}
-# stem: whether it is convolutional
-STEMS = {"patch": False, "conv": True}
+# stem: where its parameters lie
+STEMS = {"patch": "patch_embedding", "conv": "conv_stem", "resnet": "resnet_stem"}
 # the norm between its convolutions
 STEM_NORMS = {"layer": LayerNorm, "group": functools.partial(GroupNorm, groups=8)}
 
@@ -61,7 +62,9 @@ class ViT(ImageEncoderBase, Layered):
     of its tokens a head should take (see `models/heads.py`); the encoder itself never pools.
     `pre_norm`, `patch_bias=False` and `activation="quick_gelu"` give CLIP's tower. `stem="conv"`
     puts a `ConvStem` in place of the patch embedding, with which small data are learned faster;
-    `stem_norm` is its norm, "layer" or "group".
+    `stem_norm` is its norm, "layer" or "group". `stem="resnet"` is the paper's hybrid (sec. 3.1):
+    the layers read the map of a `ResNetStem`, of `stem_width` channels at its start and
+    `stem_depths` blocks in its stages; `variant="B/16"` with it is R50+ViT-B/16.
 
     `position` "learned" and "sincos2d" are added to the tokens, "rope2d" turns the queries and keys
     of every layer. `registers` more tokens (Darcet et al. 2024, "Vision transformers need
@@ -84,6 +87,8 @@ class ViT(ImageEncoderBase, Layered):
     position: str = "learned"
     stem: str = "patch"
     stem_norm: str = "layer"
+    stem_depths: tuple[int, ...] | None = None
+    stem_width: int = 64
     registers: int = 0
     pre_norm: bool = False
     patch_bias: bool = True
@@ -163,9 +168,13 @@ class ViT(ImageEncoderBase, Layered):
     def _embedding(self) -> nn.Module:
         """From the image to its grid of tokens."""
         width, side, use_bias = self.width, self.patch_size, self.patch_bias
-        if lookup("stem", self.stem, STEMS):
+        name = lookup("stem", self.stem, STEMS)
+        if self.stem == "conv":
             fields: Any = dict(use_bias=use_bias, norm=self.stem_norm, **self.layer.norm)
-            return ConvStem(width, side, name="conv_stem", **fields)
+            return ConvStem(width, side, name=name, **fields)
+        if self.stem == "resnet":
+            fields = dict(use_bias=use_bias, **self.dtypes)
+            return ResNetStem(width, side, self.stem_depths, self.stem_width, name=name, **fields)
         return patch_embedding(width, side, self.dtypes, use_bias=use_bias)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
@@ -266,5 +275,9 @@ def build(
     sizes = variant_sizes("ViT", decode_variant(variant) if variant else {}, given, "B/16")
     if fields.get("registers", 0) < 0:
         raise MmflaxError(f"registers is {fields['registers']}; expected at least 0.")
+    if fields.get("stem") == "resnet":
+        stage_depths(sizes["patch_size"], fields.get("stem_depths"))
+        if fields.get("stem_width", 1) < 1:
+            raise MmflaxError(f"stem_width is {fields['stem_width']}; expected at least 1.")
     lookup("pool", fields.get("pool", "none"), dict.fromkeys(("none", "cls", "gap", "map")))
     return make(ViT, {**fields, **sizes, "image_size": image_size})

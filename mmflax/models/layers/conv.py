@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mmflax.models.layers.blocks import KERNEL_INIT
 from mmflax.models.layers.config import Typed
+from mmflax.models.layers.product import convolution
 
 # He et al. 2015 (arXiv:1502.01852): keeps the size of what comes back through a ReLU.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -42,6 +43,44 @@ def max_pool(
 def tokens(x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
     """The pixels of a map, row by row."""
     return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def standardized_conv(
+    width: int, size: int, stride: int, dtypes: Mapping[str, Any], name: str
+) -> nn.Conv:
+    """A convolution whose kernels have mean 0 and variance 1 (Qiao et al. 2019, arXiv:1903.10520).
+
+    So the size of what it learns does not matter, and a group norm does in place of batch
+    normalization. Without bias; padded as TensorFlow's "SAME": a stride s gives ceil(h / s) rows,
+    and an odd margin has its larger half at the right and the bottom.
+    """
+    return nn.Conv(
+        width,
+        (size, size),
+        strides=stride,
+        padding="SAME",
+        use_bias=False,
+        kernel_init=CONV_INIT,
+        conv_general_dilated=_standardized,
+        name=name,
+        **dtypes,
+    )
+
+
+def _standardized(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k l c d"],
+    strides: Any,
+    padding: str,
+    **more: Any,
+) -> Float[Array, "b u v d"]:
+    """`convolution` by the standardized kernel, whose statistics are in float32."""
+    wide = kernel.astype(jnp.float32)
+    wide = wide - wide.mean(axis=(0, 1, 2), keepdims=True)
+    variance = jnp.square(wide).mean(axis=(0, 1, 2), keepdims=True)
+    wide = (wide * jax.lax.rsqrt(variance + 1e-8)).astype(kernel.dtype)
+    margins = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return convolution(x, wide, strides, margins, **more)
 
 
 class GroupNorm(Typed):
