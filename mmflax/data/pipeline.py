@@ -218,7 +218,7 @@ def train_iterator(
             batch = processor.batch(raws)
         except MmflaxError as error:
             if not bad.tolerated:
-                raise with_remedy(error, raws, processor) from error
+                raise with_remedy(error, raws, processor, bad.size) from error
             # An example that fails for another reason than its image fails again here.
             batch = processor.batch([make_example(place, True) for place in places])
         check_batch(batch)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmflax.config.overrides import override
 from mmflax.data import pipeline
 from mmflax.data.datasets.folder import dataset
 from mmflax.data.processor import Processor
 from mmflax.errors import MmflaxError
+from tests.hints import hints
 
 ROW = {"file_name": "0.png", "question": "what color?", "answer": "red"}
 
@@ -161,7 +163,7 @@ def test_damaged_headers_are_the_pipelines_where_some_may_be_bad(tmp_path):
     write(tmp_path, "train", [row(i) for i in range(3)])
     (tmp_path / "train" / "1.png").write_bytes(b"not an image")
     with pytest.raises(
-        MmflaxError, match=r"metadata\.jsonl, line 2: .*1\.png is not an image.*; or set --config"
+        MmflaxError, match=r"metadata\.jsonl, line 2: .*1\.png is not an image.*, or set --config"
     ):
         dataset.build(path=tmp_path)
     data = dataset.build(path=tmp_path, max_bad_fraction=0.5, validation_fraction=0)
@@ -173,6 +175,49 @@ def test_damaged_headers_are_the_pipelines_where_some_may_be_bad(tmp_path):
     (tmp_path / "train" / "1.png").unlink()
     with pytest.raises(MmflaxError, match=r"line 2: .*1\.png does not exist"):
         dataset.build(path=tmp_path, max_bad_fraction=0.5)
+
+
+@pytest.mark.parametrize("task", ["vqa", "retrieval"])
+@pytest.mark.parametrize(("images", "bad"), [(20, (3,)), (20, (1, 7, 8)), (6, (0,)), (3, (2,))])
+def test_the_share_that_is_advised_leaves_out_the_images(tmp_path, task, images, bad):
+    if task == "vqa":
+        rows = [row(index % images) for index in range(2 * images)]
+    else:  # an image with one caption beside those with several
+        rows = [{"file_name": f"{i}.png", "text": f"{i} {j}"} for i in range(images)
+                for j in range(1 if i in bad else 4)]  # fmt: skip
+    write(tmp_path, "train", rows, images)
+    for index in bad:
+        (tmp_path / "train" / f"{index}.png").write_bytes(b"not an image")
+    with pytest.raises(MmflaxError, match="is not an image") as caught:
+        dataset.build(path=tmp_path)
+    assert f"(and {len(bad) - 1} more)" in str(caught.value) or len(bad) == 1
+    (word,) = hints(caught.value)
+    config = override({"data": {"name": "folder", "path": str(tmp_path)}}, [word])
+    share = config["data"]["max_bad_fraction"]
+    data = dataset.build(path=tmp_path, max_bad_fraction=share)
+    processor = Processor.learn(data, image_size=8)
+    fields = dict(batch_size=4, max_bad_fraction=share)
+    for split in data.splits:
+        source = data.source(split)
+        batches = pipeline.eval_batches(source, processor, **fields)
+        masked = sum(int(batch["mask"].sum()) for batch in batches)
+        assert masked == len(source) - len(batches.bad)
+        shown = {example["image"]: example for example in source}
+        list(pipeline.eval_batches(list(shown.values()), processor, **fields))
+    with pipeline.train_iterator(
+        data.source("train"), processor, seed=0, num_threads=0, **fields
+    ) as batches:
+        for _ in range(2 * len(data.source("train")) // 4):
+            assert next(batches)["mask"].all()
+
+
+def test_no_share_is_advised_where_none_helps(tmp_path):
+    write(tmp_path, "train", [row(0), row(1)], images=2)
+    for index in range(2):
+        (tmp_path / "train" / f"{index}.png").write_bytes(b"not an image")
+    with pytest.raises(MmflaxError, match=r"is not an image.*\(and 1 more\)\.$") as caught:
+        dataset.build(path=tmp_path, validation_fraction=0)
+    assert "max_bad_fraction" not in str(caught.value)
 
 
 def test_a_truncated_image_is_named_when_it_is_read(tmp_path):

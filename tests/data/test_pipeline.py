@@ -391,12 +391,14 @@ def test_the_first_bad_image_says_what_would_leave_it_out(data, train):
     source, processor = data
     rows = [{**source[i], "image": CUT} if i == 1 else source[i] for i in range(4)]
     with pytest.raises(
-        MmflaxError, match=r"Example 1: .*; mend it, or set --config.data.max_bad_fraction=0.01"
+        MmflaxError, match=r"Example 1: .*; mend it, or set --config.data.max_bad_fraction=0.5,"
     ):
         if train:
             pipeline.train_iterator(rows, processor, batch_size=4, seed=0, num_threads=0).next()
         else:
             list(pipeline.eval_batches(rows, processor, batch_size=4, num_threads=0))
+    (batch,) = pipeline.eval_batches(rows, processor, batch_size=4, max_bad_fraction=0.5)
+    assert batch["mask"].tolist() == [True, False, True, True]
     rows[1] = {**source[1], "question": ""}
     with pytest.raises(MmflaxError, match="Example 1: The question '' is empty") as caught:
         list(pipeline.eval_batches(rows, processor, batch_size=4, num_threads=0))

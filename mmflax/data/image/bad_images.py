@@ -14,13 +14,14 @@ import numpy as np
 from mmflax.data.batch import Batch
 from mmflax.data.dataset import IMAGES, Raw
 from mmflax.data.processor import Processor
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 
 OnBad = Callable[[str, str], None]
 
 # So many are waited for before judging by the examples seen so far, which at first are few.
 _ENOUGH = 10
 _NAMED = 3  # in the message
+_LEAST = 0.01  # the smallest share that a message advises
 
 
 class BadImages:
@@ -44,7 +45,7 @@ class BadImages:
         self._max_fraction = max_fraction
         self._on_bad = on_bad
         self._seen = np.zeros(size, bool)
-        self._whole = max(size, whole or 0)
+        self.size = max(size, whole or 0)
         self._reasons: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
 
@@ -73,19 +74,18 @@ class BadImages:
                 return
             self._seen[index] = True
             self._reasons[index] = (str(raw.get("id", index)), reason)
-            bad, seen, size = len(self._reasons), int(self._seen.sum()), self._whole
+            bad, seen, size = len(self._reasons), int(self._seen.sum()), self.size
             named = [": ".join(pair) for pair in list(self._reasons.values())[:_NAMED]]
         if self._on_bad is not None:
             self._on_bad(str(raw.get("id", index)), reason)
         of_all = bad > self._max_fraction * size
         if of_all or (bad >= _ENOUGH and bad > self._max_fraction * seen):
-            more = _enough(bad, size if of_all else seen)
             total = f"{size} examples" if of_all else f"{seen} examples seen so far"
             first = "; ".join(text.rstrip(".") for text in named)
             raise MmflaxError(
                 f"{bad} of the {total} cannot be used for their images, more than "
                 f"max_bad_fraction = {self._max_fraction:g} allows ({first}); repair or remove "
-                f"them, or set --config.data.max_bad_fraction={more}."
+                f"them{or_tolerate([(bad, size if of_all else seen)])}."
             )
 
 
@@ -100,19 +100,36 @@ def image_fault(raw: Raw, processor: Processor) -> str | None:
     return None
 
 
-def _enough(bad: int, size: int) -> str:
-    """A share that tolerates twice as many, as a short number."""
-    return f"{min(2 * bad / size, 0.9):.1g}" if bad < 0.9 * size else "0.99"
+def or_tolerate(counts: Sequence[tuple[int, int]]) -> str:
+    """Of a message: ", or set …" with a share that tolerates twice as many bad ones as there are.
+
+    Args:
+      counts: of each split, how many of its examples are known to be bad, and how many it has.
+
+    Returns:
+      "" where no share below 1 tolerates them; never a share below 0.01.
+    """
+    bad, size = max(counts, key=lambda pair: pair[0] / pair[1])
+    for share in (f"{max(_LEAST, min(2 * bad / size, 0.9)):.1g}", "0.99"):
+        if bad <= float(share) * size:
+            return f", or set {option('data.max_bad_fraction', share)}"
+    return ""
 
 
-def with_remedy(error: MmflaxError, raws: Sequence[Raw], processor: Processor) -> MmflaxError:
-    """The error of a batch; where an image of these examples is at fault, with what to do."""
+def with_remedy(
+    error: MmflaxError, raws: Sequence[Raw], processor: Processor, size: int
+) -> MmflaxError:
+    """The error of a batch; where an image of these examples is at fault, with what to do.
+
+    `size` is the number of examples of the split.
+    """
     for raw in raws:
         fault = image_fault(raw, processor)
         if fault is not None:
+            share = or_tolerate([(1, size)])
+            share = share and f"{share}, the share of examples that may be left out"
             return MmflaxError(
-                f"Example {raw.get('id', '?')}: {fault.rstrip('.')}; mend it, or set "
-                "--config.data.max_bad_fraction=0.01, the share of examples that may be left out."
+                f"Example {raw.get('id', '?')}: {fault.rstrip('.')}; mend it{share}."
             )
     return error
 
@@ -130,7 +147,7 @@ def masked_batch(
         return processor.batch(raws), usable
     except MmflaxError as error:
         if not bad.tolerated:
-            raise with_remedy(error, raws, processor) from error
+            raise with_remedy(error, raws, processor, bad.size) from error
     rows = list(raws)
     for row, (raw, index) in enumerate(zip(raws, indices, strict=True)):
         fault = image_fault(raw, processor)

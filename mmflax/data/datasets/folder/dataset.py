@@ -43,6 +43,7 @@ from mmflax.data.datasets.folder.splits import (
     sha256,
 )  # fmt: skip
 from mmflax.data.datasets.folder.tables import METADATA
+from mmflax.data.image.bad_images import or_tolerate
 from mmflax.errors import MmflaxError
 
 
@@ -77,9 +78,9 @@ def build(
         same bytes. None forbids it, except in vqa, where ``info`` counts them.
       unit: for captions, an example for each ``caption`` or each ``image``; None is the first in
         train and for retrieval, else the second.
-      max_bad_fraction: the pipeline's; above 0 headers are not checked here, since the pipeline
-        then counts and names the images that cannot be read. An image that is not there is an
-        error all the same.
+      max_bad_fraction: the pipeline's; at 0 an image whose header cannot be read is an error here,
+        above 0 the pipeline counts and names those that cannot be read. An image that is not there
+        is an error all the same.
       normalize_answers: the processor's: when two spellings are one answer; None is "vqa" in vqa,
         else "case".
       reads_regions: the image encoder's: of a row with an image and a file of its regions, True
@@ -113,10 +114,9 @@ def build(
             f"There is no folder {root}; expected one that holds train/{METADATA[0]}. If it was "
             "moved, give --config.data.path=DIR."
         )
-    task, splits = read_splits(
-        root, task, damaged=max_bad_fraction > 0, normalize_answers=normalize_answers,
-        reads_regions=reads_regions,
-    )  # fmt: skip
+    task, splits, unreadable = read_splits(
+        root, task, normalize_answers=normalize_answers, reads_regions=reads_regions
+    )
     form = answer_form(task, normalize_answers)
     _check_answers(splits, unseen_answers, form)
     if task != "vqa" and not allow_repeats:
@@ -143,6 +143,8 @@ def build(
     held = tuple(sorted({name for row in taken for name in held_names(root, row)}))
     shared = check_leaks(splits, allowed=may_leak)
     splits = {name: expand(task, name, rows, unit) for name, rows in splits.items()}
+    if unreadable and not max_bad_fraction:
+        raise MmflaxError(_what_to_do(unreadable, splits))
     sources = {name: lazily(rows) for name, rows in splits.items()}
     info: dict[str, Any] = {"path": str(root), "sha256": _digest(root, splits), "task": task}
     if validation_fraction and "validation" not in splits:
@@ -158,6 +160,22 @@ def build(
         return {split: contents_of(root, rows) for split, rows in stored.items()}
 
     return Dataset("folder", sources, info, Origin(contents, held))
+
+
+def _what_to_do(unreadable: Mapping[str, str], splits: Mapping[str, list[Raw]]) -> str:
+    """The first image that cannot be read, and the share that leaves out all of them.
+
+    They are a share of a split's examples, or of its images, which retrieval's evaluation counts.
+    """
+    counts: list[tuple[int, int]] = []
+    for rows in splits.values():
+        images = {image for row in rows for image in images_of(row)}
+        bad = sum(any(image in unreadable for image in images_of(row)) for row in rows)
+        counts += [(bad, len(rows)), (len(images & unreadable.keys()), len(images) or 1)]
+    share = or_tolerate(counts)
+    share = share and f"{share}, the share of examples that may be left out"
+    others = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+    return f"{next(iter(unreadable.values())).rstrip('.')}{others}{share}."
 
 
 def _check_answers(splits: dict[str, list[Raw]], unseen_answers: str, form: Form) -> None:

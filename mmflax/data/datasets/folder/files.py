@@ -50,24 +50,24 @@ def read_splits(
     root: pathlib.Path,
     task: str | None,
     *,
-    damaged: bool = False,
     normalize_answers: str | None = None,
     reads_regions: bool | None = None,
-) -> tuple[str, dict[str, list[Raw]]]:
+) -> tuple[str, dict[str, list[Raw]], dict[str, str]]:
     """The task, by the first row where it is None, and every split's rows as raw examples.
 
-    With `damaged` an image has to exist but need not be readable; `normalize_answers` is that of
-    `answer_form`. A row with an image and a file of its regions keeps the file where
-    `reads_regions`, the image where that is False, and both where it is None.
+    `normalize_answers` is that of `answer_form`. A row with an image and a file of its regions
+    keeps the file where `reads_regions`, the image where that is False, and both where it is None.
+    Last come the images that are there and cannot be read: path -> the first row that names it,
+    and why.
     """
-    names, images, regions = Names(root), set[str](), Checked()
+    names, faults, regions = Names(root), dict[str, str | None](), Checked()
     splits: dict[str, list[Raw]] = {}
 
     def shown(row: Row, column: Column, name: str) -> Any:
         path = names.find(row.where, column.name, name, row.folder)
         if column.kind == "regions":
             return regions.file(row.where, str(path))
-        return _image(images, damaged, row, path)
+        return _image(faults, row, path)
 
     for split, row in _rows(root, task):
         entry = _chosen(renamed(row.where, row.entry), reads_regions)
@@ -78,7 +78,8 @@ def read_splits(
     if "train" not in splits:
         raise MmflaxError(_no_train(root))
     assert task is not None
-    return task, {split: splits[split] for split in SPLIT_FOLDERS if split in splits}
+    unreadable = {path: fault for path, fault in faults.items() if fault is not None}
+    return task, {name: splits[name] for name in SPLIT_FOLDERS if name in splits}, unreadable
 
 
 def _chosen(entry: Entry, reads_regions: bool | None) -> Entry:
@@ -245,19 +246,15 @@ def _no_train(root: pathlib.Path) -> str:
     )
 
 
-def _image(checked: set[str], damaged: bool, row: Row, path: pathlib.Path) -> str:
-    """The path of an image, whose header is read unless it is among the checked ones."""
-    if str(path) not in checked:
+def _image(faults: dict[str, str | None], row: Row, path: pathlib.Path) -> str:
+    """The path of an image, whose header is read at the first row that names it."""
+    if str(path) not in faults:
+        fault = None
         try:
             check_header(path)
         except MmflaxError as error:
+            fault = f"{row.where}: {error}"
             if not path.is_file():
-                raise MmflaxError(f"{row.where}: {error}") from error
-            if not damaged:
-                raise MmflaxError(
-                    f"{row.where}: {str(error).rstrip('.')}; or set "
-                    "--config.data.max_bad_fraction=0.01, the share of examples that may be left "
-                    "out."
-                ) from error
-        checked.add(str(path))
+                raise MmflaxError(fault) from error
+        faults[str(path)] = fault
     return str(path)
