@@ -24,7 +24,7 @@ from torch import nn
 
 from mmflax.data.datasets.folder import dataset
 from mmflax.evaluation.bootstrap import interval
-from mmflax.metrics.retrieval import both_ways, ranks
+from mmflax.metrics.retrieval import both_ways, ranks, with_equal_texts
 
 BATCH = 128
 RATE, WEIGHT_DECAY, WARMUP = 1e-3, 1e-2, 100
@@ -39,6 +39,7 @@ class Split(NamedTuple):
     Attributes:
       images: uint8 [p 3 h w], each picture once.
       image: int64 [n], each row's picture.
+      texts: [n], as they are written.
       words: [n], lists of word ids of `Data.words`; words that train lacks are left out.
       answer: int64 [n], -1 = not among train's answers; None for retrieval.
       question_type: [n].
@@ -46,6 +47,7 @@ class Split(NamedTuple):
 
     images: torch.Tensor
     image: torch.Tensor
+    texts: list[str]
     words: list[list[int]]
     answer: torch.Tensor | None
     question_type: list[str]
@@ -91,6 +93,7 @@ def _split(rows, words, answers, side):
     return Split(
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         torch.tensor([places[row["image"]] for row in rows]),
+        [row["question"] for row in rows],
         [[words[word] for word in _words(row["question"]) if word in words] for row in rows],
         torch.tensor([answers.get(row["answer"], -1) for row in rows]) if answers else None,
         [row.get("question_type", "all") for row in rows],
@@ -302,8 +305,9 @@ def _retrieval(model, split, empty):
     images = torch.cat([model.of_images(part) for part in split.images.split(512)])
     texts = model.of_texts(bags_of(split, range(len(split.words)), empty))
     scores, owner = (images @ texts.T).numpy(), split.image.numpy()
-    own = np.arange(len(images))
-    to_text, to_image = ranks(scores, own, owner), ranks(scores.T, owner, own)
+    # As `mmflax evaluate` counts a folder.
+    of_images, of_texts = with_equal_texts(owner, split.texts)
+    to_text, to_image = ranks(scores, of_images, of_texts), ranks(scores.T, of_texts, of_images)
     intervals = {
         "i2t/recall@1": interval(to_text <= 1),
         "t2i/recall@1": interval(to_image <= 1, groups=owner),

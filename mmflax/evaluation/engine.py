@@ -61,6 +61,7 @@ class Evaluator:
         pass.
       batch_size: rows of the global batch.
       num_threads: that read examples.
+      equal_texts: of `evaluate_retrieval`.
       max_bad_fraction: of the examples whose image may be unreadable; they count nowhere.
       on_bad: called once with the id and the reason of each, from a reading thread, so in no
         fixed order; `bad` has all of this process.
@@ -75,6 +76,7 @@ class Evaluator:
         batch_size: int,
         views: Sequence[str] = VIEWS,
         num_threads: int = 2,
+        equal_texts: bool = False,
         max_bad_fraction: float = 0.0,
         on_bad: OnBad | None = None,
     ):
@@ -83,6 +85,7 @@ class Evaluator:
         self.views = check_views(views) if task.search is None else ("full",)
         self.bad: dict[str, str] = {}
         self._on_bad, self._num_threads = on_bad, num_threads
+        self._equal_texts = equal_texts
         self._reading: dict[str, Any] = dict(
             max_bad_fraction=max_bad_fraction, on_bad=self._note_bad
         )
@@ -193,6 +196,7 @@ class Evaluator:
                 source,
                 batch_size=self.batch_size,
                 rerank=rerank,
+                equal_texts=self._equal_texts,
                 **self._reading,
             )
         return scores

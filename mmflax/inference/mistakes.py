@@ -21,6 +21,7 @@ from mmflax.data.processor import Processor
 from mmflax.evaluation.corpus import PairScorer
 from mmflax.evaluation.engine import Evaluator, Rows
 from mmflax.evaluation.retrieval import images_of
+from mmflax.metrics.retrieval import in_common, with_equal_texts
 
 _FEW = 10  # a type of fewer examples is among the worst only where there are not enough others
 
@@ -115,9 +116,17 @@ def of_texts(
 
 
 def of_search(
-    scorer: PairScorer, source: Source, count: int, max_bad_fraction: float = 0.0
+    scorer: PairScorer,
+    source: Source,
+    count: int,
+    max_bad_fraction: float = 0.0,
+    *,
+    equal_texts: bool = False,
 ) -> Mistakes:
-    """Texts whose own picture is not the nearest by embedding, those furthest behind first."""
+    """Texts whose own picture is not the nearest by embedding, those furthest behind first.
+
+    With `equal_texts` pictures of an equal text are its own, too, as in `evaluate_retrieval`.
+    """
     raws = [text_of(source, index) for index in range(len(source))]
     kept = [i for i, raw in enumerate(raws) if has_image(raw) and raw.get("question") is not None]
     if not kept:
@@ -133,15 +142,17 @@ def of_search(
     row_of = np.full(len(first), -1)
     row_of[usable] = np.arange(len(images))
     asked = np.flatnonzero(row_of[owner] >= 0)
-    texts = scorer.texts(raws[kept[at]]["question"] for at in asked.tolist())
+    words = [raws[kept[at]]["question"] for at in asked.tolist()]
+    texts = scorer.texts(words)
     behind = np.empty(len(asked))
     rank, best = np.empty(len(asked), int), np.empty(len(asked), int)
     own = row_of[owner[asked]]
+    shows, says = with_equal_texts(own, words) if equal_texts else (np.arange(len(images)), own)
     pictures, queries = images.rows["embedding"], texts.rows["embedding"]
     for start in range(0, len(asked), 256):
         rows = slice(start, start + 256)
         scores = queries[rows] @ pictures.T
-        mine = scores[np.arange(len(scores)), own[rows]]
+        mine = np.where(in_common(says[rows], shows), scores, -np.inf).max(axis=1)
         best[rows] = scores.argmax(axis=1)
         behind[rows] = scores.max(axis=1) - mine
         rank[rows] = 1 + (scores > mine[:, None]).sum(axis=1)

@@ -33,6 +33,12 @@ def evaluator(
         batch_size=-(-experiment.evaluation.batch_size // shards) * shards,
         views=views or experiment.evaluation.views,
         num_threads=experiment.data.num_threads,
+        equal_texts=equal_texts(experiment),
         max_bad_fraction=experiment.data.max_bad_fraction,
         on_bad=on_bad,
     )
+
+
+def equal_texts(experiment: Experiment) -> bool:
+    """Whether retrieval counts equal texts as one: in your own folder; published data go by ids."""
+    return bool(experiment.config["data"]["name"] == "folder")

@@ -16,7 +16,7 @@ from mmflax.inference import mistakes, mistakes_figure
 from mmflax.inference.mistakes import Mistakes, TypeScore
 from mmflax.run.assemble import Built
 from mmflax.run.build import Experiment
-from mmflax.run.evaluator import evaluator
+from mmflax.run.evaluator import equal_texts, evaluator
 from mmflax.run.in_loop import LoopEvaluation
 from mmflax.run.restore import restore, which
 from mmflax.training.loop import Result
@@ -104,7 +104,8 @@ def find(experiment: Experiment, built: Built, params: Any, source: Source) -> M
         scorer = PairScorer(
             task.search, params, built.processor, batch_size=experiment.evaluation.batch_size
         )
-        return mistakes.of_search(scorer, source, count, experiment.data.max_bad_fraction)
+        fraction, equal = experiment.data.max_bad_fraction, equal_texts(experiment)
+        return mistakes.of_search(scorer, source, count, fraction, equal_texts=equal)
     if task.predict is None:
         return None
     judging = task._replace(score=None)

@@ -170,9 +170,15 @@ def test_peers_retrieve(tmp_path):
         def of_texts(self, bags):
             return torch.eye(3)
 
-    two = split._replace(images=split.images[:2], image=torch.tensor([0, 1, 0]))
+    two = split._replace(
+        images=split.images[:2], image=torch.tensor([0, 1, 0]), texts=["a", "b", "c"]
+    )
     metrics, intervals = peers._retrieval(Known(), two, len(data.words))
     assert metrics == retrieval(Known.scores.numpy(), [0, 1], [0, 1, 0])
+    assert metrics["i2t/recall@1"] == 0.5
+    # The first image's nearest text is now one of its own, too.
+    equal, _ = peers._retrieval(Known(), two._replace(texts=["a", "B", "b"]), len(data.words))
+    assert equal["i2t/recall@1"] == 1.0
     assert set(intervals) == set(run.METRICS["retrieval"])
 
 

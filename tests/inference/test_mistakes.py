@@ -92,6 +92,10 @@ def test_queries_whose_own_picture_is_furthest_behind_come_first():
     assert (found.wrong, found.examples) == (2, 4)
     assert [(one.place, one.chosen) for one in found.worst] == [(3, 4), (2, 0)]
     assert "number 3 of 3" in found.worst[0].given
+    source[4] |= {"question": "C "}  # now the picture that was chosen for c shows it, too
+    found = mistakes.of_search(Scorer([0, 1, 2], texts), source, 9, equal_texts=True)
+    assert [(one.place, one.chosen) for one in found.worst] == [(2, 0)] and found.examples == 4
+    assert mistakes.of_search(Scorer([0, 1, 2], texts), source, 9).wrong == 2
 
 
 def test_the_worst_types_stand_beside_their_priors():

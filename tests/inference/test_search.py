@@ -346,3 +346,22 @@ def test_unreadable_images_leave_with_their_texts(fused, processor, data):
         evaluate_retrieval(task.search, params, processor, rows, max_bad_fraction=0.2)
     with pytest.raises(MmflaxError, match="Example train:.* an empty file"):
         evaluate_retrieval(task.search, params, processor, rows)
+
+
+def test_equal_texts_count_only_where_asked(fused, processor, data):
+    """By ids alone nothing changes, whatever the texts are; where none are equal neither does."""
+    task, params = fused
+    source = data.source("train")
+    rank = functools.partial(evaluate_retrieval, task.search, params, processor, rerank=3)
+    different = [{**raw, "question": f"{raw['question']} {WORDS[i % 12]} {i}"}
+                 for i, raw in enumerate(source)]  # fmt: skip
+    assert rank(different, equal_texts=True) == rank(different)
+    same = [{**raw, "question": "a red circle" if i % 2 else "a circle below"}
+            for i, raw in enumerate(source)]  # fmt: skip
+    by_ids, found = rank(same), rank(same, equal_texts=True)
+    assert by_ids["t2i/recall@1"] < 1 and found["rsum"] > by_ids["rsum"]
+    # Every image that has both texts finds one of them first, whichever that is.
+    both = [raw | {"question": text} for raw in source for text in ("a circle", "below")]
+    found = rank(both, equal_texts=True)
+    assert found["i2t/recall@1"] == found["t2i/recall@1"] == 1.0
+    assert rank(both)["t2i/recall@1"] < 0.5

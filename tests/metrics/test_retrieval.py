@@ -62,3 +62,68 @@ def test_a_text_without_its_image_is_an_error():
         retrieval.retrieval(np.zeros((1, 2)), ["a"], ["a", "b"])
     with pytest.raises(MmflaxError, match=r"shape \[2, 1\]; expected \[1, 2\]"):
         retrieval.retrieval(np.zeros((2, 1)), ["a"], ["a", "a"])
+
+
+# Three pictures; the second text is of the first two, in other letters and spaces.
+OWNER = np.array([0, 0, 1, 1, 2])
+TEXTS = ["a dog", "Two  birds ", "two birds", "a tree", "a boat"]
+SCORES = np.array(
+    [
+        # dog  birds birds tree  boat
+        [0.1, 0.2, 0.9, 0.3, 0.4],  # picture 0: its best is the birds that stand at picture 1
+        [0.7, 0.8, 0.6, 0.5, 0.1],  # picture 1: its best are the birds that stand at picture 0
+        [0.9, 0.1, 0.3, 0.8, 0.5],  # picture 2: the dog and the tree come before its boat
+    ]
+)
+
+
+def test_equal_texts_by_hand():
+    images, texts = retrieval.with_equal_texts(OWNER, TEXTS)
+    assert texts.tolist() == [0, 1, 1, 2, 3]
+    assert images.tolist() == [[0, 1], [1, 2], [3, -1]]
+    own = np.arange(3)
+    # Picture 0: by ids 0.9, 0.4 and 0.3 are before its 0.2; picture 1: 0.8 and 0.7 before its 0.6.
+    assert retrieval.ranks(SCORES, own, OWNER).tolist() == [4, 3, 3]
+    assert retrieval.ranks(SCORES, images, texts).tolist() == [1, 1, 3]
+    # The dog is of picture 0 alone, though a text of it is one of picture 1 as well.
+    assert retrieval.ranks(SCORES.T, OWNER, own).tolist() == [3, 2, 2, 2, 1]
+    assert retrieval.ranks(SCORES.T, texts, images).tolist() == [3, 1, 1, 2, 1]
+
+
+def test_equal_texts_change_nothing_where_there_are_none(case):
+    scores, images, texts = case
+    owner = np.array([images.index(text) for text in texts])
+    shuffled = np.random.default_rng(1).permutation(len(owner))
+    scores, owner = scores[:, shuffled], owner[shuffled]
+    own = np.arange(len(images))
+    of_images, of_texts = retrieval.with_equal_texts(owner, [f"text {i}" for i in shuffled])
+    assert of_images.shape == (30, 5)
+    for rows in (7, 256):
+        np.testing.assert_array_equal(
+            retrieval.ranks(scores, of_images, of_texts, rows=rows),
+            retrieval.ranks(scores, own, owner),
+        )
+        np.testing.assert_array_equal(
+            retrieval.ranks(scores.T, of_texts, of_images, rows=rows),
+            retrieval.ranks(scores.T, owner, own),
+        )
+
+
+def test_equal_texts_are_those_of_a_plain_reading():
+    rng = np.random.default_rng(2)
+    owner = np.concatenate([np.arange(12), rng.integers(0, 12, 28)])
+    words = rng.integers(0, 15, 40)
+    scores = np.round(rng.normal(size=(12, 40)), 1)
+    own_words = [set(words[owner == image]) for image in range(12)]
+    right = np.array([[word in own for word in words] for own in own_words])
+
+    def plain(scores, right):
+        best = np.where(right, scores, -np.inf).max(1)
+        return [
+            1 + sum(s >= top and not good for s, good in zip(row, goods, strict=True))
+            for row, goods, top in zip(scores, right, best, strict=True)
+        ]
+
+    images, texts = retrieval.with_equal_texts(owner, [f"Word {word}" for word in words])
+    assert retrieval.ranks(scores, images, texts).tolist() == plain(scores, right)
+    assert retrieval.ranks(scores.T, texts, images).tolist() == plain(scores.T, right.T)
