@@ -19,6 +19,8 @@ _NAMES |= {theirs: ours for ours, theirs in _NAMES.items()}
 # The MLM head of an objective and of a published model.
 OBJECTIVE_HEAD = re.compile(r"objectives_\w+/words/")
 _PUBLISHED_HEAD = "word_head/"
+# Rows of a published word table that its tokenizer has no word for: padding, or BLIP's [DEC].
+_MORE_WORDS = 64
 _OBJECTIVES_WITH_WORDS = ("mlm", "prefix_lm")
 
 
@@ -82,6 +84,8 @@ def fitted(
 
         sizes = [f"{rows}x{columns}" for rows, columns in (former, grid)]
         return LazyArray(shape, resized, (given,)), f"resized from {sizes[0]} to {sizes[1]}"
+    if name.endswith("word_embedding/embedding") and new < old <= new + _MORE_WORDS:
+        return LazyArray(shape, lambda: given[:new]), f"cut from {old} to {new} words"
     if name.endswith("position_embedding/embedding") and new < old:
         return LazyArray(shape, lambda: given[:new]), f"cut from {old} to {new} positions"
     if re.search(r"type_embedding/embedding$", name) and new > old:

@@ -36,7 +36,7 @@ from mmflax.run.init_sources import (
     Opened,
     Source,
     accepted,
-    opened,
+    opened_for,
     skipped,
     sources,
 )
@@ -113,7 +113,7 @@ def start(
     if not wanted:
         return None
     skip = skipped(fields)
-    given_by = {source: opened(source) for source in dict.fromkeys(wanted.values())}
+    given_by = {source: opened_for(source, shapes) for source in dict.fromkeys(wanted.values())}
     values: dict[str, LazyArray] = {}
     how: dict[str, str] = {}
     origin: dict[str, Source] = {}

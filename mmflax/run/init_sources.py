@@ -9,7 +9,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from mmflax.run.adapters import adapters_of
 from mmflax.run.build import Experiment, example_batch
 from mmflax.run.former import is_run
 from mmflax.run.init_fit import BACKBONE, fitted, lookup
+from mmflax.run.init_parted import has_parted, parted
 from mmflax.run.workdir import read_config
 
 KEYS = ("from", "family", "skip", "accept_changes", *PARTS)
@@ -70,6 +71,13 @@ class Opened(NamedTuple):
     parameters: Mapping[str, LazyArray]
     model: Model | None = None
     notes: tuple[str, ...] = ()
+
+    def parted(self) -> Opened:
+        """With the layers of a text encoder that reads the image as a fusion (`init_parted`)."""
+        if self.model is None:
+            return self
+        parameters, modules = parted(self.parameters, self.model.modules)
+        return self._replace(parameters=parameters, model=self.model._replace(modules=modules))
 
 
 def skipped(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -132,7 +140,7 @@ def loaded(
       model: the run's.
     """
     named = sources(fields)
-    given_by = {source: opened(source) for source in dict.fromkeys(named.values())}
+    given_by = {source: opened_for(source, shapes) for source in dict.fromkeys(named.values())}
     values = {}
     for path, leaf in shapes.items():
         name = path.removeprefix(BACKBONE)
@@ -150,6 +158,13 @@ def loaded(
             )
         values[path] = found[0]
     return values
+
+
+def opened_for(source: Source, shapes: Iterable[str]) -> Opened:
+    """A source under the names of a run with parameters of these paths."""
+    one = opened(source)
+    names = (path.removeprefix(BACKBONE) for path in shapes)
+    return one.parted() if has_parted(names) else one
 
 
 def opened(source: Source) -> Opened:

@@ -46,7 +46,9 @@ def build(
     target_length: int,
     decoder: Mapping[str, Any],
     memory: Sequence[str] = ("fused",),
+    memory_projected: bool = True,
     table: str = "own",
+    begin: int | None = None,
     label_smoothing: float = 0.0,
     decode: Mapping[str, Any] | None = None,
     scores: Sequence[str] = SCORES,
@@ -55,11 +57,16 @@ def build(
     """The task.
 
     Args:
-      decoder: fields of `Decoder`, such as width, depth and num_heads.
+      decoder: fields of `Decoder`, such as width, depth and num_heads; `vocab_size` where it has
+        more words than the tokenizer, as a published one may.
       memory: what the decoder attends to: any of "image" (the image encoder's tokens), "text" (the
-        text encoder's) and "fused" (both streams after fusion).
+        text encoder's), "fused" (both streams after fusion) and "fused_text" (the text's alone).
+      memory_projected: False leaves one stream as it is, as BLIP's decoders read it; else each is
+        projected to the decoder's width and has a type.
       table: "own", or "text_encoder" to share its word table (the widths must agree), which a
         small model trained from scratch gains by.
+      begin: the token that a text begins with in the decoder, where it is another than the
+        tokenizer's first (BLIP's [DEC], which its tokenizer does not have).
       label_smoothing: share of the target spread over the vocabulary (Szegedy et al. 2016).
       decode: `method` and its options in `predict`, as in `generate` (`repetition_penalty` and
         `no_repeat_ngram_size` among them); greedy by default. "sample" has a `seed` besides (0).
@@ -94,23 +101,33 @@ def build(
     method = ways.pop("method", "greedy")
     seed = ways.pop("seed", 0) if method == "sample" else None
     options = check_options(method, ways)
+    writer = _decoder({"max_length": target_length, **decoder}, vocab_size)
+    if begin is not None and not 0 <= begin < writer.vocab_size:
+        raise MmflaxError(
+            f"task.begin is {begin}; expected one of the decoder's {writer.vocab_size} words, or "
+            "--config.task.begin=None for the tokenizer's first token."
+        )
+    more = () if begin is None else (begin,)
+    never = dict.fromkeys((pad_id, cls_id, mask_id, *more, *range(vocab_size, writer.vocab_size)))
     model = GenerationModel(
         backbone=backbone,
         memory=Memory(
             width=decoder.get("width", 0),
             sources=check_sources(memory),
+            projected=memory_projected,
             **{name: decoder[name] for name in ("dtype", "param_dtype") if name in decoder},
         ),
-        decoder=_decoder({"max_length": target_length, **decoder}, vocab_size),
+        decoder=writer,
         limits=decoding.Limits(
-            begin=cls_id,
+            begin=cls_id if begin is None else begin,
             end=sep_id,
             pad=pad_id,
             length=target_length,
             # CLIP's tokenizer pads with the token that ends a text.
-            forbidden=tuple(i for i in (pad_id, cls_id, mask_id) if i is not None and i != sep_id),
+            forbidden=tuple(i for i in never if i is not None and i != sep_id),
         ),
         table=table,
+        begin=begin,
         grounding=WordGrounding() if caption_words else None,
     )
 
@@ -171,7 +188,7 @@ def _wanted(batch: Batch) -> tuple[Int[Array, "b s"], Bool[Array, "b s"]]:
 
 def _decoder(fields: Mapping[str, Any], vocab_size: int) -> Decoder:
     try:
-        return build_decoder(vocab_size=vocab_size, **fields)
+        return build_decoder(**{"vocab_size": vocab_size, **fields})
     except TypeError as error:
         known = sorted(set(keywords(build_decoder)) - {"vocab_size"})
         raise MmflaxError(

@@ -31,6 +31,7 @@ class GenerationModel(nn.Module):
     """Reads what `encode` reads, and `target, target_mask`; gives `{"logits": [b s-1 v]}`.
 
     With `table="text_encoder"` the decoder's words are those of the text encoder's table.
+    `begin` stands in place of the target's first token where the decoder begins with another.
     For decoding: `prepare` encodes the batch once, `step` scores one more token (see `Decoder`).
     """
 
@@ -40,13 +41,17 @@ class GenerationModel(nn.Module):
     limits: decoding.Limits
     table: str = "own"
     grounding: nn.Module | None = None
+    begin: int | None = None
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         target = require(batch, "target", "The task 'generation'", "choose another task")
         encoded = encode(self.backbone, batch, train=train)
         memory, mask = self.memory(encoded)
+        before = target[:, :-1]
+        if self.begin is not None:
+            before = before.at[:, 0].set(self.begin)
         logits = self.decoder(
-            target[:, :-1],
+            before,
             memory,
             tokens_mask=batch["target_mask"][:, :-1],
             memory_mask=mask,

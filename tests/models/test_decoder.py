@@ -307,5 +307,7 @@ def test_memory_tells_its_streams_apart(zoo):
 
 @pytest.mark.parametrize("sources", [(), ("image", "image"), ("picture",)])
 def test_unknown_sources_are_named(sources):
-    with pytest.raises(MmflaxError, match="expected one or more of image, text, fused, each once"):
+    with pytest.raises(
+        MmflaxError, match="expected one or more of image, text, fused, fused_text, each once"
+    ):
         Memory(width=D, sources=sources).init(jax.random.key(0), encoded())

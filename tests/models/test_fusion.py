@@ -26,6 +26,7 @@ CASES = {
     "co_transformer": dict(inner_width=12, text_depths=(2,)),
     "concat": {},
     "cross_attention": {},
+    "cross_attention blip": dict(form="blip"),
     "cross_attention image": dict(direction="image_reads_text"),
     "elementwise": {},
     "elementwise sum": dict(operation="sum"),
@@ -204,7 +205,10 @@ def test_scan_and_more_padding_change_nothing(seen, case):
 
 
 # Pooled by the text alone: there is no other image token to pool.
-TEXT_ALONE = ("co_attention lxmert", "merged_attention uniter", "merged_attention visual_bert")
+TEXT_ALONE = (
+    "co_attention lxmert", "cross_attention blip", "merged_attention uniter",
+    "merged_attention visual_bert",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -251,7 +255,7 @@ def test_half_precision_trains_with_every_help(case):
 
 
 CAUSAL = (
-    "cross_attention", "merged_attention", "merged_attention uniter",
+    "cross_attention", "cross_attention blip", "merged_attention", "merged_attention uniter",
     "merged_attention visual_bert",
 )  # fmt: skip
 

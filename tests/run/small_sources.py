@@ -28,8 +28,9 @@ def small(family: str, root: pathlib.Path, name: str | None = None, words: bool 
         return str(target)
     shutil.copytree(cases.GOLDEN / (name or SMALL[family]), target)
     fields = inspect(target, family=family).fields
-    if words and "text_encoder" in fields:
-        _write_words(family, target, fields["text_encoder"])
+    words_of = fields.get("text_encoder") or fields.get("decoder")
+    if words and words_of:
+        _write_words(family, target, words_of)
     size = fields.get("image_encoder", {}).get("image_size", 32)
     if family not in ("lxmert", "uniter", "vilbert", "visual_bert", "bert", "roberta"):
         pixels = {

@@ -32,7 +32,7 @@ def lazy(*shape, fill=None):
 
 
 def start(monkeypatch, source, ours, fields=None, **more):
-    monkeypatch.setattr(init_from, "opened", lambda _: init_sources.Opened(source))
+    monkeypatch.setattr(init_sources, "opened", lambda _: init_sources.Opened(source))
     return init_from.start(fields or {"from": "somewhere"}, ours, **more)
 
 

@@ -43,7 +43,7 @@ def test_the_first_logits_are_those_of_the_checkpoint(case, monkeypatch):
         path: LazyArray(value.shape, lambda value=value: value)
         for path, value in paths.leaves(params).items()
     }
-    monkeypatch.setattr(init_from, "opened", lambda _: init_sources.Opened(source))
+    monkeypatch.setattr(init_sources, "opened", lambda _: init_sources.Opened(source))
 
     backbone = VisionLanguageModel(*(getattr(model, part) for part in PARTS))
     vocabulary = model.text_encoder.vocab_size

@@ -118,7 +118,7 @@ def test_every_parameter_of_a_recipe_is_in_the_published_checkpoint(name, arg, m
     config = load_config(f"configs/{name}.py:{arg}")
     config["model"] |= scanned(config["model"], name)
     run, parts = built(config, arg, monkeypatch, VOCABULARY[name])
-    monkeypatch.setattr(init_from, "opened", lambda _: published(name))
+    monkeypatch.setattr(init_sources, "opened", lambda _: published(name))
     model = init_sources.run_model(parts.init, parts.processor)
     found = init_from.start({"from": "there"}, paths.leaves(parts.abstract.params), model)
     assert not any("accept" in note for note in found.notes)

@@ -13,24 +13,40 @@ from mmflax.models.layers.config import Typed
 from mmflax.models.vision_language import Encoded
 
 # What a memory may hold, and the streams each is made of.
-SOURCES = {"image": ("image",), "text": ("text",), "fused": ("fused_image", "fused_text")}
+SOURCES = {
+    "image": ("image",), "text": ("text",), "fused": ("fused_image", "fused_text"),
+    "fused_text": ("fused_text",),
+}  # fmt: skip
 
 
 class Memory(Typed):
     """Streams side by side, each projected to `width`, with a type embedding.
 
-    `sources` are any of "image" (the image encoder's tokens), "text" (the text encoder's tokens)
-    and "fused" (both streams after fusion). Masked tokens are zeroed on entry and masked in the
-    result, so of an absent modality no value and no gradient passes.
+    `sources` are any of "image" (the image encoder's tokens), "text" (the text encoder's tokens),
+    "fused" (both streams after fusion) and "fused_text" (the text's alone). Masked tokens are
+    zeroed on entry and masked in the result, so of an absent modality no value and no gradient
+    passes. With `projected=False` one stream goes on as it is, in its own width, without a type
+    (BLIP); there are no parameters then.
     """
 
     width: int
     sources: tuple[str, ...] = ("fused",)
+    projected: bool = True
 
     @nn.compact
     def __call__(self, encoded: Encoded) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
         names = [name for source in check_sources(self.sources) for name in SOURCES[source]]
         dtypes = self.dtypes
+        if not self.projected:
+            if len(names) > 1:
+                raise MmflaxError(
+                    f"memory is {list(self.sources)}, {len(names)} streams, and "
+                    "memory_projected=False takes one as it is; give "
+                    "--config.task.memory_projected=True, or one of image, text, fused_text."
+                )
+            x, mask = _stream(encoded, names[0])
+            x = zero_masked(x.astype(dtypes["dtype"] or dtypes["param_dtype"]), mask)
+            return constrain_batch(x), mask
         types = embedding_table(len(names), self.width, dtypes, name="type_embedding")(
             jnp.arange(len(names))
         )

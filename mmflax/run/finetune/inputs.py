@@ -19,8 +19,9 @@ _IMAGES = ("resize", "resize_to", "floor_crop", "filter", "mean", "std")
 def fields(choice: Choice, given: Mapping[str, Any]) -> dict[str, Any]:
     """The section ``processor``; what is given goes before the rest."""
     own: dict[str, Any] = {}
-    if choice.text is not None:
-        own |= _words(choice.text, given)
+    words = choice.text or (choice.writer if choice.keeps_decoder else None)
+    if words is not None:
+        own |= _words(words, given)
     if not choice.encoder.reads_regions:
         own |= _pixels(choice, given)
     return {**own, **{key: value for key, value in given.items() if value not in ("", ())}}

@@ -52,6 +52,16 @@ def part_fields(part: str, module: Any) -> dict[str, Any]:
     return min(found, key=len) if found else {"name": own, **values}
 
 
+def module_fields(builder: Any, module: Any) -> dict[str, Any]:
+    """The keywords of a builder that make this module, but for those that are its defaults."""
+    known = registry.keywords(builder)
+    return {
+        name: value
+        for name, value in _flat_values(module).items()
+        if name in known and name not in _LEFT_OUT and known[name].default != value
+    }
+
+
 def _flat_values(module: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(module):

@@ -62,7 +62,7 @@ def resolved(
     changed: dict[str, Any] = copy.deepcopy(dict(config))
     if accelerated is None:
         accelerated = jax.default_backend() != "cpu"
-    choice = Choice(changed, find(changed), "bfloat16" if accelerated else None)
+    choice = Choice(changed, find(changed, new_fusion), "bfloat16" if accelerated else None)
     _write_model(choice)
     if new_fusion and "fusion" not in choice.new:
         choice.new.append("fusion")
@@ -126,6 +126,9 @@ def _part(choice: Choice, part: str) -> dict[str, Any]:
         if part == "fusion" and choice.two_images and one.has("fusion/type_embedding"):
             fields["num_types"] = max(3, module.num_types)
         return fields
+    if choice.of_images_alone:  # parts that no loss reaches, as small as they can be
+        least = dict(width=choice.text_sizes.num_heads, depth=0, num_heads=1)
+        return dict(name="bert" if part == "text_encoder" else "concat", **least)
     if part == "text_encoder":
         choice.notes.append(
             f"{choice.image} reads no texts: a small text encoder learns them from your data "

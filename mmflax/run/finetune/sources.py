@@ -66,6 +66,7 @@ class Choice:
       dtype: of computation, None for the parameters' own.
       new: parts that start at random.
       notes: sentences on what was decided otherwise than in the checkpoint.
+      keeps_decoder: the task writes with the checkpoint's own decoder.
     """
 
     config: dict[str, Any]
@@ -73,6 +74,7 @@ class Choice:
     dtype: str | None
     new: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    keeps_decoder: bool = False
 
     @property
     def task(self) -> str:
@@ -87,6 +89,19 @@ class Choice:
     @property
     def text(self) -> Found | None:
         return self.found.get("text_encoder")
+
+    @property
+    def writer(self) -> Found | None:
+        """The checkpoint that has a decoder, where the task writes."""
+        one = self.image
+        writes = self.config["task"].get("name") == "generation"
+        return one if writes and one.has("decoder") else None
+
+    @property
+    def of_images_alone(self) -> bool:
+        """Whether a decoder that read images alone goes on with that, and no text is read."""
+        writer = self.writer
+        return self.task == "captioning" and writer is not None and self.text is None
 
     @property
     def encoder(self) -> Any:
@@ -124,8 +139,24 @@ class Choice:
         return PAIR if self.is_pair else NEW_FUSION
 
 
-def find(config: dict[str, Any]) -> dict[str, Found]:
-    """part -> the source that has it; ``config.init`` is rewritten if it names several in one."""
+def find(config: dict[str, Any], new_fusion: bool = False) -> dict[str, Found]:
+    """part -> the source that has it; ``config.init`` is rewritten if it names several in one.
+
+    The layers of a text encoder that reads the image (BLIP's) are the fusion, but for a pair that
+    is compared, and unless `new_fusion` or the config puts another on top.
+    """
+    found = _found(config)
+    fusion = ((config.get("model") or {}).get("fusion") or {}).get("name", "auto")
+    paired = (config.get("task") or {}).get("name") == "retrieval"
+    image, text = (found.get(part) for part in ENCODERS)
+    if text is None or image is not text or paired or new_fusion or fusion != "auto":
+        return found
+    parted = dataclasses.replace(text, opened=text.opened.parted())
+    own = {part: parted if one is text else one for part, one in found.items()}
+    return {**own, "fusion": parted} if parted.has("fusion") else found
+
+
+def _found(config: dict[str, Any]) -> dict[str, Found]:
     init = dict(config.get("init") or {})
     names = several(init.get("from"))
     if names:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmflax.errors import MmflaxError
-from mmflax.run.finetune.parts import sizes_of
+from mmflax.models.decoder.decoder import build as build_decoder
+from mmflax.run.finetune.parts import module_fields, sizes_of
 from mmflax.run.finetune.recipes import NEW_RATE, READ_PIXELS
-from mmflax.run.finetune.sources import RUN, Choice
+from mmflax.run.finetune.sources import RUN, Choice, Found
 
 # task -> the modules beside the backbone that it may have.
 _MODULES = {
@@ -16,10 +17,19 @@ _MODULES = {
     "retrieval": ("image_projection", "text_projection", "temperature"),
 }
 
+# Its first axis is what a published decoder reads.
+_READ = "decoder/layers_0/cross_attention/key/kernel"
+_STREAMS = {
+    "image": "the image", "fused_text": "the text that has read the image",
+    "fused": "the image and the text after a new fusion",
+}  # fmt: skip
+
 
 def modules(task: Mapping[str, Any]) -> list[str]:
     """The modules that the task has beside the model's parts."""
     name = task.get("name")
+    if name == "generation" and not task.get("memory_projected", True):
+        return ["decoder"]
     if name != "retrieval":
         return list(_MODULES.get(str(name), ("head",)))
     kept = [
@@ -39,6 +49,8 @@ def new_modules(choice: Choice) -> list[str]:
     known = known - {"temperature"} | ({"temperature"} if "logit_scale" in known else set())
     if getattr(choice.image.modules.get(""), "task", "") == "pair":
         known -= {"image_projection", "text_projection"}  # BLIP's are of other vectors
+    if choice.image.family != RUN:
+        known -= {"memory"} | (set() if choice.keeps_decoder else {"decoder"})
     return [name for name in modules(choice.config["task"]) if name not in known]
 
 
@@ -63,7 +75,8 @@ def rates(choice: Choice, peak: float, head: float) -> list[tuple[str, float]]:
     """(path regex, factor) of what the task adds, which is new."""
     name = choice.config["task"].get("name")
     if name == "generation":
-        return [(r"^(decoder|memory)/", round(NEW_RATE / peak, 3))]
+        new = new_modules(choice)
+        return [(rf"^({'|'.join(new)})/", round(NEW_RATE / peak, 3))] if new else []
     if name == "retrieval":
         new = [] if choice.is_pair else ["image_projection", "text_projection"]
         new += ["match_head"] if choice.config["task"].get("fused") else []
@@ -72,7 +85,9 @@ def rates(choice: Choice, peak: float, head: float) -> list[tuple[str, float]]:
 
 
 def _writer(choice: Choice) -> dict[str, Any]:
-    """A decoder over the fused tokens, half as deep as the text encoder."""
+    """The checkpoint's decoder, or one over the fused tokens, half as deep as the text encoder."""
+    if choice.writer is not None and (own := _published_writer(choice, choice.writer)):
+        return own
     one = choice.text
     tokenizer = None
     if one is not None and one.opened.model is not None:
@@ -94,6 +109,38 @@ def _writer(choice: Choice) -> dict[str, Any]:
         decoder["dtype"] = choice.dtype
     table = "text_encoder" if shared else "own"
     return dict(memory=("fused",), table=table, decoder=decoder)
+
+
+def _published_writer(choice: Choice, one: Found) -> dict[str, Any]:
+    """The fields of a checkpoint's own decoder, which reads on what it read; none where it cannot
+    read what the task has."""
+    if one.family == RUN:
+        names = ("memory", "memory_projected", "table", "begin", "decoder")
+        choice.keeps_decoder = True
+        return {name: one.config["task"][name] for name in names if name in one.config["task"]}
+    module, family = (one.modules[name] for name in ("decoder", ""))
+    read = int(one.opened.parameters[_READ].shape[0])
+    fused = choice.found.get("fusion") is not None
+    known = "fused_text" if family.task == "answer" else "image"
+    memory = "image" if choice.task == "captioning" else "fused_text" if fused else "fused"
+    width = choice.encoder.width if memory == "image" else choice.text_sizes.width
+    as_it_is = memory != "fused" and width == read
+    if not as_it_is and module.width != read:
+        choice.notes.append(
+            f"the decoder of {one} reads vectors of {read} numbers, which {choice.task} has not "
+            "for it: a new one is trained"
+        )
+        return {}
+    if memory != known:
+        choice.notes.append(f"the decoder of {one} read {_STREAMS[known]}; here {_STREAMS[memory]}")
+    decoder = module_fields(build_decoder, module)
+    if choice.dtype is not None:
+        decoder["dtype"] = choice.dtype
+    choice.keeps_decoder = True
+    return dict(
+        memory=(memory,), memory_projected=not as_it_is, table="own", begin=family.limits.begin,
+        decoder=decoder,
+    )  # fmt: skip
 
 
 def _search(choice: Choice) -> dict[str, Any]:
