@@ -25,16 +25,29 @@ def folder(root):
             Image.fromarray(pixels).save(root / split / f"{i}.png")
             animal = ["cat", "dog"][i % 2]
             row = {"file_name": f"{i}.png", "question": "what animal is it", "answer": animal}
-            rows.append(json.dumps({**row, "caption": f"a {animal} {split} {i}"}))
+            row |= {"source": row["question"], "target": animal}
+            rows.append(json.dumps({**row, "caption": f"{animal} {split[:2]}{i}"}))
         (root / split / "metadata.jsonl").write_text("\n".join(rows))
     return root
 
 
+def source_of(family, root):
+    """The arguments of `small` for blip, or blip:caption."""
+    family, _, name = family.partition(":")
+    return family, root, f"{family}-{name}" if name else None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("families", "task"), [("vit+bert", "vqa"), ("clip", "retrieval")])
+@pytest.mark.parametrize(
+    ("families", "task"),
+    [
+        ("vit+bert", "vqa"), ("clip", "retrieval"), ("blip", "vqa"),
+        ("blip:caption", "captioning"), ("blip:answer", "translation"),
+    ],
+)  # fmt: skip
 def test_a_whole_run(families, task, tmp_path, capsys):
     data, sources = folder(tmp_path / "data"), tmp_path / "sources"
-    source = ",".join(small(family, sources) for family in families.split("+"))
+    source = ",".join(small(*source_of(family, sources)) for family in families.split("+"))
     workdir = str(tmp_path / "run")
     train = ["train", "--config", f"configs/finetune.py:{task}:{data}", "--workdir", workdir]
     train += ["--config.data.batch_size=8", "--config.optim.schedule.total_steps=5"]
@@ -48,7 +61,8 @@ def test_a_whole_run(families, task, tmp_path, capsys):
     assert "done at step 5" in capsys.readouterr().out
     assert read_config(tmp_path / "run")["model"] == kept["model"]
     assert cli.main(["evaluate", "--workdir", workdir]) == 0, capsys.readouterr().err
-    asked = ["--image", str(data / "test" / "0.png"), "--text", "what animal is it"]
+    asked = ["--image", str(data / "test" / "0.png")]
+    asked += [] if task == "captioning" else ["--text", "what animal is it"]
     assert cli.main(["predict", "--workdir", workdir, *asked]) == 0, capsys.readouterr().err
 
 
@@ -67,7 +81,7 @@ def folder_of_regions(root, dim, pairs=False):
             row |= {"answer": ["cat", "dog"][i % 2]}
             if pairs:
                 row = {"regions": f"{i}.npz", "regions_2": f"{i ^ 1}.npz"}
-                row |= {"statement": "both are cats", "label": ["true", "false"][i % 2]}
+                row |= {"statement": f"both are cats {i // 2}", "label": ["true", "false"][i % 2]}
             rows.append(json.dumps(row))
         (root / split / "metadata.jsonl").write_text("\n".join(rows))
     return root
