@@ -138,6 +138,10 @@ class MLMHead(Typed):
         return logits + bias.astype(jnp.float32)[None, None]
 
 
+# The pooling that needs no parameters.
+POOLS = ("cls", "gap")
+
+
 def pool_tokens(
     tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None, *, pool: str
 ) -> Float[Array, "b d"]:

@@ -204,6 +204,12 @@ def test_scan_and_more_padding_change_nothing(seen, case):
     np.testing.assert_allclose(longer.text[:, :T], fused.text, atol=2e-5)
 
 
+@pytest.mark.parametrize("field", ["image_pool", "text_pool"])
+def test_an_unknown_pooling_is_named(field):
+    with pytest.raises(MmflaxError, match=f"{field} is 'mean'; expected one of cls, gap"):
+        build("concat", **{field: "mean"}).init(jax.random.key(0), *inputs(), train=False)
+
+
 # Pooled by the text alone: there is no other image token to pool.
 TEXT_ALONE = (
     "co_attention lxmert", "cross_attention blip", "merged_attention uniter",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmflax.errors import MmflaxError
-from mmflax.models.heads import pool_tokens
+from mmflax.models.heads import POOLS, pool_tokens
 from mmflax.models.layers.attention import zero_masked
 from mmflax.models.layers.blocks import (
     NORM_STYLES,
@@ -96,6 +96,8 @@ class Fusion(FusionBase, Layered):
         **inputs: Any,
     ) -> Any:
         """`Fused` of both streams; `inputs` are those that this kind takes besides."""
+        for name, value in (("image_pool", self.image_pool), ("text_pool", self.text_pool)):
+            lookup(name, value, dict.fromkeys(POOLS))
         if causal and not self.supports_causal:
             raise MmflaxError(
                 f"{type(self).__name__} was asked for causal=True, but its image stream or summary "
