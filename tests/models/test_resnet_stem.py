@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from mmflax.distributed.mesh import RULES, activation_rules, make_mesh, param_specs, with_rules
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import vit
 from mmflax.models.encoders.resnet_stem import ResNetStem
 from mmflax.models.layers.conv import standardized_conv
+from tests.models.on_mesh import same_tokens
 
 SIZES = dict(width=16, depth=1, num_heads=4, stem="resnet", stem_width=8)
 
@@ -186,18 +186,7 @@ def test_half_precision_is_close_and_has_gradients():
 def test_on_a_mesh_the_tokens_are_those_of_one_device():
     model = vit.build(image_size=16, patch_size=8, stem_depths=(1, 1), scan_layers=True, **SIZES)
     image = pixels(8, 16, 16, 3)
-    params = jax.jit(lambda: model.init(jax.random.key(0), image, train=False))()["params"]
-    mesh = make_mesh(2, 2, 2)
-    specs = param_specs(params, with_rules(()), mesh)
+    specs = same_tokens(model, image, atol=5e-5)
     stem = specs["resnet_stem"]
     assert stem["patch_embedding"]["kernel"].spec == PartitionSpec(None, None, None, "fsdp")
     assert stem["stage_0_block_0"]["conv_shortcut"]["kernel"].spec == PartitionSpec()
-    assert param_specs(params, RULES, mesh) == specs
-
-    def run(params):
-        return model.apply({"params": params}, image, train=False)
-
-    expected = jax.jit(run)(params)
-    with activation_rules(mesh):
-        found = jax.jit(run)(jax.device_put(params, specs))
-    np.testing.assert_allclose(found, expected, atol=5e-5)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from mmflax.distributed.mesh import RULES, activation_rules, make_mesh, param_specs, with_rules
 from mmflax.errors import MmflaxError
 from mmflax.models.encoders import vit
 from mmflax.models.layers import product
 from mmflax.models.layers.conv import GroupNorm
+from tests.models.on_mesh import same_tokens
 
 SIZES = dict(width=16, depth=1, num_heads=2, stem="conv")
 
@@ -200,17 +200,6 @@ def test_half_precision_is_close_and_has_gradients():
 def test_on_a_mesh_the_tokens_are_those_of_one_device():
     model = vit.build(image_size=16, patch_size=4, scan_layers=True, **SIZES | dict(num_heads=4))
     image = pixels(8, 16, 16, 3)
-    params = jax.jit(lambda: model.init(jax.random.key(0), image, train=False))()["params"]
-    mesh = make_mesh(2, 2, 2)
-    specs = param_specs(params, with_rules(()), mesh)
+    specs = same_tokens(model, image, atol=2e-5)
     assert specs["conv_stem"]["projection"]["kernel"].spec == PartitionSpec("fsdp", None)
     assert specs["conv_stem"]["conv_0"]["kernel"].spec == PartitionSpec()
-    assert param_specs(params, RULES, mesh) == specs
-
-    def run(params):
-        return model.apply({"params": params}, image, train=False)
-
-    expected = jax.jit(run)(params)
-    with activation_rules(mesh):
-        found = jax.jit(run)(jax.device_put(params, specs))
-    np.testing.assert_allclose(found, expected, atol=2e-5)
