@@ -109,6 +109,29 @@ def test_vit_patches_are_read_row_by_row(zoo):
     np.testing.assert_array_equal((before != after).any((0, 2)), [False, False, True, False])
 
 
+def test_fixed_positions_are_scaled(zoo):
+    """Without layers the tokens before the last norm are the patches' vectors plus the table."""
+    fields = {**VIT, "depth": 0, "cls_token": False, "position": "sincos2d"}
+    image = zoo.inputs()["image"]
+    params = zoo.params(vit.build(**fields), image, train=False)
+    params["norm"] = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+    kernel = jax.tree.map(jnp.zeros_like, params["patch_embedding"])
+    params["patch_embedding"] = {"kernel": kernel["kernel"], "bias": jnp.sin(jnp.arange(16.0))}
+    for scale in (1.0, 3.0):
+        model = vit.build(**fields, position_scale=scale)
+        x = scale * sincos2d((2, 2), 16) + np.sin(np.arange(16))
+        x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+        found = zoo.run(model, params, image, train=False)
+        np.testing.assert_allclose(found, np.broadcast_to(x, found.shape), rtol=1e-3, atol=1e-4)
+
+
+def test_a_scale_of_positions_that_are_learned_is_refused():
+    with pytest.raises(
+        MmflaxError, match="position_scale is 3.0 and position is .learned.; only that of .sincos2d"
+    ):
+        vit.build(**VIT, position_scale=3.0)
+
+
 def test_vit_refuses_other_image_sizes(zoo):
     with pytest.raises(MmflaxError, match="8x12 pixels.*8x8"):
         zoo.params(vit.build(**VIT), jnp.ones((1, 8, 12, 3)), train=False)

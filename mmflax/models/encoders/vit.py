@@ -67,9 +67,11 @@ class ViT(ImageEncoderBase, Layered):
     `stem_depths` blocks in its stages; `variant="B/16"` with it is R50+ViT-B/16.
 
     `position` "learned" and "sincos2d" are added to the tokens, "rope2d" turns the queries and keys
-    of every layer. `registers` more tokens (Darcet et al. 2024, "Vision transformers need
-    registers"), after the others and without a position, take part in the layers and are left out
-    of what is returned.
+    of every layer. `position_scale` multiplies the fixed ones of "sincos2d", whose numbers are
+    about as large as those of tokens behind a layer norm: behind a group norm tokens that show
+    something are larger, and where things lie is learned late without it. `registers` more tokens
+    (Darcet et al. 2024, "Vision transformers need registers"), after the others and without a
+    position, take part in the layers and are left out of what is returned.
 
     With `layers=k` above 0 the result is a pair: the tokens, and those of the last k layers, each
     through the same final norm (as BridgeTower reads CLIP; Xu et al. 2023), or with
@@ -85,6 +87,7 @@ class ViT(ImageEncoderBase, Layered):
     cls_token: bool = True
     distillation_token: bool = False
     position: str = "learned"
+    position_scale: float = 1.0
     stem: str = "patch"
     stem_norm: str = "layer"
     stem_depths: tuple[int, ...] | None = None
@@ -183,7 +186,7 @@ class ViT(ImageEncoderBase, Layered):
             shape = (self.num_tokens(), self.width)
             table = self.param("position_embedding", TABLE_INIT, shape, self.layer.param_dtype)
             return resize_positions(table, self.grid(), grid, self.num_prefix)
-        table = jnp.asarray(sincos2d(grid, self.width))
+        table = self.position_scale * jnp.asarray(sincos2d(grid, self.width))
         return jnp.pad(table, ((self.num_prefix, 0), (0, 0)))
 
 
@@ -275,6 +278,11 @@ def build(
     sizes = variant_sizes("ViT", decode_variant(variant) if variant else {}, given, "B/16")
     if fields.get("registers", 0) < 0:
         raise MmflaxError(f"registers is {fields['registers']}; expected at least 0.")
+    if fields.get("position_scale", 1.0) != 1.0 and fields.get("position") != "sincos2d":
+        raise MmflaxError(
+            f"position_scale is {fields['position_scale']} and position is "
+            f"{fields.get('position', 'learned')!r}; only that of 'sincos2d' may be other than 1.0."
+        )
     if fields.get("stem") == "resnet":
         stage_depths(sizes["patch_size"], fields.get("stem_depths"))
         if fields.get("stem_width", 1) < 1:
