@@ -50,6 +50,16 @@ def quickly(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def freed_memory_goes_back():
+    """One process runs small tests after large ones: `train` must not keep what the large freed."""
+    from mmflax.run import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "keep_freed_memory", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def one_device():
     """A mesh of the first device."""
