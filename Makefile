@@ -9,7 +9,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: help demo test test-all lint docs dist clean
 
 help:
-	@echo "make demo      train on the embedded data, evaluate, ask about a picture (about 7 minutes)"
+	@echo "make demo      train on the embedded data, evaluate, ask about a picture (about 10 minutes)"
 	@echo "make test      the tests of every day"
 	@echo "make test-all  the long ones too: slow tests, parity with PyTorch, notebooks"
 	@echo "make lint      ruff and mypy"

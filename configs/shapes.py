@@ -4,8 +4,9 @@ captioning, generative_vqa, translation (a decoder writes) · matching, entailme
 (one picture and a text) · nlvr (a statement about one picture), nlvr2 (about two) · retrieval ·
 pretraining (a mixture of objectives on pictures with captions).
 
-Model: ViT + BERT + co-attention (METER's form, Dou et al. 2022, arXiv:2111.02387) as in
-configs/shapes_vqa.py, small and from scratch; `--config.model.fusion.name=…` changes the fusion.
+Model: ViT + BERT + co-attention (METER's form, Dou et al. 2022, arXiv:2111.02387), small and from
+scratch, with the caption's words grounded in the image tokens beside the task (after Fang et al.
+2015, arXiv:1411.4952); `--config.model.fusion.name=…` changes the fusion.
 Command: mmflax train --config configs/shapes.py:captioning --workdir runs/captioning
 Hardware: 2 CPU cores, 3 to 6 minutes a task.
 Expected score: the table "Every task" in the README, each beside its modality views.

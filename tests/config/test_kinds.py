@@ -91,9 +91,10 @@ def test_every_kind_of_every_part_builds_from_every_shipped_config(source):
         ("lxmert.py:vqa", ["model.fusion.name=merged_attention"], "model.fusion", {"form"}, {}),
         ("shapes_vqa.py", ["model.image_encoder.name=resnet"], "model.image_encoder",
          {"cls_token", "depth", "mlp_dim", "num_heads", "patch_size", "position", "qk_init",
-          "width"}, {"activation"}),
+          "position_scale", "stem", "stem_norm", "width"}, {"activation"}),
         ("shapes_vqa.py", ["model.image_encoder.name=swin"], "model.image_encoder",
-         {"cls_token", "depth", "mlp_dim", "num_heads", "position", "qk_init"}, {"width"}),
+         {"cls_token", "depth", "mlp_dim", "num_heads", "position", "qk_init", "position_scale",
+          "stem", "stem_norm"}, {"width"}),
         ("public.py:vqa_v2", ["model.image_encoder.name=swin"], "model.image_encoder",
          {"variant"}, {"dtype", "remat"}),
         ("public.py:vqa_v2", ["model.image_encoder.name=clip_vision"], "model.image_encoder",
@@ -102,7 +103,7 @@ def test_every_kind_of_every_part_builds_from_every_shipped_config(source):
          {"variant"}, {"dropout_rate"}),
         ("shapes_vqa.py", ["model.text_encoder.variant=tiny"], "model.text_encoder",
          {"width", "depth", "num_heads", "mlp_dim"}, {"qk_init"}),
-        ("shapes_vqa.py", ["task.name=retrieval"], "task", {"head"}, {"caption_words"}),
+        ("shapes_vqa.py", ["task.name=retrieval"], "task", {"head"}, {}),
         ("shapes.py:captioning", ["task.name=vqa"], "task", {"decoder", "memory", "table"},
          {"caption_words"}),
         ("public.py:coco_captions", ["task.decode.method=greedy"], "task.decode",
@@ -140,7 +141,7 @@ def test_a_required_field_that_is_left_to_the_reader_is_said_with_its_key():
     with pytest.raises(MmflaxError, match="--config.data.path=VALUE"):
         check(Experiment(config))
     config, _ = read("shapes_vqa.py", "model.fusion.name=bridge")
-    with pytest.raises(MmflaxError, match="--config.model.fusion.depth=1 or --config.model.text"):
+    with pytest.raises(MmflaxError, match="--config.model.fusion.depth=1 or --config.model.image"):
         check(Experiment(config))
     check(Experiment(read("shapes_vqa.py", "model.fusion.name=bridge", "model.fusion.depth=1")[0]))
 

@@ -96,7 +96,8 @@ def test_without_a_metric_nothing_is_made_up():
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config("configs/shapes_vqa.py")
+    changed = ["--config.model.image_encoder.stem=patch", "--config.train.steps=3600"]
+    return load_config("configs/shapes_vqa.py", changed)
 
 
 @pytest.fixture(scope="module")
