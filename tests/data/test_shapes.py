@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmflax.data import pipeline
+from mmflax.data.dataset import text_of
 from mmflax.data.datasets.shapes import dataset as shapes
 from mmflax.data.datasets.shapes import questions as shapes_questions
 from mmflax.data.datasets.shapes import scenes as shapes_scenes
@@ -65,6 +66,22 @@ def test_serves_every_question_of_every_scene(data):
             np.testing.assert_array_equal(np.asarray(raw["image"]), scene.image)
         with pytest.raises(IndexError):
             source[len(source)]
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_what_is_drawn_on_an_image_reaches_nobody_else(folder, task):
+    source = shapes.build(data_dir=folder, num_scenes=16, image_size=32, task=task).source("train")
+    raw, texts = source[0], text_of(source, 0)
+    images = [key for key in ("image", "second_image") if key in raw]
+    assert len(images) == (2 if task == "nlvr2" else 1)
+    before = {key: np.asarray(raw[key]).copy() for key in images}
+    assert {key: value for key, value in texts.items() if key not in images} == {
+        key: value for key, value in raw.items() if key not in images
+    }
+    for key in images:
+        raw[key].paste((1, 2, 3), (0, 0, 32, 32))
+        np.testing.assert_array_equal(np.asarray(source[0][key]), before[key])
+        np.testing.assert_array_equal(np.asarray(texts[key]), before[key])
 
 
 def test_ids_differ_and_splits_share_no_scene(data):
