@@ -110,7 +110,7 @@ def find(experiment: Experiment, built: Built, params: Any, source: Source) -> M
         return None
     judging = task._replace(score=None)
     judge = evaluator(experiment, built, task=judging, views=("full",))
-    names = judge.names(built.abstract.params)
+    names = judge.names(built.shapes)  # frozen parameters among them
     if {"exact", "nll"} <= set(names):
         only = evaluator(experiment, built, task=judging._replace(predict=None), views=("full",))
         return mistakes.of_texts(only, judge, params, source, count)

@@ -286,7 +286,11 @@ def test_a_workdir_answers_with_its_base_and_says_what_is_missing(source, shapes
     moved, run, kept = tmp_path / "base", tmp_path / "run", tmp_path / "kept"
     shutil.copytree(source, moved)
     config = whole_config(moved, shapes_dir)
-    trained = train(config, str(run), quiet=True)
+    reports = []
+    trained = train(config, str(run), quiet=True, at_end=reports.append)
+    (report,) = reports
+    assert report.note is None and report.examples
+    assert (report.mistakes is not None) == (report.wrong > 0)
     train(override(config, ["--config.lora.save_base=True"]), str(kept), quiet=True)
     first = evaluate(str(run), "validation")["metrics"]["full"]
     assert first["loss"] == pytest.approx(trained.metrics["validation/loss"], abs=1e-5)
