@@ -184,3 +184,17 @@ def test_bad_configs_stop_before_anything_is_written(shapes_dir, tmp_path, chang
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(MmflaxError, match="no config.json"):
         load(str(tmp_path))
+
+
+def test_training_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path, monkeypatch):
+    from mmflax.run import train as training
+
+    class Kept(Exception):
+        pass
+
+    def keep():
+        raise Kept
+
+    monkeypatch.setattr(training, "keep_freed_memory", keep)
+    with pytest.raises(Kept):
+        training.train(tiny.config("unused"), str(tmp_path / "run"), quiet=True)
