@@ -43,6 +43,14 @@ def tracked(*folders):
     return {name for name in done.stdout.splitlines() if (ROOT / name).exists()}
 
 
+def test_nothing_but_the_given_folders_lies_at_the_top():
+    """Neither a file that a test left behind nor one that was added by mistake."""
+    kept = tracked("--cached", "--others", "--exclude-standard")
+    folders = {name.partition("/")[0] for name in kept if "/" in name}
+    named = {"mmflax", "configs", "launch", "tests", "colab", "docs", "benchmarks"}
+    assert folders == named | {".ci", ".github"}
+
+
 def test_sdist_holds_every_tracked_file(built):
     source, _, _ = built
     assert tracked() - source == set()

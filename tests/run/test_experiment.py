@@ -197,4 +197,4 @@ def test_training_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path, monkeypatch)
 
     monkeypatch.setattr(training, "keep_freed_memory", keep)
     with pytest.raises(Kept):
-        training.train(tiny.config("unused"), str(tmp_path / "run"), quiet=True)
+        training.train(tiny.config(str(tmp_path)), str(tmp_path / "run"), quiet=True)
