@@ -73,7 +73,7 @@ def test_every_command_is_one_that_exists(monkeypatch):
 
 def test_every_task_of_the_table_has_a_config(monkeypatch):
     monkeypatch.chdir(ROOT)
-    table = README.partition("## Every task")[2].partition("\n\n`nlvr`")[0]
+    table = README.partition("## Every task")[2].partition("\n\nA label of")[0]
     tasks = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert len(tasks) == 10
     for task in tasks:
@@ -170,6 +170,20 @@ def test_adapters_of_a_run_as_printed(checkout, monkeypatch, capfd):
         output = run([*line, *SHORT], capfd)
     assert "LoRA of rank 8, scale 1" in output and "done at step 2" in output
     assert run(["evaluate", "--workdir", "runs/adapted"], capfd).strip()
+
+
+@pytest.mark.slow
+def test_tasks_that_start_from_the_demo_as_printed(checkout, monkeypatch, capfd):
+    """By the one line; sentences of entailment are longer than the demo's questions."""
+    monkeypatch.chdir(checkout)
+    if not (checkout / "runs" / "shapes").exists():
+        (line,) = (words for words in ours() if words[0] == "train" and "runs/shapes" in words)
+        run([*line, *SHORT], capfd)
+    (line,) = (words for words in ours() if words[0] == "train" and "runs/nlvr" in words)
+    for task in ("nlvr", "entailment"):
+        short = [*STEPS, "--config.data.num_scenes=200", "--config.train.eval_every=2"]
+        output = run([*(word.replace("nlvr", task) for word in line), *short], capfd)
+        assert "started from" in output and "done at step 2" in output
 
 
 @pytest.mark.slow
