@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
+from mmflax.models.layers.chunked_attention import chunked_attention
 from mmflax.platform import platform
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "einsum")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "einsum", "chunked")
 
 
 def attend(
@@ -34,6 +35,8 @@ def attend(
       device and half precision, and raises for shapes it does not support.
     - "einsum": `einsum_attention`, about twice as fast on CPU in training; no forward-mode
       derivatives.
+    - "chunked": `chunked_attention`, in memory linear in t and s on every device; no forward-mode
+      derivatives.
     - "auto": "einsum" on CPU, else "xla".
     """
     if implementation not in IMPLEMENTATIONS:
@@ -44,6 +47,8 @@ def attend(
         implementation = "einsum" if platform() == "cpu" else "xla"
     if implementation == "einsum":
         return einsum_attention(query, key, value, mask, bias)
+    if implementation == "chunked":
+        return chunked_attention(query, key, value, mask, bias)
     kernel: Literal["xla", "cudnn"] = "cudnn" if implementation == "cudnn" else "xla"
     bias = None if bias is None else bias.astype(query.dtype)
     mixed = jax.nn.dot_product_attention(query, key, value, bias, mask, implementation=kernel)
