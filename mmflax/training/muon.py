@@ -6,16 +6,22 @@ value decomposition. It is for the matrices inside a network; embeddings, heads,
 norms and biases are left to Adam, as there. An update is scaled by 0.2 sqrt(max(rows, columns)),
 which gives it the root mean square of AdamW's (Liu et al. 2025, "Muon is scalable for LLM
 training", arXiv:2502.16982, sec. 2.2), so that rates and weight decay of AdamW hold.
+
+Matrices of one shape are stacked and made orthogonal together. On a mesh the stack is gathered once
+and each device takes whole matrices of it, as in sec. 2.3 there: a Newton-Schulz step of a matrix
+that is split would communicate in every product.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 from mmflax import paths
@@ -24,6 +30,8 @@ from mmflax.platform import platform
 RMS = 0.2
 A, B, C = 3.4445, -4.7750, 2.0315  # of the Newton-Schulz step
 STEPS, EPSILON = 5, 1e-8
+STACK_BYTES = 2**28  # of the matrices that are gathered and made orthogonal together, at most
+PADDING = 4  # a stack is padded to at most so many times its matrices
 # Kernels that are no matrices inside the network: patch embeddings, heads, scores of words.
 _OUTSIDE = re.compile(r"embedding/kernel$|(^|/)(\w+_)?head/|(^|/)objectives_|^(.*decoder/)?output/")
 # axes of a kernel -> how many of the first are its rows (what is summed over)
@@ -32,6 +40,9 @@ _HEADS_IN, _HEADS_OUT = (
     re.compile(r"(^|/)(query|key|value)/kernel$"),
     re.compile(r"(^|/)out/kernel$"),
 )
+# Second of the two kernels of an attention or an MLP, which path rules split like the transposed
+# first.
+_SECOND = re.compile(r"(^|/)(out|fc2)/kernel$")
 
 
 class Sides(NamedTuple):
@@ -75,16 +86,18 @@ def scale_by_muon_and_adam(
     def labels(tree: Any) -> Any:
         return paths.map_leaves(lambda path, _: "muon" if path in axes else "adam", tree)
 
-    def scaled(path: str, update: Array) -> Array:
-        """Of a leaf, its matrices orthogonal and of AdamW's size."""
-        first, second = axes[path]
-        rows, columns = (math.prod(update.shape[axis] for axis in part) for part in (first, second))
-        layers = update.shape[: first[0]]
-        matrices = orthogonal(update.reshape(*layers, rows, columns))
-        return matrices.reshape(update.shape) * (RMS * math.sqrt(max(rows, columns)))
-
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         averaged, state = moments.update(grads, state, params)
+        leaves = paths.leaves(averaged)
+        matrices = [_matrices(path, leaf, axes[path]) for path, leaf in leaves.items()]
+        made = dict(zip(leaves, all_orthogonal(matrices), strict=True))
+
+        def scaled(path: str, leaf: Array) -> Array:
+            """Of a leaf, its matrices orthogonal and of AdamW's size."""
+            found = made[path] * (RMS * math.sqrt(max(made[path].shape[-2:])))
+            turned = _is_turned(path, *_size(leaf, axes[path]))
+            return (found.swapaxes(1, 2) if turned else found).reshape(leaf.shape)
+
         return paths.map_leaves(scaled, averaged), state
 
     moments = nesterov(momentum)
@@ -115,6 +128,90 @@ def nesterov(decay: float) -> optax.GradientTransformation:
         return updates, MomentumState(count, mu)
 
     return optax.GradientTransformation(init, update)
+
+
+def _size(leaf: Array, sides: Sides) -> tuple[int, int]:
+    """Rows and columns of a leaf's matrices."""
+    rows, columns = (math.prod(leaf.shape[axis] for axis in part) for part in sides)
+    return rows, columns
+
+
+def _is_turned(path: str, rows: int, columns: int) -> bool:
+    """Whether a matrix is transposed before it is stacked with others, so that an MLP's two kernels
+    are of one shape, and split over a mesh along the same dimension, as an attention's are."""
+    return rows > columns or (rows == columns and _SECOND.search(path) is not None)
+
+
+def _matrices(path: str, leaf: Array, sides: Sides) -> Float[Array, "n r c"]:
+    """The matrices of a leaf, one for each layer of a scanned stack, with at most as many rows as
+    columns."""
+    rows, columns = _size(leaf, sides)
+    stack = leaf.reshape(-1, rows, columns)
+    return stack.swapaxes(1, 2) if _is_turned(path, rows, columns) else stack
+
+
+def all_orthogonal(stacks: Sequence[Float[Array, "n r c"]]) -> list[Float[Array, "n r c"]]:
+    """``orthogonal`` of every stack, those of one shape together."""
+    groups: dict[Any, list[int]] = {}
+    for i, stack in enumerate(stacks):
+        groups.setdefault((stack.shape[1:], stack.dtype), []).append(i)
+    found: dict[int, Array] = {}
+    for members in groups.values():
+        together = jnp.concatenate([stacks[i] for i in members])
+        most = max(1, STACK_BYTES // (together.nbytes // len(together)))
+        parts = [together[start : start + most] for start in range(0, len(together), most)]
+        made = jnp.concatenate([_divided(orthogonal, part) for part in parts])
+        ends = list(itertools.accumulate(len(stacks[i]) for i in members))
+        found |= dict(zip(members, jnp.split(made, ends[:-1]), strict=True))
+    return [found[i] for i in range(len(stacks))]
+
+
+def _divided(function: Callable[[Array], Array], stack: Float[Array, "n r c"]) -> Array:
+    """``function`` of a stack of matrices, of which each device of the mesh takes its share.
+
+    Without a mesh it is ``function(stack)``. The stack is gathered, each device computes whole
+    matrices, and all results are gathered; what needs a part of them takes that.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto
+    }
+    if math.prod(sizes.values()) == 1:
+        return function(stack)
+    whole = PartitionSpec()
+    stack = _placed(stack, whole)
+    axes = shared_over(len(stack), sizes)
+    if not axes:
+        return _placed(function(stack), whole)
+    devices = math.prod(sizes[name] for name in axes)
+    padded = jnp.pad(stack, ((0, -len(stack) % devices), (0, 0), (0, 0)))
+    share = PartitionSpec(axes)
+    made = _placed(function(_placed(padded, share)), share)
+    return _placed(made, whole)[: len(stack)]
+
+
+def _placed(x: Array, spec: PartitionSpec) -> Array:
+    constrained: Array = jax.lax.with_sharding_constraint(x, spec)
+    return constrained
+
+
+def shared_over(matrices: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes over which a stack of so many matrices is divided.
+
+    Those that leave the fewest to a device, and of these those that need the least padding; none
+    where the padding would be more communication than the division saves work.
+    """
+    best: tuple[str, ...] = ()
+    fewest = matrices, matrices
+    for count in range(1, len(sizes) + 1):
+        for axes in itertools.combinations(sizes, count):
+            devices = math.prod(sizes[name] for name in axes)
+            each = -(-matrices // devices)
+            if each * devices <= PADDING * matrices and (each, each * devices) < fewest:
+                best, fewest = axes, (each, each * devices)
+    return best
 
 
 def orthogonal(x: Float[Array, "*g r c"]) -> Float[Array, "*g r c"]:

@@ -1,12 +1,14 @@
 """Muon: which parameters are matrices, of which shape, and what their updates are."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from optax.contrib import scale_by_muon
 
-from mmflax.distributed.mesh import make_mesh, param_specs, with_rules
+from mmflax.distributed.mesh import make_mesh, on_mesh, param_specs, with_rules
 from mmflax.errors import MmflaxError
 from mmflax.training import muon, optim
 from mmflax.training.muon import Sides as Axes
@@ -127,6 +129,86 @@ def test_on_a_mesh_the_updates_are_those_of_one_device():
         step(params, grads, weight_decay=0.1),
         step(weight_decay=0.1),
     )
+
+
+def layer(seed, *depth):
+    """Kernels of a transformer's layer of width 16, or of a scanned stack of such layers."""
+    return {
+        "attention": {
+            "query": {"kernel": draw(*depth, 16, 4, 4, seed=seed)},
+            "key": {"kernel": draw(*depth, 16, 4, 4, seed=seed + 1)},
+            "out": {"kernel": draw(*depth, 4, 4, 16, seed=seed + 2)},
+        },
+        "mlp": {
+            "fc1": {"kernel": draw(*depth, 16, 32, seed=seed + 3)},
+            "fc2": {"kernel": draw(*depth, 32, 16, seed=seed + 4)},
+        },
+    }
+
+
+STACKS = {
+    "looped": {f"layers_{i}": layer(10 * i) for i in range(3)},
+    "scanned": {"layers": layer(40, 5)},
+}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2)])
+def test_a_mesh_gathers_a_matrix_at_most_once_and_divides_the_work(stack, sizes):
+    params = STACKS[stack]
+    grads = jax.tree.map(lambda leaf: jnp.sin(9 * leaf), params)
+    mesh = make_mesh(*sizes)
+    tx, _ = optim.build(params, name="muon", schedule=dict(peak=RATE))
+    specs = param_specs(params, with_rules(()), mesh)
+    placed = jax.device_put(grads, specs)
+    state = tx.init(placed)
+    update = jax.jit(lambda grads, state: tx.update(grads, state, params)[0], out_shardings=specs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6),
+        on_mesh(update, mesh)(placed, state),
+        jax.jit(tx.update)(grads, tx.init(grads))[0],
+    )
+    text = on_mesh(update.lower, mesh)(placed, state).compile().as_text()
+    # The matrices that a device multiplies; all would be 9 or 15, and 6 or 10.
+    products = re.findall(r"f32\[(\d+),16,(?:16|32)\]\S* dot\(", text)
+    assert products and {int(matrices) for matrices in products} <= {1, 2}
+    matrices = sum(len(leaf) if "layers" in params else 1 for leaf in jax.tree.leaves(params))
+    gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    assert 0 < len(gathered) <= min(matrices, 8)  # there and back, of two shapes, over two axes
+    # Nothing is communicated between the products.
+    assert not re.findall(r" (?:all-reduce|reduce-scatter)(?:-start)?\(", text)
+
+
+@pytest.mark.parametrize(
+    ("matrices", "sizes", "axes"),
+    [
+        (16, dict(data=4, fsdp=4), ("data", "fsdp")),
+        (12, dict(data=4, fsdp=4), ("data", "fsdp")),  # one each; four devices have padding
+        (18, dict(data=4, fsdp=4), ("data", "fsdp")),  # two each
+        (4, dict(data=4, fsdp=4), ("data",)),
+        (4, dict(data=2, fsdp=4), ("fsdp",)),
+        (2, dict(data=1, fsdp=256), ()),  # 254 of 256 would be padding
+        (1, dict(data=4, fsdp=4), ()),
+    ],
+)
+def test_a_stack_is_divided_over_the_axes_that_leave_the_least_work(matrices, sizes, axes):
+    assert muon.shared_over(matrices, sizes) == axes
+
+
+def test_a_stack_beyond_the_limit_is_taken_in_parts(monkeypatch):
+    stacks = [draw(3, 16, 32, seed=1), draw(2, 16, 32, seed=2), draw(1, 16, 16, seed=3)]
+    expected = [muon.orthogonal(stack) for stack in stacks]
+    sizes = []
+    divided = muon._divided
+    monkeypatch.setattr(
+        muon, "_divided", lambda function, x: sizes.append(len(x)) or divided(function, x)
+    )
+    for limit, parts in ((2**28, [5, 1]), (2 * 16 * 32 * 4, [2, 2, 1, 1]), (1, [1] * 6)):
+        monkeypatch.setattr(muon, "STACK_BYTES", limit)
+        sizes.clear()
+        for found, want in zip(muon.all_orthogonal(stacks), expected, strict=True):
+            np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
+        assert sizes == parts
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
