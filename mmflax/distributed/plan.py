@@ -43,17 +43,29 @@ class Plan:
     seconds: float
 
 
-def topology_devices(name: str) -> list[Any]:
-    """The chips of a topology such as ``v5e:4x4``, ``v5p:2x2x4`` or ``v6e:16x16``.
+# What libtpu takes a topology's name to be; the shape is in chips.
+FAMILIES = "v2:4x4, v3:8x8, v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:16x16 or tpu7x:2x2x4"
+# Without these libtpu looks for a cloud machine's metadata, for the other hosts of a slice and for
+# a chip to open, and prints what it does not find.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 
-    Call before anything else has touched a device.
+
+def topology_devices(name: str) -> list[Any]:
+    """The devices of a topology such as ``v5e:4x4``, or of equal slices of it, ``v5e:16x16*2``.
+
+    Several slices are joined by the data-center network; their devices have a ``slice_index``. A
+    chip of v2, v3, v4 and tpu7x is two devices. Call before anything else has touched a device.
 
     Raises:
       MmflaxError: libtpu is not installed, or it does not know the topology.
     """
-    # Without these libtpu looks for a cloud machine's metadata, and for a chip to open.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for variable, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
     try:
         import libtpu  # noqa: F401
@@ -63,13 +75,17 @@ def topology_devices(name: str) -> list[Any]:
         ) from None
     from jax.experimental import topologies
 
+    slice_name, star, slices = name.partition("*")
+    several = {"num_slices": int(slices)} if slices.isdecimal() and int(slices) > 1 else {}
     try:
-        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+        if star and not several:
+            raise ValueError(f"after * stands {slices!r}, not a number of slices above 1")
+        return list(topologies.get_topology_desc(slice_name, platform="tpu", **several).devices)
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")[:200]
         raise MmflaxError(
-            f"--topology {name!r} is not one that libtpu knows ({text}); expected a name such as "
-            "v5e:4x4, v5p:2x2x4 or v6e:16x16."
+            f"--topology {name!r} is not one that libtpu knows ({text}); expected a family and its "
+            f"chips, such as {FAMILIES}, with *N behind it for N slices."
         ) from error
 
 

@@ -47,4 +47,52 @@ def test_fsdp_splits_what_a_chip_holds(tmp_path, shapes_dir):
 def test_an_unknown_topology_is_one_sentence(tmp_path, shapes_dir):
     done = plan(tmp_path, shapes_dir, "v99:2x2")
     assert done.returncode == 1
-    assert "expected a name such as v5e:4x4" in done.stderr
+    assert "such as v2:4x4, v3:8x8, v4:2x2x4, v5e:4x4, v5p:2x2x4" in done.stderr
+    assert "Invalid TPU external name: TPU v99" in done.stderr
+    assert done.stderr.count("\n") == 1  # libtpu says nothing beside it
+
+
+TWO_SLICES = """
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from mmflax.distributed.mesh import batch_sharding, make_mesh
+from mmflax.distributed.plan import topology_devices
+from mmflax.errors import MmflaxError
+devices = topology_devices("v5e:2x2*2")
+mesh = make_mesh(-1, 2, 2, devices)
+print(dict(mesh.shape))
+print([[device.slice_index for device in row.flat] for row in mesh.devices])
+rows = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=batch_sharding(mesh))
+weight = jax.ShapeDtypeStruct(
+    (128, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+)
+loss = lambda weight, rows: jnp.sum((rows @ weight) ** 2)
+step = jax.jit(jax.grad(loss), out_shardings=weight.sharding)
+print("all-reduce" in step.lower(weight, rows).compile().as_text())
+try:
+    make_mesh(1, 4, 2, devices)
+except MmflaxError as error:
+    print(error)
+for name in ("v5e:2x2*0", "v5e:2x2*", "v5e:2x2*two", "v5e:3x3"):
+    try:
+        topology_devices(name)
+    except MmflaxError as error:
+        print(error)
+"""
+
+
+def test_the_data_axis_crosses_slices():
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TPU_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_SLICES], env=env | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    sizes, slices, reduces, axis, *wrong = done.stdout.splitlines()
+    assert sizes == "{'data': 2, 'fsdp': 2, 'tensor': 2}"
+    assert slices == "[[0, 0, 0, 0], [1, 1, 1, 1]]"
+    assert reduces == "True"  # gradients, over both slices
+    assert axis.startswith("mesh axis data = 1 must be a multiple of the 2 TPU slices")
+    for what, line in zip(("'0'", "''", "'two'", "not divisible"), wrong, strict=True):
+        assert what in line and "with *N behind it for N slices" in line
