@@ -25,6 +25,8 @@ from mmflax.errors import MmflaxError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+# What the axes that models name are split over.
+LOGICAL_RULES = (("batch", BATCH_AXES), ("heads", "tensor"))
 
 
 class Rule(NamedTuple):
@@ -246,8 +248,11 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 @contextlib.contextmanager
 def activation_rules(mesh: Mesh) -> Iterator[None]:
-    """Context in which a traced model's ``constrain_batch`` splits the batch axis over the mesh."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules([("batch", BATCH_AXES)]):
+    """Context in which a traced model's ``constrain_batch`` splits the batch axis over the mesh.
+
+    Attention kernels that XLA cannot split also read here which axes split examples and heads.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_RULES):
         yield
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers.attention import attend, attention_weights
+from mmflax.models.layers.attention import attend, attention_weights, choose, resolve
 from mmflax.models.layers.blocks import MultiHeadAttention
 from mmflax.models.layers.config import LayerConfig
 
@@ -93,7 +93,7 @@ def test_a_bias_chooses_the_key():
     np.testing.assert_allclose(mixed, jnp.broadcast_to(value[:, 3:4], mixed.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+@pytest.mark.parametrize("implementation", ["einsum", "xla", "chunked"])
 def test_a_query_with_nothing_to_use_gives_zero(implementation):
     mixed = attend(*qkv(), MASKS["heads"], implementation=implementation)
     assert (mixed[0, -1] == 0).all() and (mixed[0, 0] != 0).all()
@@ -108,7 +108,7 @@ def test_weights_sum_to_one_or_to_zero():
     assert (weights[~MASKS["heads"]] == 0).all()
 
 
-@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+@pytest.mark.parametrize("implementation", ["einsum", "xla", "chunked"])
 def test_masked_keys_and_values_get_no_gradient(implementation):
     mask = MASKS["keys"]
 
@@ -158,6 +158,78 @@ def test_kernels_carry_heads(zoo):
         "value": {"kernel": (12, 3, 4)},
         "out": {"kernel": (3, 4, 12), "bias": (12,)},
     }
+
+
+PLAIN = dict(has_bias=False, has_query_mask=False)
+
+
+@pytest.mark.parametrize(
+    ("platform", "t", "s", "more", "expected"),
+    [
+        ("cpu", 577, 577, PLAIN, "einsum"),
+        ("cpu", 1297, 1297, PLAIN, "chunked"),
+        ("cpu", 1, 100_000, PLAIN, "einsum"),
+        ("tpu", 197, 577, PLAIN, "xla"),
+        ("tpu", 40, 1297, PLAIN, "xla"),
+        ("tpu", 577, 577, PLAIN, "splash"),
+        ("tpu", 577, 577, PLAIN | dict(has_bias=True), "chunked"),
+        ("tpu", 577, 577, PLAIN | dict(has_query_mask=True), "chunked"),
+        ("tpu", 577, 577, PLAIN | dict(head_dim=48), "chunked"),
+        ("tpu", 577, 577, PLAIN | dict(dtype="float16"), "chunked"),
+        ("gpu", 512, 511, PLAIN, "xla"),
+        ("gpu", 512, 512, PLAIN, "chunked"),
+        ("gpu", 1297, 1297, PLAIN | dict(dtype="bfloat16"), "chunked"),
+    ],
+)
+def test_auto_is_chosen_by_sizes_and_platform(platform, t, s, more, expected):
+    more = dict(head_dim=64, dtype="float32") | more
+    assert choose(platform, t, s, **more) == expected
+
+
+def test_auto_asks_for_this_call_and_this_machine():
+    def resolved(name, t, mask=None):
+        shape = jax.ShapeDtypeStruct((1, t, 2, 64), jnp.float32)
+        return jax.eval_shape(lambda x: jnp.zeros(len(resolve(name, x, x, mask))), shape).shape[0]
+
+    assert resolved("auto", 64) == len("einsum") and resolved("auto", 1024) == len("chunked")
+    assert resolved("cudnn", 64) == len("cudnn") and resolved("cudnn", 1) == len("einsum")
+    assert resolved("xla", 4096) == len("xla")
+
+
+def test_dropout_of_chunks_builds_no_matrix(zoo):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 40, 8)), jnp.float32)
+
+    def module(implementation):
+        return MultiHeadAttention(
+            LayerConfig(2, attention_dropout_rate=0.2, attention_impl=implementation)
+        )
+
+    params = zoo.params(module("chunked"), x, train=False)
+
+    def run(seed, implementation="chunked"):
+        rngs = {"dropout": jax.random.key(seed)}
+        return module(implementation).apply({"params": params}, x, train=True, rngs=rngs)
+
+    def whole(implementation):
+        traced = jax.make_jaxpr(functools.partial(run, implementation=implementation))(0)
+        return "f32[1,2,40,40]" in str(traced)
+
+    assert whole("einsum") and not whole("chunked")
+    exact = zoo.run(module("chunked"), params, x, train=False)
+    draws = jax.jit(jax.vmap(run))(jnp.asarray([0, 0, *range(1, 39)]))
+    assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
+    np.testing.assert_allclose(draws.mean(axis=0), exact, atol=0.05)
+    assert 0.05 < float(jnp.abs(draws[0] - exact).max())
+
+
+def test_weights_are_sown_undropped_beside_dropout_in_chunks(zoo):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, 12)), jnp.float32)
+    config = LayerConfig(3, attention_dropout_rate=0.5, attention_impl="chunked")
+    module = MultiHeadAttention(config)
+    params = zoo.params(module, x, train=False)
+    more = dict(train=True, rngs={"dropout": jax.random.key(0)}, mutable=["intermediates"])
+    _, sown = module.apply({"params": params}, x, **more)
+    np.testing.assert_allclose(sown["intermediates"]["attention"][0].sum(-1), 1.0, atol=1e-6)
 
 
 def test_errors_name_the_field_and_the_choices(zoo):

@@ -12,10 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from mmflax.errors import MmflaxError
-from mmflax.models.layers.attention import attend, attention_weights
+from mmflax.models.layers.attention import attend, attention_weights, resolve
+from mmflax.models.layers.chunked_attention import ATTENTION_OUTPUT, chunked_attention
 from mmflax.models.layers.config import LayerConfig, Typed
 from mmflax.models.layers.product import widening_product
 
@@ -235,17 +237,24 @@ def attend_and_sow(
     dropout: nn.Dropout,
     train: bool,
 ) -> Float[Array, "b t h k"]:
-    """`attend` with dropout of the weights, which `module` sows where that is asked for."""
-    dropped = train and config.attention_dropout_rate > 0.0
-    if dropped or module.is_mutable_collection("intermediates"):
+    """`attend` with dropout of the weights, which `module` sows where that is asked for.
+
+    Chunks drop their own weights; every other implementation leaves dropout to the whole matrix.
+    """
+    rate = config.attention_dropout_rate
+    dropped = train and rate > 0.0
+    implementation = resolve(config.attention_impl, query, key, mask, bias)
+    in_chunks = dropped and implementation in ("chunked", "splash")
+    if (dropped and not in_chunks) or module.is_mutable_collection("intermediates"):
         weights = attention_weights(query, key, mask, bias)
         module.sow("intermediates", "attention", weights)
+    if in_chunks:
+        draw = dict(dropout_rate=rate, dropout_key=module.make_rng("dropout"))
+        return chunked_attention(query, key, value, mask, bias, **draw)
     if dropped:
         weights = dropout(weights, deterministic=False)
-        return jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
-    # cuDNN's kernel refuses single queries, and has nothing to gain there.
-    single = config.attention_impl == "cudnn" and query.shape[1] == 1
-    implementation = "auto" if single else config.attention_impl
+        mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
+        return checkpoint_name(mixed, ATTENTION_OUTPUT)
     return attend(query, key, value, mask, bias, implementation=implementation)
 
 

@@ -55,11 +55,11 @@ def chunked_attention(
 
 def default_chunk_sizes(t: int, s: int) -> tuple[int, int]:
     """Sizes of the chunks of `t` queries and of `s` keys: multiples of 128 that pad little."""
-    keys = _even(s, LONGEST_ROW)
-    return _even(t, max(LARGEST_TILE // keys // LANES, 1) * LANES), keys
+    keys = even_chunks(s, LONGEST_ROW)
+    return even_chunks(t, max(LARGEST_TILE // keys // LANES, 1) * LANES), keys
 
 
-def _even(length: int, longest: int) -> int:
+def even_chunks(length: int, longest: int) -> int:
     """The size of equal chunks of at most `longest` that together are least above `length`."""
     tiles = math.ceil(length / LANES)
     fewest = math.ceil(tiles * LANES / longest)
