@@ -59,7 +59,7 @@ def topology_devices(name: str) -> list[Any]:
     """The devices of a topology such as ``v5e:4x4``, or of equal slices of it, ``v5e:16x16*2``.
 
     Several slices are joined by the data-center network; their devices have a ``slice_index``. A
-    chip of v2, v3, v4 and tpu7x is two devices. Call before anything else has touched a device.
+    chip of v2, v3 and tpu7x is two devices. Call before anything else has touched a device.
 
     Raises:
       MmflaxError: libtpu is not installed, or it does not know the topology.
@@ -76,11 +76,14 @@ def topology_devices(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     slice_name, star, slices = name.partition("*")
-    several = {"num_slices": int(slices)} if slices.isdecimal() and int(slices) > 1 else {}
+    # A chip of v4 is one device in training, and two here by default.
+    fields: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     try:
-        if star and not several:
-            raise ValueError(f"after * stands {slices!r}, not a number of slices above 1")
-        return list(topologies.get_topology_desc(slice_name, platform="tpu", **several).devices)
+        if star:
+            if not slices.isdecimal() or int(slices) < 2:
+                raise ValueError(f"after * stands {slices!r}, not a number of slices above 1")
+            fields["num_slices"] = int(slices)
+        return list(topologies.get_topology_desc(slice_name, platform="tpu", **fields).devices)
     except Exception as error:
         text = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")[:200]
         raise MmflaxError(

@@ -57,7 +57,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from mmflax.distributed.mesh import batch_sharding, make_mesh
-from mmflax.distributed.plan import topology_devices
+from mmflax.distributed.plan import FAMILIES, topology_devices
 from mmflax.errors import MmflaxError
 devices = topology_devices("v5e:2x2*2")
 mesh = make_mesh(-1, 2, 2, devices)
@@ -74,6 +74,10 @@ try:
     make_mesh(1, 4, 2, devices)
 except MmflaxError as error:
     print(error)
+for example in FAMILIES.replace(" or ", ", ").split(", "):
+    found = topology_devices(example)
+    print(example, len(found), dict(make_mesh(-1, 8, 2, found).shape))
+print(dict(make_mesh(-1, 32, 2, topology_devices("v5e:16x16*2")).shape))
 for name in ("v5e:2x2*0", "v5e:2x2*", "v5e:2x2*two", "v5e:3x3"):
     try:
         topology_devices(name)
@@ -89,10 +93,17 @@ def test_the_data_axis_crosses_slices():
         capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    sizes, slices, reduces, axis, *wrong = done.stdout.splitlines()
+    sizes, slices, reduces, axis, *rest = done.stdout.splitlines()
     assert sizes == "{'data': 2, 'fsdp': 2, 'tensor': 2}"
     assert slices == "[[0, 0, 0, 0], [1, 1, 1, 1]]"
     assert reduces == "True"  # gradients, over both slices
     assert axis.startswith("mesh axis data = 1 must be a multiple of the 2 TPU slices")
+    families, split, wrong = rest[:7], rest[7], rest[8:]
+    chips = {"v2": 32, "v3": 128, "v4": 16, "v5e": 16, "v5p": 16, "v6e": 256, "tpu7x": 32}
+    for (family, devices), line in zip(chips.items(), families, strict=True):
+        assert line.startswith(f"{family}:") and f" {devices} " in line
+        assert line.endswith(f"{{'data': {devices // 16}, 'fsdp': 8, 'tensor': 2}}")
+    # 32 is no dimension of 16x16 chips, nor a product of any.
+    assert split == "{'data': 8, 'fsdp': 32, 'tensor': 2}"
     for what, line in zip(("'0'", "''", "'two'", "not divisible"), wrong, strict=True):
         assert what in line and "with *N behind it for N slices" in line
