@@ -62,7 +62,8 @@ def plain(zoo):
 
 @pytest.mark.parametrize(
     ("remat", "scan_layers"),
-    [("none", True), ("full", False), ("full", True), ("dots", False), ("dots", True)],
+    [("none", True)]
+    + [(remat, scan) for remat in ("full", "dots", "block", "offload") for scan in (False, True)],
 )
 def test_remat_and_scan_change_nothing(zoo, plain, remat, scan_layers):
     loss, params = vit_loss(zoo, remat=remat, scan_layers=scan_layers)
@@ -72,6 +73,49 @@ def test_remat_and_scan_change_nothing(zoo, plain, remat, scan_layers):
     assert_close(unstack_layers(grads), plain[1])
     if remat != "none":
         assert "remat" in str(jax.make_jaxpr(jax.grad(loss))(params)), "nothing is recomputed"
+
+
+def gradient_of_blocks(remat, implementation, depth=8, **fields):
+    """(function, parameters' shapes, input's shape) of the gradient of scanned blocks."""
+    layer = functools.partial(Block, LayerConfig(2, 64, attention_impl=implementation, **fields))
+    model = Stack(layer, StackConfig(depth, scan_layers=True, remat=remat))
+    x = jax.ShapeDtypeStruct((2, 128, 32), jnp.float32)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(x.shape), train=False))
+
+    def loss(params, x):
+        return (model.apply(params, x, train=False) ** 2).mean()
+
+    return jax.grad(loss), params, x
+
+
+@pytest.mark.optimized
+def test_policies_are_ordered_by_memory():
+    """Temporaries of the gradient of eight layers in a scan, which a CPU cannot reorder."""
+
+    def temporaries(remat):
+        gradient, *shapes = gradient_of_blocks(remat, "einsum")
+        return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    none, dots, block, full = map(temporaries, ("none", "dots", "block", "full"))
+    assert none > 1.5 * dots and dots > 1.2 * block and block > 1.05 * full
+
+
+@pytest.mark.parametrize(("remat", "again"), [("full", True), ("block", False), ("offload", False)])
+def test_kept_outputs_spare_the_chunks_of_the_forward_pass(remat, again):
+    """The backward scan exponentiates the logits once for itself, and once to attend again."""
+    gradient, *shapes = gradient_of_blocks(remat, "chunked", depth=2)
+    program = jax.jit(gradient).lower(*shapes).as_text()
+    matrices = program.count("exponential")
+    plain, *shapes = gradient_of_blocks("none", "chunked", depth=2)
+    assert (matrices > jax.jit(plain).lower(*shapes).as_text().count("exponential")) == again
+
+
+def test_offload_moves_inputs_and_attention_to_the_host():
+    """Both are annotated in the program; on a CPU the host's memory is the device's."""
+    gradient, *shapes = gradient_of_blocks("offload", "einsum", depth=2)
+    moved = str(jax.make_jaxpr(gradient)(*shapes)).count("MemorySpace.Host")
+    gradient, *shapes = gradient_of_blocks("block", "einsum", depth=2)
+    assert moved == 2 and str(jax.make_jaxpr(gradient)(*shapes)).count("MemorySpace.Host") == 0
 
 
 def test_the_two_forms_of_parameters_convert_exactly(tiny, zoo):

@@ -30,7 +30,7 @@ from mmflax.models.layers.blocks import (
     lookup,
 )
 from mmflax.models.layers.config import LayerConfig, StackConfig
-from mmflax.models.layers.stack import REMAT_POLICIES, sow_states
+from mmflax.models.layers.stack import REMAT_POLICIES, named_input, sow_states
 from mmflax.registry import flat, make
 
 
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
 
         def body(layer: Any, x: Array, rate: Any) -> Array:
             kept = layer.cross_attention.key_value(memory)
-            return layer(x, mask, kept, keys, drop_path=rate, train=train)[0]
+            return layer(named_input(x), mask, kept, keys, drop_path=rate, train=train)[0]
 
         policy = lookup("remat", self.stack.remat, REMAT_POLICIES)
         if policy is not None:

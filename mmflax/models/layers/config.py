@@ -84,7 +84,9 @@ class StackConfig:
 
     Attributes:
       drop_path_rate: stochastic depth of the last layer; it grows linearly.
-      remat: what the backward pass computes again, see `stack.REMAT_POLICIES`.
+      remat: what the backward pass computes again, from nothing to everything but the inputs of
+        layers: "none", "dots", "block", "full"; "offload" is "block" with what is kept in the
+        host's memory. See `stack.REMAT_POLICIES`.
       scan_layers: one scanned layer instead of a loop: compiles faster, other parameter paths.
     """
 

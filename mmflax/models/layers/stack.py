@@ -12,16 +12,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from mmflax.errors import MmflaxError
 from mmflax.models.layers.blocks import lookup
+from mmflax.models.layers.chunked_attention import ATTENTION_OUTPUT
 from mmflax.models.layers.config import StackConfig
 
-# "full" keeps each layer's input only; "dots" also keeps the results of dense layers.
+# What enters a layer, by the name that policies know it.
+LAYER_INPUT = "layer_input"
+# What of each layer is kept for the backward pass, which computes the rest again:
+# - "none": everything the derivatives read; nothing is computed again.
+# - "dots": its input and the results of dense layers.
+# - "block": its input and what its attentions give. Attention in chunks, or by the splash kernel,
+#   is then not run again (its rows' numbers are kept too); other attention computes its weights.
+# - "offload": as "block", in the host's memory (`pinned_host`) until the backward pass copies it
+#   back. On a CPU the host's memory is the device's, so this is "block" there.
+# - "full": its input only.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT, ATTENTION_OUTPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 # Sections of a config that hold a stack, by the module's name.
 _PARTS = ("image_encoder", "text_encoder", "fusion")
@@ -62,6 +80,7 @@ class Stack(nn.Module):
         def body(layer: Any, carry: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
             rate, part = own
             more = {} if part is None else {"each": part}
+            carry = named_input(carry)
             carry = layer(carry, *inputs, drop_path=rate, train=train, **more)
             return carry, carry if wanted else None
 
@@ -99,6 +118,11 @@ class Stack(nn.Module):
         if sown:
             sow_states(self, (entered, *outputs))
         return (carry, tuple(outputs[-layers:])) if layers else carry
+
+
+def named_input(carry: Any) -> Any:
+    """`carry`, any tree, under the name that `REMAT_POLICIES` know what enters a layer by."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, LAYER_INPUT), carry)
 
 
 def sows_states(module: nn.Module) -> bool:
