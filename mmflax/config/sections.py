@@ -18,6 +18,7 @@ from mmflax.errors import MmflaxError
 
 AXES = ("data", "fsdp", "tensor")
 PARTS = ("image_encoder", "text_encoder", "fusion")
+PRESETS = ("dp", "fsdp", "fsdp+tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,8 @@ class MeshConfig(Section):
       data: replicas; -1, for one of the three, is all devices left.
       fsdp: parts into which parameters are split.
       tensor: parts into which attention heads and MLP columns are split.
+      preset: sizes by the number of devices, in place of the three: ``dp`` (data alone), ``fsdp``,
+        or ``fsdp+tensor``; see `mmflax.distributed.presets`.
       rules: ``(path regex, axes)``, which shard parameters before the built-in rules; an
         axis (or None, or several) for each dimension, ``()`` replicates.
     """
@@ -154,11 +157,19 @@ class MeshConfig(Section):
     data: int = ranged(-1, least=-1)
     fsdp: int = ranged(1, least=-1)
     tensor: int = ranged(1, least=-1)
+    preset: str | None = ranged(None, choices=PRESETS)
     rules: Any = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = [getattr(self, axis) for axis in AXES]
+        if self.preset is not None and sizes != [-1, 1, 1]:
+            raise MmflaxError(
+                f"mesh.preset is {self.preset!r} and mesh data x fsdp x tensor is "
+                f"{'x'.join(map(str, sizes))}; give the sizes or the preset, which decides them: "
+                "--config.mesh.preset=None, or --config.mesh.data=-1 --config.mesh.fsdp=1 "
+                "--config.mesh.tensor=1."
+            )
         if 0 in sizes or sizes.count(-1) > 1:
             raise MmflaxError(
                 f"mesh data x fsdp x tensor is {'x'.join(map(str, sizes))}; expected sizes above "

@@ -21,6 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmflax import paths
+from mmflax.distributed.presets import slice_count
 from mmflax.errors import MmflaxError
 
 AXES = ("data", "fsdp", "tensor")
@@ -98,16 +99,21 @@ def make_mesh(
             f"mesh data x fsdp x tensor = {asked} does not fit {len(devices)} devices: the product "
             "must equal the number of devices (write -1 for one axis to fill it)"
         )
-    slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+    slices = slice_count(devices)
     if slices > 1:
         if sizes[0] % slices:
             raise MmflaxError(
                 f"mesh axis data = {sizes[0]} must be a multiple of the {slices} TPU slices"
             )
         inner = (sizes[0] // slices, sizes[1], sizes[2])
-        grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices=devices)
+        # An axis such as fsdp = 32 on 16x16 chips needs a part of a dimension of the torus.
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
+        )
     else:
-        grid = mesh_utils.create_device_mesh(tuple(sizes), devices=devices)
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes), devices=devices, allow_split_physical_axes=True
+        )
     # Explicit axes, the default elsewhere, make linen's logical constraints raise.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

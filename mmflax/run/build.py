@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -38,10 +38,10 @@ from mmflax.data import augment
 from mmflax.data.dataset import Dataset
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
-from mmflax.errors import MmflaxError, option
+from mmflax.errors import MmflaxError
 from mmflax.evaluation.modality_views import check_views
 from mmflax.models.vision_language import VisionLanguageModel
-from mmflax.run import recipe
+from mmflax.run import on_mesh, recipe
 from mmflax.run.former import preprocessing_of
 from mmflax.tasks.task import Task
 from mmflax.training import optim
@@ -136,27 +136,20 @@ class Experiment:
         train["steps"] = self.train.total_steps(examples, self.data.batch_size)
         return Experiment({**self.config, "train": train})
 
-    def mesh(self, devices: Any = None) -> jax.sharding.Mesh:
+    def mesh_sizes(self, devices: Sequence[Any]) -> dict[str, int]:
+        """data, fsdp and tensor: those of the config, or its preset's for these devices."""
+        return on_mesh.sizes(self.mesh_config, self.config["model"], devices)
+
+    def mesh(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
         """The mesh over all (or the given) devices; the batch must divide over it."""
-        sizes = {axis: getattr(self.mesh_config, axis) for axis in sections.AXES}
-        mesh = meshes.make_mesh(**sizes, devices=devices)
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        for where, size in (
-            ("data.batch_size", self.data.batch_size),
-            ("evaluation.batch_size", self.evaluation.batch_size),
-        ):
-            if size % shards and where not in self.undecided:
-                raise MmflaxError(
-                    f"{where} is {size}, which does not divide over data x fsdp = {shards} "
-                    f"devices; give {option(where, -(-size // shards) * shards)}."
-                )
-        rows, parts = self.data.batch_size, self.train.accumulate
-        if rows % (parts * shards) and "data.batch_size" not in self.undecided:
-            raise MmflaxError(
-                f"data.batch_size is {rows}, which does not divide into train.accumulate = {parts} "
-                f"micro-batches over {shards} devices; give "
-                f"{option('data.batch_size', -(-rows // (parts * shards)) * parts * shards)}."
-            )
+        devices = jax.devices() if devices is None else devices
+        mesh = meshes.make_mesh(**self.mesh_sizes(devices), devices=devices)
+        rows = {
+            "data.batch_size": self.data.batch_size,
+            "evaluation.batch_size": self.evaluation.batch_size,
+        }
+        known = {where: size for where, size in rows.items() if where not in self.undecided}
+        on_mesh.check_rows(mesh, known, self.train.accumulate)
         return mesh
 
     @property

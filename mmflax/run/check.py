@@ -18,11 +18,16 @@ from mmflax.pretrained import hub
 from mmflax.run import init_sources
 from mmflax.run.assemble import adapters_of_run
 from mmflax.run.build import Experiment, example_batch
+from mmflax.run.on_mesh import check_heads
 
 _SPLITS = frozenset({"train", "validation", "test"})
 
 
-def check(experiment: Experiment, processor: Processor | None = None) -> None:
+def check(
+    experiment: Experiment,
+    processor: Processor | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> None:
     """Raises unless every key, type, range and shape of the config is right.
 
     The shapes are those of a model for made-up examples, so optimizer regexes that match no
@@ -33,6 +38,7 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     Args:
       experiment: of the config.
       processor: a run's own, where it is known.
+      mesh: that the model must fit, where one is meant.
 
     Raises:
       MmflaxError: the first mistake, in one sentence.
@@ -69,7 +75,7 @@ def check(experiment: Experiment, processor: Processor | None = None) -> None:
     problems = []
     for second_images in (False, True):
         try:
-            _build(experiment, processor or _learn(experiment, second_images))
+            _build(experiment, processor or _learn(experiment, second_images), mesh)
             return
         except MmflaxError as error:
             problems.append(error)
@@ -123,7 +129,9 @@ def _check_patience(experiment: Experiment) -> None:
         )
 
 
-def _build(experiment: Experiment, processor: Processor) -> None:
+def _build(
+    experiment: Experiment, processor: Processor, mesh: jax.sharding.Mesh | None = None
+) -> None:
     """Shapes of the model, the optimizer for them, and the names that path rules match."""
     experiment.augment()
     task = experiment.task(processor)
@@ -142,6 +150,8 @@ def _build(experiment: Experiment, processor: Processor) -> None:
         trained = adapters.shapes()
         experiment.optimizer(trained, adapters.frozen)
         names |= paths.leaves(trained)
+    if mesh is not None:
+        check_heads(params, experiment.rules, mesh)
     for pattern, _ in experiment.mesh_config.rules:
         if not any(re.search(pattern, name) for name in names):
             left = tuple(rule for rule in experiment.mesh_config.rules if rule[0] != pattern)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from mmflax import paths
-from mmflax.config.sections import AXES
 from mmflax.data.processor import Processor
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import processes
@@ -48,8 +47,8 @@ def restore(
     experiment = Experiment(read_config(root) if config is None else config)
     processor = Processor.load(root)
     if mesh is None:
-        sizes = {axis: getattr(experiment.mesh_config, axis) for axis in AXES}
-        mesh = meshes.make_mesh(**sizes) if devices is None else meshes.make_mesh(devices=devices)
+        sizes = experiment.mesh_sizes(jax.devices()) if devices is None else {}
+        mesh = meshes.make_mesh(**sizes, devices=devices)
     built = assemble(experiment, processor, mesh)
     store = experiment.store(root)
     name = "params" if built.abstract.ema is None else "ema"

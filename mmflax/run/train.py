@@ -88,7 +88,7 @@ def _train(
     main = processes.is_main()
     resumes = former is not None and (root / "processor.json").exists()
     learned = Processor.load(root) if resumes else None
-    check(experiment, learned)
+    check(experiment, learned, mesh)
     lock.check_free(root)
     record = data_record.read_record(root)
     dataset = experiment.dataset(learned, **data_record.hold_out_of(former, record))
