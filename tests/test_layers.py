@@ -26,7 +26,7 @@ ALLOWED = {
     "mmflax.training": {"training", "distributed", "checkpoints"},
     "mmflax.training.step": {"training"},
     "mmflax.training.optim": {"training"},
-    "mmflax.training.observe": {"training"},
+    "mmflax.training.observe": {"training", "distributed"},
     "mmflax.evaluation": {"evaluation", "tasks", "metrics", "data", "distributed"},
     "mmflax.inference": {"inference", "evaluation", "models", "tasks", "metrics", "data"},
     "mmflax.pretrained": {"pretrained", "models", "data", "checkpoints", "distributed"},

@@ -22,25 +22,11 @@ import rich.progress
 from jax.sharding import Mesh
 
 from mmflax import paths
+from mmflax.distributed.chips import chip_of
 from mmflax.files import write_file
 
 StrPath = str | os.PathLike[str]
 Headline = Callable[[dict[str, float]], str | None]
-
-# Dense bf16 FLOP/s of one device, by the first matching prefix of device_kind. Sources: Google
-# Cloud TPU docs, "TPU v4", "v5e", "v5p", "v6e"; NVIDIA datasheets A100 (2020), H100 (2022), H200
-# (2023), without sparsity.
-PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6", 918e12),
-    ("NVIDIA A100", 312e12),
-    ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100", 989e12),
-    ("NVIDIA H200", 989e12),
-)
 
 
 class Observer:
@@ -71,7 +57,8 @@ def observers(
 
 def peak_flops(device_kind: str) -> float | None:
     """Dense bf16 FLOP/s of one device, or None where it is not known (CPUs)."""
-    return next((peak for kind, peak in PEAK_FLOPS if device_kind.startswith(kind)), None)
+    chip = chip_of(device_kind)
+    return None if chip is None else chip.flops
 
 
 def utilization(flops: float, seconds: float, devices: Sequence[jax.Device]) -> float | None:
