@@ -1,7 +1,7 @@
 """Training loop: steps, logging, evaluation, checkpoints, preemption.
 
-It sees a step function, a state, batches and a mesh, and never the task. Metrics are fetched one
-step late, so that the device does not wait for the host.
+It sees a step function, a state, batches and a mesh, and never the task. Metrics stay on the device
+until they are logged, so that neither waits for the other.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ from mmflax.training.stopping import EarlyStopping
 from mmflax.training.window import Window
 
 Batch = dict[str, Any]
+_AHEAD = 2  # steps that the host may be ahead of the device, which holds their batches
+_KEPT = 256  # steps whose metrics stay on the device at most
 
 
 class Batches(Protocol):
@@ -132,27 +134,32 @@ def run(
 
         batch, ids = training.next_batch(batches, step)
         compiled = training.compile(train_step, batch)
-        pending: tuple[int, Any, Any, bool] | None = None
-        preempted = False
+        pending: list[_Step] = []
+        due = preempted = False
         training.window.restart_timer()
         while step < steps and not preempted and stopped is None:
             state, sums = compiled(state, batch)
             step += 1
-            done_ids = ids
+            done = _Step(step, sums, ids)
             preempted = preemption.reached(step)
             last = step == steps
             if not last and not preempted:
                 # Read and placed while the device computes the step.
                 batch, ids = training.next_batch(batches, step)
-            if pending:
-                training.finish(*pending)
-            pending = (step, sums, done_ids, step % log_every == 0 or last or preempted)
+            if due:
+                training.finish(pending, log=True)
+            elif len(pending) >= _KEPT:
+                training.finish(pending, log=False)
+            pending.append(done)
+            if len(pending) > _AHEAD:
+                jax.block_until_ready(pending[-1 - _AHEAD].sums)
+            due = step % log_every == 0 or last or preempted
 
             evaluates = not preempted and evaluates_at(step)
             saves = store is not None and (last or preempted or _due(step, checkpoint_every))
             if evaluates or saves:
-                training.finish(*pending)
-                pending = None
+                training.finish(pending, log=due)
+                due = False
                 with training.window.timer_stopped():
                     if evaluates:
                         training.evaluate(state, step)
@@ -160,8 +167,7 @@ def run(
                         saves = saves or training.worth_saving()
                     if saves:
                         training.save(state, step)
-        if pending:
-            training.finish(*pending)
+        training.finish(pending, log=due)
         if store is not None:
             store.wait()
         preempted = preempted and step < steps
@@ -171,6 +177,14 @@ def run(
         if stopped is not None:
             training.log(f"stopped early at step {step} of {steps}, since {stopped}")
         return Result(state, step, training.metrics, preempted, stopped)
+
+
+class _Step(NamedTuple):
+    """A step that was started: its number, its metrics on the device, its examples' ids."""
+
+    step: int
+    sums: dict[str, Any]
+    ids: Any
 
 
 @dataclasses.dataclass
@@ -231,7 +245,8 @@ class _Training:
     def next_batch(self, batches: Batches, step: int) -> tuple[Batch, Any]:
         """The batch of this step on the mesh, and its example ids on the host."""
         try:
-            batch = dict(next(batches))
+            with self.window.waiting_for_input():
+                batch = dict(next(batches))
         except StopIteration:
             raise MmflaxError(
                 f"the training data ended at step {step} of {self.steps}; it must repeat"
@@ -247,14 +262,19 @@ class _Training:
         self.log(f"compiled the train step in {time.perf_counter() - began:.1f} s")
         return compiled
 
-    def finish(self, step: int, sums: dict[str, Any], ids: Any, log: bool) -> None:
-        """Add a step's metrics to the window, and record the window's means when they are due."""
-        values = jax.device_get(sums)
-        self.window.add(values)
-        in_row = int(values["skipped_in_row"][0])
-        if in_row:
-            self._report_skipped(step, in_row, ids)
+    def finish(self, pending: list[_Step], *, log: bool) -> None:
+        """Fetch the metrics of these steps into the window, and record its means if asked to.
+
+        ``pending`` is empty afterwards.
+        """
+        done, pending[:] = list(pending), []
+        for one, values in zip(done, jax.device_get([one.sums for one in done]), strict=True):
+            self.window.add(values)
+            in_row = int(values["skipped_in_row"][0])
+            if in_row:
+                self._report_skipped(one.step, in_row, one.ids)
         if log:
+            step = done[-1].step
             self.record(step, self.window.close(self._rows, self.steps - step))
 
     def _report_skipped(self, step: int, in_row: int, ids: Any) -> None:

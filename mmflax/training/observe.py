@@ -145,6 +145,8 @@ def format_values(values: dict[str, float]) -> str:
             parts.append(f"{value:.4g} examples/s")
         elif name == "mfu":
             parts.append(f"MFU {100 * value:.1f}%")
+        elif name == "input_wait" and value >= 0.05:
+            parts.append(f"waiting for input {100 * value:.0f}%")
         elif name == "eta_seconds":
             parts.append(f"ETA {format_seconds(value)}")
         elif name == "skipped" and value:

@@ -28,12 +28,20 @@ class Window:
 
     def restart_timer(self) -> None:
         self._started, self._stopped_for = time.perf_counter(), 0.0
+        self._waited = 0.0
 
     @contextlib.contextmanager
     def timer_stopped(self) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self._stopped_for += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Time in which the loop has no batch; steps that were started run on meanwhile."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def add(self, sums: Mapping[str, Any]) -> None:
         """A step's ``{name: (sum, count)}``."""
@@ -61,6 +69,7 @@ class Window:
             used = utilization(flops, seconds, list(self._mesh.devices.flatten()))
             if used is not None:
                 values["mfu"] = used
+        values["input_wait"] = min(1.0, self._waited / seconds)
         values["eta_seconds"] = steps_left / rate
         self._sums, self._steps = {}, 0
         self.restart_timer()

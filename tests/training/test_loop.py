@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from jax import monitoring
 
 from mmflax.checkpoints.store import Store
 from mmflax.distributed.mesh import make_mesh
@@ -103,6 +104,54 @@ def test_logged_values_are_means_over_their_window(toy, toy_batches):
     values = recorder.records[0][1]
     assert values["examples_per_second"] == pytest.approx(16 * values["steps_per_second"])
     assert "mfu" not in values  # no peak is known for a CPU
+
+
+def test_metrics_are_fetched_when_they_are_logged(toy, toy_batches, monkeypatch):
+    """One transfer for the metrics of a window, however many steps it has."""
+    fetched = []
+    get = jax.device_get
+
+    def counted(tree):
+        fetched.append(len(tree))
+        return get(tree)
+
+    made = toy()
+    monkeypatch.setattr(loop.jax, "device_get", counted)
+    _, recorder = train(made, toy_batches(made), 25, log_every=10)
+    assert fetched == [10, 10, 5]
+    assert [step for step, _ in recorder.records] == [10, 20, 25]
+    assert all(0 <= values["input_wait"] <= 1 for _, values in recorder.records)
+
+
+def test_a_long_window_keeps_few_metrics_on_the_device(toy, toy_batches, monkeypatch):
+    monkeypatch.setattr(loop, "_KEPT", 4)
+    made = toy()
+    short, _ = train(made, toy_batches(made), 11, log_every=1)
+    long, recorder = train(made, toy_batches(made), 11, log_every=11)
+    same(short.state, long.state)
+    assert [step for step, _ in recorder.records] == [11]
+
+
+def test_a_thousand_steps_compile_once(toy, toy_batches):
+    made, compiled = toy(), []
+
+    def note(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(duration)
+
+    def settled(batch):
+        """What comes before the first steps is compiled."""
+        assert compiled
+        compiled.clear()
+        return batch
+
+    monitoring.register_event_duration_secs_listener(note)
+    try:
+        batches = toy_batches(made, {3: settled})
+        train(made, batches, 1000, log_every=100, checkpoint_every=None)
+    finally:
+        monitoring.unregister_event_duration_listener(note)
+    assert compiled == [] and batches.seen == list(range(1000))
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(adam, toy_batches, tmp_path):
