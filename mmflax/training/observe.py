@@ -67,15 +67,6 @@ def utilization(flops: float, seconds: float, devices: Sequence[jax.Device]) -> 
     return None if peak is None or seconds <= 0 else flops / (seconds * peak * len(devices))
 
 
-def count_flops(function: Callable[..., Any], *args: Any) -> float:
-    """FLOPs of one call, from its lowering; shapes suffice as arguments.
-
-    A loop's body counts once, so pass a function without scanned layers or accumulation.
-    """
-    costs = jax.jit(function).lower(*args).cost_analysis() or {}
-    return float(costs.get("flops", 0.0))
-
-
 class Progress(Observer):
     """A live bar in a terminal, otherwise one line per record, on stderr.
 

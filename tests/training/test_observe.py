@@ -114,12 +114,9 @@ def test_peaks(kind, peak):
     assert observe.peak_flops(kind) == peak
 
 
-def test_utilization_and_flops():
+def test_utilization():
     class Device:
         device_kind = "TPU v4"
 
     assert observe.utilization(275e12, 2.0, [Device()] * 4) == pytest.approx(1 / 8)
     assert observe.utilization(1e12, 1.0, jax.devices()) is None
-    x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
-    y = jax.ShapeDtypeStruct((16, 4), jnp.float32)
-    assert observe.count_flops(jnp.matmul, x, y) == pytest.approx(2 * 8 * 16 * 4)
