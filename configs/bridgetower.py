@@ -80,6 +80,7 @@ def get_config(arg=None):
     )
     c.augment = dict(crop_scale=(0.5, 1.0), randaugment_ops=2, **augment)
     c.init = ConfigDict({"from": ""})
+    c.plan = dict(shapes=dict(vocab_size=50265))  # RoBERTa's, to plan without the checkpoint
     steps = examples * epochs // batch
     c.optim = dict(
         name="adamw",

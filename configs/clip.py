@@ -60,6 +60,7 @@ def get_config(arg=None):
     )
     c.augment = dict(crop_scale=(0.9, 1.0))
     c.init = ConfigDict({"from": ""})
+    c.plan = dict(shapes=dict(vocab_size=49408))  # CLIP's, to plan without the checkpoint
     steps = examples * EPOCHS // BATCH
     c.optim = dict(
         name="adamw",

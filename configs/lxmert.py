@@ -54,6 +54,7 @@ def get_config(arg=None):
     )
     c.processor = ConfigDict({"from": "", "max_length": 20, **processor})
     c.init = ConfigDict({"from": ""})
+    c.plan = dict(shapes=dict(vocab_size=30522))  # BERT's, to plan without the checkpoint
     steps = examples * epochs // batch
     c.optim = dict(
         name="adamw",

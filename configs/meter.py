@@ -68,6 +68,7 @@ def get_config(arg=None):
     )
     c.augment = dict(flip="safe", brightness=0.2, contrast=0.2, saturation=0.2)
     c.init = ConfigDict({"from": ""})
+    c.plan = dict(shapes=dict(vocab_size=50265))  # RoBERTa's, to plan without the checkpoint
     steps = examples * epochs // batch
     c.optim = dict(
         name="adamw",

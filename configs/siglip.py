@@ -64,6 +64,7 @@ def get_config(arg=None):
     )
     c.augment = dict(flip="safe", randaugment_ops=2, randaugment_magnitude=10.0)
     c.init = ConfigDict({"from": ""})
+    c.plan = dict(shapes=dict(vocab_size=32000))  # SigLIP's, to plan without the checkpoint
     steps = examples * EPOCHS // BATCH
     c.optim = dict(
         name="adamw",

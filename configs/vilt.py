@@ -63,6 +63,7 @@ def get_config(arg=None):
     )
     c.augment = dict(randaugment_ops=2, randaugment_magnitude=9.0)
     c.init = ConfigDict({"from": ""})
+    c.plan = dict(shapes=dict(vocab_size=30522))  # BERT's, to plan without the checkpoint
     steps = examples * EPOCHS // batch
     c.optim = dict(
         name="adamw",

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "data.changed",
     "data.max_bad_fraction",
     "recipe",
+    "plan",
 )
 # Of a data set of mmflax also: where the data lie, since what they hold is compared by itself, and
 # what is only checked.

@@ -27,10 +27,11 @@ TYPED = {
     "mesh": sections.MeshConfig,
     "lora": sections.LoraConfig,
     "recipe": sections.RecipeConfig,
+    "plan.shapes": sections.PlanShapes,
 }
 REQUIRED = ("model", "task", "data", "processor", "optim", "train")
-OPTIONAL_MAPPINGS = ("evaluation", "recipe")
-OPTIONAL = ("seed", "mesh", "evaluation", "checkpoint", "augment", "init", "lora", "recipe")
+OPTIONAL_MAPPINGS = ("evaluation", "recipe", "plan", "plan.shapes")
+OPTIONAL = ("seed", "mesh", "evaluation", "checkpoint", "augment", "init", "lora", "recipe", "plan")
 # section: (package of its builders, keywords decided by the rest of the experiment)
 NAMED = {
     "model.image_encoder": (
@@ -72,6 +73,8 @@ def keywords(section: str, config: Mapping[str, Any]) -> Keywords | None:
     if section == "model":
         rate = _parameter("modality_dropout", float, 0.0)
         return {part: _parameter(part, Mapping) for part in sections.PARTS} | {rate.name: rate}
+    if section == "plan":
+        return {"shapes": _parameter("shapes", Mapping, None)}
     if section == "init":
         parts = {part: _parameter(part, Mapping, None) for part in sections.PARTS}
         return {

@@ -181,6 +181,45 @@ class MeshConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanShapes(Section):
+    """Sizes that `mmflax plan` takes in place of reading the data; training does not use them.
+
+    None is what the published data set has (`mmflax.run.plan_shapes`), and for another the value in
+    brackets.
+
+    Attributes:
+      examples: of the train split; needed with ``train.epochs`` and for the hours of a run.
+      evaluated: examples of the split that is evaluated during training (a tenth of ``examples``).
+      answers: different ones, which the head tells apart (0).
+      question_types: by which metrics are reported (1).
+      vocab_size: tokens of the vocabulary (``processor.vocab_size``).
+      max_length: tokens of a question (``processor.max_length``, or 40).
+      target_length: tokens of a text to be generated (``processor.target_length``, or 0).
+      second_images: whether an example has two images (no).
+      absent_images: whether an image may be absent (no).
+      image_keys: whether examples of the same image are known as such (yes).
+      num_regions: of a detector, for each image (36 where the image encoder reads regions).
+      region_dim: numbers of each region's feature (2048).
+      region_classes: of the detector (0).
+    """
+
+    section = "plan.shapes"
+    examples: int | None = ranged(None, least=1)
+    evaluated: int | None = ranged(None, least=0)
+    answers: int | None = ranged(None, least=0)
+    question_types: int | None = ranged(None, least=1)
+    vocab_size: int | None = ranged(None, least=6)
+    max_length: int | None = ranged(None, least=3)
+    target_length: int | None = ranged(None, least=0)
+    second_images: bool | None = None
+    absent_images: bool | None = None
+    image_keys: bool | None = None
+    num_regions: int | None = ranged(None, least=1)
+    region_dim: int | None = ranged(None, least=1)
+    region_classes: int | None = ranged(None, least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeConfig(Section):
     """What the values ``auto`` are decided by; see `mmflax.run.recipe`.
 
