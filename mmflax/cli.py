@@ -191,10 +191,27 @@ def _parser() -> argparse.ArgumentParser:
     config = _command(commands, "config", "check a config; print all its values and their sources")
     _config_option(config)
 
-    plan = _command(commands, "plan", "compile for a TPU slice that need not be there")
+    plan = _command(
+        commands, "plan", "what a step needs: compile for a TPU slice that need not be there"
+    )
     _config_option(plan)
     plan.add_argument(
         "--topology", metavar="NAME", help="such as v5e:4x4 (default: this machine's devices)"
+    )
+    plan.add_argument("--price", type=float, metavar="MONEY", help="of one chip for an hour")
+    plan.add_argument("--figure", metavar="OUT.png", help="draw the memory and the time")
+    plan.add_argument("--hlo", metavar="FILE", help="write the compiled program's text")
+    plan.add_argument(
+        "--layout", action="store_true", help="only list where each parameter lies; no compilation"
+    )
+    plan.add_argument(
+        "--search",
+        type=int,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="try meshes, rematerialization and micro-batches; compile the N most promising "
+        "(default: 3) and print the best command",
     )
     return parser
 

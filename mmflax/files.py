@@ -2,6 +2,8 @@
 
 from etils import epath
 
+from mmflax.errors import MmflaxError
+
 
 def write_file(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part of it.
@@ -13,3 +15,12 @@ def write_file(path: epath.PathLike, content: str | bytes) -> None:
     temporary = path.parent / f".{path.name}.partial"
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+def check_folder(path: epath.PathLike) -> None:
+    """Raises unless the folder of a file that will be written is there."""
+    folder = epath.Path(path).parent
+    if not folder.is_dir():
+        raise MmflaxError(
+            f"There is no folder {folder} to write {epath.Path(path).name} to; make it."
+        )

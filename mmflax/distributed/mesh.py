@@ -272,10 +272,10 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return wrapped
 
 
-def compile_step(
+def trace_step(
     function: Callable[..., Any], state: Any, batch: Mapping[str, Any], mesh: Mesh
 ) -> Any:
-    """Compile ``(state, batch) -> (state, metrics)`` ahead of time; the state is donated.
+    """Trace ``(state, batch) -> (state, metrics)``; the state is donated.
 
     ``state`` and ``batch`` are arrays or shapes with shardings; metrics come back replicated.
     """
@@ -287,7 +287,16 @@ def compile_step(
         donate_argnums=0,
     )
     with activation_rules(mesh):
-        return jitted.lower(state, batch).compile()
+        return jitted.trace(state, batch)
+
+
+def compile_step(
+    function: Callable[..., Any], state: Any, batch: Mapping[str, Any], mesh: Mesh
+) -> Any:
+    """Compile ahead of time what ``trace_step`` traces."""
+    traced = trace_step(function, state, batch, mesh)
+    with activation_rules(mesh):
+        return traced.lower().compile()
 
 
 def _batch_shards(mesh: Mesh) -> int:

@@ -1,7 +1,7 @@
-"""Ahead-of-time compilation for a TPU topology: memory per chip and collectives.
+"""Ahead-of-time compilation for a TPU topology: bytes, FLOPs, collectives and time of a step.
 
 libtpu compiles for a named topology on any Linux machine (`pip install "mmflax[aot]"`), so whether
-a run fits into memory is known before a TPU slice is requested.
+a run fits into memory, and what it costs, is known before a TPU slice is requested.
 """
 
 import dataclasses
@@ -9,38 +9,117 @@ import math
 import os
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from mmflax.distributed.mesh import compile_step
+from mmflax.distributed.chips import Chip, chip_of
+from mmflax.distributed.collectives import Collective, collectives
+from mmflax.distributed.flops import jaxpr_flops
+from mmflax.distributed.mesh import activation_rules, trace_step
+from mmflax.distributed.roofline import Roofline, roofline
 from mmflax.errors import MmflaxError, option
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip while the step runs.
+
+    Attributes:
+      parameters, frozen, optimizer, average: of the train state.
+      batch: of the arguments all that is no state.
+      gradients: of the trained parameters, in their own type.
+      activations: what the forward pass keeps for the backward pass, by the model's arithmetic, at
+        most what the compiler has beside the gradients.
+      workspace: what remains of the compiler's temporaries.
+      code: of the program.
+      limit: of the chip; None where it is not known.
+    """
+
+    parameters: int
+    frozen: int
+    optimizer: int
+    average: int
+    batch: int
+    gradients: int
+    activations: int
+    workspace: int
+    code: int = 0
+    limit: int | None = None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Everything but the limit, by name."""
+        fields = dataclasses.asdict(self)
+        fields.pop("limit")
+        return fields
+
+    @property
+    def state(self) -> int:
+        """The compiler's figure for the arguments: train state and batch."""
+        return self.parameters + self.frozen + self.optimizer + self.average + self.batch
+
+    @property
+    def temporary(self) -> int:
+        """The compiler's figure for temporaries."""
+        return self.gradients + self.activations + self.workspace
+
+    @property
+    def total(self) -> int:
+        """All of it; the state is updated in place, so it counts once."""
+        return sum(self.parts.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Memory of one chip in bytes, and the program's collectives.
+    """What a step needs, per chip unless said otherwise.
 
     Attributes:
-      chips: of the topology.
-      state: bytes of the train state and the batch.
-      parts: of these, bytes of trained and frozen parameters, optimizer state and average.
-      temporary: bytes of activations, gradients and workspace at the peak.
-      collectives: kind -> occurrences in the program; one inside a loop counts once.
-      seconds: to compile.
+      kind: of the chips, as JAX names it.
+      chips: of the mesh.
+      mesh: its axes and their sizes.
+      batch_size: rows of the global batch.
+      memory: bytes.
+      model_flops: of a step on all chips, without what is computed again.
+      flops: of a step on all chips, with it.
+      traffic: an estimate of the bytes that a step reads from and writes to the chip's memory.
+      sent: the collectives of a step.
+      roofline: the shortest time that a step can take; None for chips without published figures.
+      seconds: to trace and compile.
     """
 
+    kind: str
     chips: int
-    state: int
-    parts: Mapping[str, int]
-    temporary: int
-    collectives: Mapping[str, int]
+    mesh: Mapping[str, int]
+    batch_size: int
+    memory: Memory
+    model_flops: int
+    flops: int
+    traffic: int
+    sent: tuple[Collective, ...]
+    roofline: Roofline | None
     seconds: float
+
+    @property
+    def recomputed(self) -> float:
+        """FLOPs that rematerialization adds, as a share of the model's own."""
+        return self.flops / self.model_flops - 1
+
+
+class TooLarge(MmflaxError):
+    """The step does not fit into a chip's memory.
+
+    Attributes:
+      excess: bytes beyond it, where the compiler says so.
+    """
+
+    def __init__(self, message: str, excess: int | None):
+        super().__init__(message)
+        self.excess = excess
 
 
 # What libtpu takes a topology's name to be; the shape is in chips.
@@ -92,52 +171,146 @@ def topology_devices(name: str) -> list[Any]:
         ) from error
 
 
-def plan(step: Callable[..., Any], state: Any, batch: Mapping[str, Any], mesh: Mesh) -> Plan:
+def plan(
+    step: Callable[..., Any],
+    state: Any,
+    batch: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    kept: int = 0,
+    model_flops: int | None = None,
+    computed: Any = None,
+    see: Callable[[str], object] = lambda text: None,
+) -> Plan:
     """Compile the program that training would run, without executing it.
 
-    ``state`` and ``batch`` are shapes with shardings on ``mesh``.
+    Args:
+      step: ``(state, batch) -> (state, metrics)``.
+      state: of training, as shapes with shardings on ``mesh``.
+      batch: the same.
+      mesh: of the chips.
+      kept: bytes on a chip that the forward pass keeps for the backward pass.
+      model_flops: of a step, without what is computed again; by default those of ``step``.
+      computed: dtype that the model computes in; by default that of the parameters.
+      see: is given the compiled program's text.
 
     Raises:
-      MmflaxError: it does not fit into a chip's memory, with the compiler's figures.
+      TooLarge: it does not fit into a chip's memory, with the compiler's figures.
     """
     began = time.perf_counter()
+    traced = trace_step(step, state, batch, mesh)
+    flops = jaxpr_flops(traced.jaxpr.jaxpr)
+    compiled = _compiled(traced, mesh)
+    text = compiled.as_text()
+    see(text)
+    device = mesh.devices.flat[0]
+    chip = chip_of(device.device_kind)
+    memory = _memory(compiled.memory_analysis(), state, kept, chip)
+    sent = collectives(text, mesh)
+    traffic = _traffic(memory, state, computed)
+    return Plan(
+        kind=device.device_kind,
+        chips=mesh.size,
+        mesh=dict(mesh.shape),
+        batch_size=jax.tree.leaves(batch)[0].shape[0],
+        memory=memory,
+        model_flops=flops if model_flops is None else model_flops,
+        flops=flops,
+        traffic=traffic,
+        sent=sent,
+        roofline=None if chip is None else roofline(flops / mesh.size, traffic, sent, chip),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _compiled(traced: Any, mesh: Mesh) -> Any:
     try:
-        compiled = compile_step(step, state, batch, mesh)
+        with activation_rules(mesh):
+            return traced.lower().compile()
     except Exception as error:
         text = " ".join(str(error).split())
         if "hbm" not in text.lower() and "RESOURCE_EXHAUSTED" not in text:
             raise
         figures = re.search(r"(Used [^.]*? of [^.]*?hbm[^.]*\.[^.]*)\.", text)
-        raise MmflaxError(
+        excess = re.search(r"capacity by ([\d.]+)([KMGT]?)", text)
+        raise TooLarge(
             f"The step does not fit into the memory of one of {mesh.size} chips "
             f"({figures[1] if figures else text[:200]}); give "
             f"{option('mesh.fsdp', 2 * mesh.shape['fsdp'])}, a larger --config.train.accumulate=N, "
             "--config.model.text_encoder.remat=full (and the image encoder's and the fusion's), or "
-            "a smaller --config.data.batch_size=ROWS."
+            "a smaller --config.data.batch_size=ROWS.",
+            None if excess is None else int(float(excess[1]) * _UNITS[excess[2]]),
         ) from error
-    memory = compiled.memory_analysis()
-    text = compiled.as_text()
-    counts = Counter(
-        kind for kind in COLLECTIVES for _ in re.finditer(rf"= .*? {kind}(?:-start)?\(", text)
-    )
-    return Plan(
-        chips=mesh.size,
-        state=memory.argument_size_in_bytes,
-        parts={
-            name: sum(map(_bytes, jax.tree.leaves(tree)))
-            for name, tree in (
-                ("trained", state.params),
-                ("frozen", state.frozen),
-                ("optimizer", state.opt_state),
-                ("average", state.ema),
-            )
-        },
-        temporary=memory.temp_size_in_bytes,
-        collectives=dict(counts),
-        seconds=time.perf_counter() - began,
+
+
+def _memory(found: Any, state: Any, kept: int, chip: Chip | None) -> Memory:
+    """The compiler's figures, split by the shapes of the state and what the model keeps."""
+    parts = {
+        "parameters": shard_bytes(state.params),
+        "frozen": shard_bytes(state.frozen),
+        "optimizer": shard_bytes(state.opt_state),
+        "average": shard_bytes(state.ema),
+    }
+    temporary = found.temp_size_in_bytes
+    gradients = min(parts["parameters"], temporary)
+    activations = min(kept, temporary - gradients)
+    return Memory(
+        **parts,
+        batch=found.argument_size_in_bytes - sum(parts.values()),
+        gradients=gradients,
+        activations=activations,
+        workspace=temporary - gradients - activations,
+        code=found.generated_code_size_in_bytes,
+        limit=None if chip is None else chip.memory,
     )
 
 
-def _bytes(leaf: Any) -> int:
-    """Of one chip's part of an array."""
-    return int(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
+def _traffic(memory: Memory, state: Any, computed: Any) -> int:
+    """Bytes between a chip's memory and its cores: each parameter is read for the forward and the
+    backward pass in the type that computes, gradients are written and read, optimizer state and
+    parameters are read and written, and what the backward pass needs is written and read.
+
+    What fits into the caches between two operations, and what is computed again, is left out: a
+    lower bound.
+    """
+    whole = [leaf.size for leaf in jax.tree.leaves((state.params, state.frozen))]
+    width = 4 if computed is None else jax.numpy.dtype(computed).itemsize
+    reads = 2 * sum(whole) * width
+    updated = memory.parameters + memory.optimizer + memory.average + memory.gradients
+    return reads + 2 * updated + 2 * memory.activations
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of one chip's part of the arrays, of which the shardings are known."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def kept_bytes(function: Callable[..., Any], params: Any, fixed: Any, rows: int) -> int:
+    """Bytes that a forward pass of so many rows keeps for the backward pass, as they grow with
+    them: neither parameters nor what is made of them alone.
+
+    Args:
+      function: ``(params, fixed, rows) -> scalar``; rematerialization counts as it is set.
+      params: what is differentiated, as arrays or shapes.
+      fixed: other arrays or shapes.
+      rows: of one chip.
+    """
+
+    def kept(rows: int) -> int:
+        def backward(params: Any, fixed: Any) -> Any:
+            return jax.vjp(lambda params: function(params, fixed, rows), params)[1]
+
+        return _sizes(jax.tree.leaves(jax.eval_shape(backward, params, fixed)))
+
+    return rows * max(0, kept(2) - kept(1))
+
+
+def _sizes(leaves: Sequence[Any]) -> int:
+    return sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in leaves
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    )

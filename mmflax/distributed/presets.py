@@ -11,8 +11,9 @@ from typing import Any
 # 0.0.51 gathers those as they are; for others it moves rows between chips first (768 / 64 = 12
 # rows), or sums whole kernels filled with 0 in place of a gather (768 / 256 = 3 rows).
 ROWS = 8
-# A chip has less than 2 % of parameters and moments then, and every gather passes all of them.
-MOST_FSDP = 64
+# A chip has 3 % of parameters and moments then, every gather passes all of them, and the widths of
+# published models leave whole tiles, also where a config only names a variant.
+MOST_FSDP = 32
 # Chips of a host; tensor communicates in every attention and MLP.
 MOST_TENSOR = 4
 

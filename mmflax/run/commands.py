@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from mmflax.data.region_files import read_regions
 from mmflax.errors import MmflaxError
+from mmflax.files import check_folder, write_file
 
 
 def _print(options: Any, value: Any, text: str) -> None:
@@ -205,24 +207,60 @@ def _config(options: Any, overrides: list[str]) -> None:
 
 
 def _plan(options: Any, overrides: list[str]) -> None:
-    from mmflax.run.plan import plan
+    from mmflax.run import plan as planning
+    from mmflax.run import plan_report
 
+    if options.price is not None and not 0 <= options.price < float("inf"):
+        raise MmflaxError(f"--price is {options.price}; expected money for one chip and hour.")
+    if options.search is not None and options.search < 1:
+        raise MmflaxError(f"--search is {options.search}; expected how many to compile, from 1.")
+    for path in filter(None, (options.hlo, options.figure)):
+        check_folder(path)
+    config = _read(options, overrides)
+    if options.layout:
+        table = planning.layout(config, options.topology)
+        _print(options, {"layout": table.splitlines()}, table)
+        return
+    if options.search is not None:
+        _search(options, config, overrides)
+        return
     decided: list[str] = []
-    planned = plan(_read(options, overrides), options.topology, decided.append)
-    sizes = {name: f"{size / 2**20:,.1f}" for name, size in planned.parts.items() if size}
-    parts = ", ".join(f"{size} {name}" for name, size in sizes.items())
-    sent = ", ".join(f"{count} {kind}" for kind, count in planned.collectives.items()) or "nothing"
-    where = f"fits on {planned.chips} chips"
-    if options.topology is None:
-        where = f"a step on the {planned.chips} devices of this machine needs"
-    _print(
-        options,
-        dataclasses.asdict(planned),
-        "".join(f"{line}\n" for line in decided)
-        + f"{where}: {planned.state / 2**20:,.1f} MiB of state and batch and "
-        f"{planned.temporary / 2**20:,.1f} MiB of temporaries on each\nof the state, MiB: {parts}\n"
-        f"communication in the program: {sent}\ncompiled in {planned.seconds:.0f} s",
+    programs: list[str] = []
+    planned = planning.plan(
+        config, options.topology, decided.append, price=options.price, see=programs.append
     )
+    if options.hlo is not None:
+        write_file(options.hlo, programs[0])
+    if options.figure is not None:
+        plan_report.figure(planned, options.figure)
+    lines = [f"{line}\n" for line in decided]
+    _print(options, plan_report.values(planned), "".join(lines) + plan_report.text(planned))
+
+
+def _search(options: Any, config: dict[str, Any], overrides: list[str]) -> None:
+    from mmflax.run import plan_report, plan_search
+
+    found = plan_search.search(
+        config,
+        options.topology,
+        lambda line: print(line, file=sys.stderr, flush=True),
+        price=options.price,
+        compile_most=options.search,
+    )
+    best = found.tried[0]
+    assert best.plan is not None
+    if options.figure is not None:
+        plan_report.figure(best.plan, options.figure)
+    decided = {word.partition("=")[0] for word in found.words}
+    kept = [word for word in overrides if word.partition("=")[0] not in decided]
+    words = ["mmflax", "train", "--config", options.config, *kept, *found.words, "--workdir", "DIR"]
+    command = shlex.join(words)
+    value = {
+        "best": plan_report.values(best.plan),
+        "overrides": list(found.words),
+        "considered": found.considered,
+    }
+    _print(options, value, f"{plan_search.table(found)}\nbest: {command}")
 
 
 def _ablate(options: Any, overrides: list[str]) -> None:

@@ -32,16 +32,52 @@ def plan(tmp_path, shapes_dir, topology, *words):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
 
 
-def test_fsdp_splits_what_a_chip_holds(tmp_path, shapes_dir):
-    found = {}
-    for fsdp in (1, 4):
-        done = plan(tmp_path, shapes_dir, "v5e:2x2", f"--config.mesh.fsdp={fsdp}")
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[fsdp] = json.loads(done.stdout.splitlines()[-1])
-    assert found[1]["chips"] == found[4]["chips"] == 4
-    assert found[4]["state"] < 0.75 * found[1]["state"]
-    assert found[4]["collectives"].get("all-gather", 0) > 0
-    assert found[1]["collectives"].get("all-reduce", 0) > 0
+def sizes(*more):
+    """Nothing is read: a few words and answers."""
+    words = ("answers=5", "examples=320", *more)
+    return [f"--config.plan.shapes.{word}" for word in words]
+
+
+def test_a_report_of_a_slice_that_is_not_there(tmp_path, shapes_dir):
+    """Bytes of the compiler, traffic by mesh axis, time and money; nothing else is printed."""
+    split = ("--config.mesh.fsdp=4", "--price=2", f"--figure={tmp_path / 'plan.png'}")
+    done = plan(tmp_path, tmp_path / "none", "v5e:2x2", *sizes(), *split)
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    whole = json.loads(plan(tmp_path, tmp_path / "none", "v5e:2x2", *sizes()).stdout)
+    assert not (tmp_path / "none").exists()
+    assert found["kind"] == "TPU v5 lite" and found["chips"] == whole["chips"] == 4
+    assert found["memory"]["parameters"] < 0.5 * whole["memory"]["parameters"]
+    assert found["memory"]["limit"] == 16 * 2**30
+    gathers = [one for one in found["sent"] if one["kind"] == "all-gather"]
+    assert gathers and all(one["axes"] == ["fsdp"] for one in gathers)
+    reduced = [one for one in whole["sent"] if one["axes"] == ["data"]]
+    sent = sum(one["bytes"] * one["times"] for one in reduced)
+    # Each gradient once, in a ring of four: 2 * 3/4 of its bytes.
+    assert sent == pytest.approx(1.5 * whole["memory"]["parameters"], rel=0.1)
+    assert found["roofline"]["step"] >= found["roofline"]["network_exposed"] > 0
+    assert found["cost"] == pytest.approx(2 * 4 * found["hours"])
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_search_names_a_command_that_can_be_planned(tmp_path, shapes_dir):
+    words = sizes("max_length=16")
+    done = plan(tmp_path, tmp_path / "none", "v5e:2x2", "--search=2", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["considered"] > 20 and done.stderr.count(" ms, ") == 2
+    again = plan(
+        tmp_path, tmp_path / "none", "v5e:2x2", *sizes("max_length=16"), *found["overrides"]
+    )
+    assert json.loads(again.stdout)["memory"] == found["best"]["memory"]
+
+
+def test_a_step_that_does_not_fit_says_by_how_much(tmp_path, shapes_dir):
+    huge = ("--config.data.batch_size=2000000", "--config.evaluation.batch_size=16")
+    done = plan(tmp_path, tmp_path / "none", "v5e:2x2", *sizes(), *huge)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "does not fit into the memory of one of 4 chips (Used" in done.stderr
+    assert "--config.data.batch_size=ROWS" in done.stderr
 
 
 def test_an_unknown_topology_is_one_sentence(tmp_path, shapes_dir):
