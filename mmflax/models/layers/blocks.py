@@ -249,8 +249,8 @@ def attend_and_sow(
         weights = attention_weights(query, key, mask, bias)
         module.sow("intermediates", "attention", weights)
     if in_chunks:
-        draw = dict(dropout_rate=rate, dropout_key=module.make_rng("dropout"))
-        return chunked_attention(query, key, value, mask, bias, **draw)
+        draw = module.make_rng("dropout")
+        return chunked_attention(query, key, value, mask, bias, dropout_rate=rate, dropout_key=draw)
     if dropped:
         weights = dropout(weights, deterministic=False)
         mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
