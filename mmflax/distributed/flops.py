@@ -37,13 +37,13 @@ def _equation(equation: Any) -> int:
         (contracted, _), _ = params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
         each = math.prod(shape[axis] for axis in contracted)
-        return 2 * equation.outvars[0].aval.size * each
+        return int(2 * equation.outvars[0].aval.size * each)
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         each = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         # A dilated input is mostly zeros, with which nobody multiplies.
         zeros = math.prod(params["lhs_dilation"])
-        return 2 * equation.outvars[0].aval.size * each // zeros
+        return int(2 * equation.outvars[0].aval.size * each // zeros)
     if name == "cond":
         return max(jaxpr_flops(branch) for branch in _jaxprs(params["branches"]))
     if name == "pallas_call":  # says itself what it does, if anything
@@ -55,7 +55,7 @@ def _equation(equation: Any) -> int:
     if name == "shard_map":  # shapes within are those of one device
         sizes = dict(params["mesh"].shape)
         axes = params["newly_manual_axes"] if "newly_manual_axes" in params else sizes
-        return math.prod(sizes[axis] for axis in axes) * inside
+        return int(math.prod(sizes[axis] for axis in axes) * inside)
     return inside
 
 
