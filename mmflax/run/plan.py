@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -181,7 +181,14 @@ def _kept(built: Built, rows: int) -> int:
         outputs = apply(whole, batch, jax.random.key(0), True)
         return built.task.loss(outputs, batch).sum()
 
-    return plans.kept_bytes(loss, built.abstract.params, built.abstract.frozen, rows)
+    with meshes.activation_rules(one_chip(built.mesh.devices.flat)):
+        return plans.kept_bytes(loss, built.abstract.params, built.abstract.frozen, rows)
+
+
+def one_chip(devices: Iterable[Any]) -> jax.sharding.Mesh:
+    """A mesh of the first of these devices, which every batch and every model fits, to trace for
+    their kind."""
+    return meshes.make_mesh(data=1, fsdp=1, tensor=1, devices=[next(iter(devices))])
 
 
 def _model_flops(found: Opened, mesh: jax.sharding.Mesh) -> int | None:

@@ -101,10 +101,13 @@ class ModelSize:
                 return built.task.loss(outputs, example_batch(processor, rows)).sum()
 
             trained, frozen = built.abstract.params, built.abstract.frozen
-            kept[policy] = plans.kept_bytes(loss, trained, frozen, 1)
-            flops[policy] = count_flops(
-                jax.grad(lambda params, frozen, loss=loss: loss(params, frozen, 1)), trained, frozen
-            )
+            with meshes.activation_rules(mesh):
+                kept[policy] = plans.kept_bytes(loss, trained, frozen, 1)
+                flops[policy] = count_flops(
+                    jax.grad(lambda params, frozen, loss=loss: loss(params, frozen, 1)),
+                    trained,
+                    frozen,
+                )
         state = built.abstract
         leaves = paths.leaves(state.params)
         if state.frozen is not None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from mmflax.distributed import mesh as meshes
 from mmflax.distributed import plan as plans
 from mmflax.distributed.chips import chip_of
 from mmflax.distributed.presets import ROWS
@@ -17,7 +16,7 @@ from mmflax.run.build import Experiment
 from mmflax.run.check import check
 from mmflax.run.decide import Opened
 from mmflax.run.finetune.resolve import resolved
-from mmflax.run.plan import RunPlan, compiled, opened_or_planned
+from mmflax.run.plan import RunPlan, compiled, one_chip, opened_or_planned
 from mmflax.run.plan_arithmetic import (
     FIT,
     Candidate,
@@ -85,7 +84,7 @@ def search(
             "topology, such as --topology v5e:4x4."
         )
     experiment = Experiment(resolved(config, say=say, accelerated=True))
-    mesh = _mesh(experiment, devices)
+    mesh = one_chip(devices)
     check(experiment, mesh=mesh)
     found = opened_or_planned(experiment, mesh)
     model = ModelSize.of(found, mesh)
@@ -168,11 +167,6 @@ def _compiled(
         excess = "" if error.excess is None else f" by {error.excess / 2**20:,.0f} MiB"
         return Tried(candidate, None, f"does not fit{excess}")
     return Tried(candidate, RunPlan(step, experiment.steps, price))
-
-
-def _mesh(experiment: Experiment, devices: Sequence[Any]) -> jax.sharding.Mesh:
-    """One that every batch and every model fits, to trace on."""
-    return meshes.make_mesh(data=1, fsdp=1, tensor=1, devices=list(devices)[:1])
 
 
 def _step_seconds(plan: RunPlan | None) -> float:
