@@ -96,7 +96,7 @@ def test_every_kind_of_every_part_builds_from_every_shipped_config(source):
          {"cls_token", "depth", "mlp_dim", "num_heads", "position", "qk_init", "position_scale",
           "stem", "stem_norm"}, {"width"}),
         ("public.py:vqa_v2", ["model.image_encoder.name=swin"], "model.image_encoder",
-         {"variant"}, {"dtype", "remat"}),
+         {"variant", "scan_layers"}, {"dtype", "remat"}),
         ("public.py:vqa_v2", ["model.image_encoder.name=clip_vision"], "model.image_encoder",
          set(), {"variant"}),
         ("public.py:vqa_v2", ["model.text_encoder.name=clip_text"], "model.text_encoder",

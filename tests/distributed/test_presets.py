@@ -12,15 +12,15 @@ from mmflax.distributed.presets import MOST_FSDP, ROWS, preset_sizes
         ("dp", 512, dict(slices=2), (512, 1, 1)),
         ("fsdp", 1, {}, (1, 1, 1)),
         ("fsdp", 8, {}, (1, 8, 1)),
-        ("fsdp", 256, {}, (4, 64, 1)),
-        ("fsdp", 256, dict(widths=(768, 1024)), (8, 32, 1)),  # 768 / 64 is 12 rows
-        ("fsdp", 256, dict(widths=(1024,)), (4, 64, 1)),
+        ("fsdp", 256, {}, (8, 32, 1)),
+        ("fsdp", 256, dict(widths=(768, 1024)), (8, 32, 1)),
+        ("fsdp", 256, dict(widths=(1024,)), (8, 32, 1)),
         ("fsdp", 16, dict(widths=(128,)), (1, 16, 1)),
         ("fsdp", 16, dict(widths=(64, 96)), (4, 4, 1)),  # 96 / 8 is 12 rows
         ("fsdp", 12, dict(widths=(96,)), (1, 12, 1)),
         ("fsdp", 8, dict(widths=(100,)), (8, 1, 1)),
         ("fsdp", 8, dict(widths=(8,)), (8, 1, 1)),
-        ("fsdp", 512, dict(slices=2, widths=(2048,)), (8, 64, 1)),
+        ("fsdp", 512, dict(slices=2, widths=(2048,)), (16, 32, 1)),
         ("fsdp", 32, dict(slices=2), (2, 16, 1)),  # a slice's devices, and data over slices
         ("fsdp+tensor", 16, dict(heads=(12, 16), widths=(768,)), (1, 4, 4)),
         ("fsdp+tensor", 16, dict(heads=(12, 6), widths=(768,)), (1, 8, 2)),
