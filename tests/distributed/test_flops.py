@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mmflax.distributed.flops import count_flops
+from mmflax.models.layers.splash_attention import splash_attention
 
 
 def floats(*shape):
@@ -94,3 +95,18 @@ def test_shard_map_counts_all_devices():
         )(x, w)  # fmt: skip
 
     assert count_flops(split, floats(16, 4), floats(4, 4)) == 2 * 16 * 4 * 4
+
+
+def test_a_kernel_counts_its_body_for_every_step_of_its_grid():
+    """Flash attention: 2 products forward; 4 for keys and values and 3 for queries backward (Dao
+    et al. 2022, algorithms 2 and 4, with one pass each for dq and for dk and dv)."""
+
+    def attend(query, key, value):
+        return splash_attention(query, key, value, interpret=True).sum()
+
+    rows, length, heads, width = 2, 1024, 3, 64  # two blocks of 512 in each direction
+    x = floats(rows, length, heads, width)
+    product = 2 * rows * heads * length * length * width
+    assert count_flops(attend, x, x, x) == 2 * product
+    rowwise = 2 * x.size  # of the output and its derivative
+    assert count_flops(jax.grad(attend, (0, 1, 2)), x, x, x) == 9 * product + rowwise
