@@ -8,11 +8,13 @@ from typing import Any
 from etils import epath
 
 from mmflax.distributed.chips import chip_of
+from mmflax.distributed.collectives import Collective
 from mmflax.distributed.plan import Plan
 from mmflax.inference.attention_figure import save
 from mmflax.run.plan import RunPlan
 
 MIB = 2**20
+BETWEEN = "network between slices"
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -36,7 +38,7 @@ def text(planned: RunPlan) -> str:
         rows_of = [
             (
                 one.kind,
-                " x ".join(one.axes) or ("between slices" if one.slices > 1 else "-"),
+                ", ".join(_between(one)) or "-",
                 f"{one.times:,}",
                 f"{one.bytes * one.times / MIB:,.1f}",
                 "yes" if one.overlapped else "no",
@@ -53,6 +55,11 @@ def text(planned: RunPlan) -> str:
     return "\n".join([*lines, *_time(planned), f"compiled in {step.seconds:.0f} s"])
 
 
+def _between(one: Collective) -> list[str]:
+    axes = [" x ".join(one.axes)] if one.axes else []
+    return [*axes, "between slices"] if one.slices > 1 else axes
+
+
 def _time(planned: RunPlan) -> list[str]:
     step, bound = planned.step, planned.step.roofline
     if bound is None:
@@ -63,8 +70,10 @@ def _time(planned: RunPlan) -> list[str]:
     parts = ", ".join(
         f"{name} {value * 1e3:.2f}"
         for name, value in times(step).items()
-        if value or name == "compute"
+        if (value or name == "compute") and name != BETWEEN
     )
+    if bound.dcn:
+        parts += f", of the network {bound.dcn * 1e3:.2f} between slices"
     lines = [
         f"time of a step, at the least: {bound.step * 1e3:.2f} ms ({parts}), bound by "
         f"{bound.bound}; at most {bound.share_of_peak:.0%} of the chip's peak",
@@ -76,16 +85,16 @@ def _time(planned: RunPlan) -> list[str]:
 
 
 def times(step: Plan) -> dict[str, float]:
-    """Seconds of a step by what they go to."""
+    """Seconds of a step by what they go to; the last is a part of the two before it."""
     bound = step.roofline
     if bound is None:
         return {}
     return {
         "compute": bound.compute,
         "memory": bound.memory,
-        "network, exposed": bound.network_exposed,
-        "network, overlapped": bound.network_overlapped,
-        "between slices": bound.dcn,
+        "exposed network": bound.network_exposed,
+        "overlapped network": bound.network_overlapped,
+        BETWEEN: bound.dcn,
     }
 
 
