@@ -29,8 +29,12 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
 
 
 def jaxpr_flops(jaxpr: Any) -> int:
-    """FLOPs of one run of a jaxpr. A ``while`` loop, whose end is not known, counts once."""
-    return sum(map(_equation, jaxpr.eqns))
+    """FLOPs of one run of a jaxpr.
+
+    A ``while`` loop, whose end is not known, counts once. A call that gives nothing, which
+    rematerialization leaves where all its results are kept, is not run.
+    """
+    return sum(_equation(one) for one in jaxpr.eqns if one.outvars or one.effects)
 
 
 def _equation(equation: Any) -> int:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mmflax.distributed.flops import count_flops
+from mmflax.models.layers.chunked_attention import ATTENTION_OUTPUT
 from mmflax.models.layers.splash_attention import splash_attention
 
 
@@ -110,3 +111,20 @@ def test_a_kernel_counts_its_body_for_every_step_of_its_grid():
     assert count_flops(attend, x, x, x) == 2 * product
     rowwise = 2 * x.size  # of the output and its derivative
     assert count_flops(jax.grad(attend, (0, 1, 2)), x, x, x) == 9 * product + rowwise
+
+
+def test_a_kernel_whose_results_are_kept_is_not_run_again():
+    def attend(x):
+        return splash_attention(x, x, x, interpret=True)
+
+    x = floats(1, 512, 1, 64)
+    once = count_flops(attend, x)
+
+    def again(policy):
+        layer = jax.checkpoint(attend, policy=policy)
+        return count_flops(jax.grad(lambda x: jnp.tanh(layer(x)).sum()), x)
+
+    kept = jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT)
+    none = count_flops(jax.grad(lambda x: jnp.tanh(attend(x)).sum()), x)
+    assert once > 0 and again(kept) == none
+    assert again(jax.checkpoint_policies.nothing_saveable) == none + once
