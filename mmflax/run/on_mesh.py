@@ -72,7 +72,7 @@ def check_heads(params: Any, rules: Rules, mesh: jax.sharding.Mesh) -> None:
         for path, leaf in paths.leaves(params).items():
             heads = leaf.shape[-2] if re.search(r"(^|/)query/kernel$", path) else tensor
             if heads % tensor:
-                fits = max(n for n in range(1, tensor) if heads % n == 0)
+                fits = max(n for n in range(1, tensor) if heads % n == 0 == mesh.size % n)
                 raise MmflaxError(
                     f"mesh tensor = {tensor} does not divide the {heads} attention heads of "
                     f"{path.removesuffix('/query/kernel')}, which it splits; give "

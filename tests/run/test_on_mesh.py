@@ -4,9 +4,11 @@ import jax
 import pytest
 
 from mmflax.config.sections import PRESETS
+from mmflax.distributed.mesh import RULES, make_mesh
 from mmflax.errors import MmflaxError
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
+from mmflax.run.on_mesh import check_heads
 from mmflax.run.restore import restore
 from mmflax.run.train import train
 from mmflax.run.workdir import read_config
@@ -60,3 +62,10 @@ def test_a_run_with_a_preset_is_restored_on_it(shapes_dir, tmp_path):
     assert read_config(tmp_path / "w")["mesh"] == {"preset": "fsdp+tensor"}
     _, built, _, _ = restore(tmp_path / "w")
     assert dict(built.mesh.shape) == dict(data=1, fsdp=4, tensor=2)
+
+
+def test_the_tensor_size_that_is_named_divides_the_devices_too():
+    heads = {"attention": {"query": {"kernel": jax.ShapeDtypeStruct((16, 12, 4), "float32")}}}
+    mesh = make_mesh(data=1, fsdp=1, tensor=8)
+    with pytest.raises(MmflaxError, match=r"the 12 attention heads.*give --config.mesh.tensor=4"):
+        check_heads(heads, RULES, mesh)
