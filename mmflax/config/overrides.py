@@ -138,7 +138,7 @@ def _parse(where: str, text: str, annotation: Any, former: Any) -> Any:
     value = _literal(text)
     if allowed is not None:
         if str in allowed and not isinstance(value, tuple(allowed - {str}) or ()):
-            if value is None:
+            if value is None and text.strip() == "None":
                 raise MmflaxError(
                     f"{where} is None; expected a text, and this key has no None (the word itself "
                     f"is written {where}='\"None\"')."

@@ -135,6 +135,7 @@ def test_shipped_configs_take_keys_that_they_do_not_list():
         ("checkpoint.best_metric=None", None),
         ("mesh.data=-1", -1),
         ("seed=1e0", 1),
+        ("model.image_encoder.remat=none", "none"),  # a policy of that name
     ],
 )
 def test_what_messages_and_people_type_is_the_value_that_is_meant(word, value):
