@@ -10,7 +10,7 @@ arXiv:1411.4952). Tasks that write, search or classify train from scratch. Those
 sentence (matching, entailment, nlvr, nlvr2) have the model of configs/shapes_vqa.py and are to
 start from its weights, since true or false says little about a picture: training on an intermediate
 task first (Phang et al. 2018, arXiv:1811.01088). `--config.model.fusion.name=…` changes the fusion.
-Commands: mmflax train --config configs/shapes.py:captioning --workdir runs/captioning
+Command: mmflax train --config configs/shapes.py:captioning --workdir runs/captioning
   mmflax train --config configs/shapes.py:nlvr --workdir runs/nlvr --config.init.from=runs/shapes
   --config.processor.from=runs/shapes
 Hardware: 2 CPU cores, 3 to 15 minutes a task.

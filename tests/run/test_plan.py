@@ -1,5 +1,6 @@
 """What a plan says of this machine: bytes, FLOPs and collectives of the step that trains."""
 
+import functools
 import json
 import pathlib
 
@@ -20,17 +21,21 @@ CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 SIZES = ("answers=5", "examples=320", "question_types=2")
 
 
-def config(tmp_path, *words):
-    """Without data: `tmp_path` stays empty."""
+def config(*words):
+    """Without data: their folder is not there."""
     sizes = [f"--config.plan.shapes.{word}" for word in SIZES]
-    return override(tiny.config(tmp_path), [*sizes, *words])
+    return override(tiny.config("no data"), [*sizes, *words])
 
 
-def test_bytes_are_the_compilers_and_the_states(tmp_path):
-    found = plan(config(tmp_path)).step
-    assert not list(tmp_path.iterdir())
-    memory = found.memory
-    experiment = Experiment(config(tmp_path))
+@functools.cache
+def planned(*words):
+    return plan(config(*words), price=1.5)
+
+
+def test_bytes_are_the_compilers_and_the_states():
+    memory = planned().step.memory
+    assert not pathlib.Path("no data").exists()
+    experiment = Experiment(config())
     mesh = experiment.mesh()
     opened = opened_or_planned(experiment, mesh)
     built = assemble(opened.experiment, opened.processor, mesh)
@@ -42,9 +47,9 @@ def test_bytes_are_the_compilers_and_the_states(tmp_path):
     assert memory.activations > 0 and memory.workspace >= 0
 
 
-def test_fsdp_divides_the_state_and_sends_gathers(tmp_path):
-    whole = plan(config(tmp_path)).step
-    split = plan(config(tmp_path, "--config.mesh.data=2", "--config.mesh.fsdp=4")).step
+def test_fsdp_divides_the_state_and_sends_gathers():
+    whole = planned().step
+    split = planned("--config.mesh.data=2", "--config.mesh.fsdp=4").step
     assert split.memory.parameters < 0.6 * whole.memory.parameters
     assert split.model_flops == whole.model_flops
     assert {one.kind for one in whole.sent} == {"all-reduce"}
@@ -54,14 +59,14 @@ def test_fsdp_divides_the_state_and_sends_gathers(tmp_path):
     assert sum(one.times for one in gathers) >= 10
 
 
-def test_the_average_has_its_bytes(tmp_path):
-    average = plan(config(tmp_path, "--config.train.ema_decay=0.9")).step.memory
+def test_the_average_has_its_bytes():
+    average = planned("--config.train.ema_decay=0.9").step.memory
     assert average.average == average.parameters
 
 
-def test_what_is_kept_grows_with_the_rows_and_shrinks_with_rematerialization(tmp_path):
+def test_what_is_kept_grows_with_the_rows_and_shrinks_with_rematerialization():
     def kept(*words):
-        found = plan(config(tmp_path, *words)).step
+        found = planned(*words).step
         return found.memory.activations, found.recomputed
 
     stacks = [
@@ -76,16 +81,16 @@ def test_what_is_kept_grows_with_the_rows_and_shrinks_with_rematerialization(tmp
     assert kept()[1] == 0
 
 
-def test_accumulation_keeps_one_micro_batch(tmp_path):
+def test_accumulation_keeps_one_micro_batch():
     words = ("--config.data.batch_size=32",)
-    whole = plan(config(tmp_path, *words)).step
-    parts = plan(config(tmp_path, *words, "--config.train.accumulate=2")).step
+    whole = planned(*words).step
+    parts = planned(*words, "--config.train.accumulate=2").step
     assert 2 * parts.memory.activations == whole.memory.activations
     assert parts.model_flops == whole.model_flops
 
 
-def test_the_report_says_what_the_plan_has(tmp_path):
-    found = plan(config(tmp_path), price=1.5)
+def test_the_report_says_what_the_plan_has():
+    found = planned()
     text = plan_report.text(found)
     assert "memory of a chip, MiB" in text and "all-reduce" in text
     assert "no estimate, because there are no published figures of 'cpu'" in text
@@ -94,9 +99,9 @@ def test_the_report_says_what_the_plan_has(tmp_path):
     assert values["steps"] == 6 and values["hours"] is None and values["cost"] is None
 
 
-def test_epochs_are_counted_in_steps(tmp_path):
+def test_epochs_are_counted_in_steps():
     words = ("--config.train.epochs=3", "--config.plan.shapes.examples=160")
-    assert plan(config(tmp_path, *words)).steps == 30
+    assert planned(*words).steps == 30
 
 
 @pytest.mark.slow
