@@ -261,7 +261,7 @@ def _memory(found: Any, state: Any, kept: int, chip: Chip | None) -> Memory:
         activations=activations,
         workspace=temporary - gradients - activations,
         code=found.generated_code_size_in_bytes,
-        limit=None if chip is None else chip.memory,
+        limit=None if chip is None else int(chip.memory),
     )
 
 
@@ -277,7 +277,7 @@ def _traffic(memory: Memory, state: Any, computed: Any) -> int:
     width = 4 if computed is None else jax.numpy.dtype(computed).itemsize
     reads = 2 * sum(whole) * width
     updated = memory.parameters + memory.optimizer + memory.average + memory.gradients
-    return reads + 2 * updated + 2 * memory.activations
+    return int(reads + 2 * updated + 2 * memory.activations)
 
 
 def shard_bytes(tree: Any) -> int:
