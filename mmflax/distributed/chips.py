@@ -34,6 +34,7 @@ class Chip:
       axes: dimensions of the torus, with two links each; 1 for a switch, which joins any ring.
       dcn: bytes/s of the network between slices or hosts: a chip's share of its host's NICs.
       source: of the figures; the module's docstring has the names.
+      devices: of a chip as it is rented, of which this is one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Chip:
     axes: int
     dcn: float
     source: str
+    devices: int = 1
 
     @property
     def ring(self) -> float:
@@ -108,6 +110,7 @@ CHIPS: tuple[Chip, ...] = (
         axes=3,
         dcn=100e9 / 8 / 2,
         source="cloud, halved: a device is one of two TensorCores; dcn: 100 Gb/s of a chip",
+        devices=2,
     ),
     Chip(
         name="NVIDIA A100 40GB",

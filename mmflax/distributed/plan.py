@@ -80,11 +80,12 @@ class Plan:
 
     Attributes:
       kind: of the chips, as JAX names it.
-      chips: of the mesh.
+      chips: devices of the mesh, as JAX counts them.
       mesh: its axes and their sizes.
       batch_size: rows of the global batch.
       memory: bytes.
-      model_flops: of a step on all chips, without what is computed again.
+      model_flops: of a step on all chips, without what rematerialization computes again; attention
+        that never builds its matrix computes some products again, which count.
       flops: of a step on all chips, with it.
       traffic: an estimate of the bytes that a step reads from and writes to the chip's memory.
       sent: the collectives of a step.
@@ -178,6 +179,7 @@ def plan(
     mesh: Mesh,
     *,
     kept: int = 0,
+    accumulate: int = 1,
     model_flops: int | None = None,
     computed: Any = None,
     see: Callable[[str], object] = lambda text: None,
@@ -189,7 +191,8 @@ def plan(
       state: of training, as shapes with shardings on ``mesh``.
       batch: the same.
       mesh: of the chips.
-      kept: bytes on a chip that the forward pass keeps for the backward pass.
+      kept: bytes on a chip that the forward pass of a micro-batch keeps for the backward pass.
+      accumulate: micro-batches of the step.
       model_flops: of a step, without what is computed again; by default those of ``step``.
       computed: dtype that the model computes in; by default that of the parameters.
       see: is given the compiled program's text.
@@ -207,7 +210,7 @@ def plan(
     chip = chip_of(device.device_kind)
     memory = _memory(compiled.memory_analysis(), state, kept, chip)
     sent = collectives(text, mesh)
-    traffic = _traffic(memory, state, computed)
+    traffic = _traffic(memory, state, computed, mesh.shape["tensor"], accumulate)
     return Plan(
         kind=device.device_kind,
         chips=mesh.size,
@@ -265,19 +268,22 @@ def _memory(found: Any, state: Any, kept: int, chip: Chip | None) -> Memory:
     )
 
 
-def _traffic(memory: Memory, state: Any, computed: Any) -> int:
-    """Bytes between a chip's memory and its cores: each parameter is read for the forward and the
-    backward pass in the type that computes, gradients are written and read, optimizer state and
-    parameters are read and written, and what the backward pass needs is written and read.
+def _traffic(
+    memory: Memory, state: Any, computed: Any, tensor: int = 1, accumulate: int = 1
+) -> int:
+    """Bytes between a chip's memory and its cores, an estimate: each parameter is read for the
+    forward and the backward pass of each micro-batch in the type that computes, what the backward
+    pass needs is written and read, gradients are written and read, and optimizer state and
+    parameters are read and written.
 
-    What fits into the caches between two operations, and what is computed again, is left out: a
-    lower bound.
+    What is computed again, and what a layer writes for the next, is left out; tables of which a
+    lookup reads a few rows count whole.
     """
-    whole = [leaf.size for leaf in jax.tree.leaves((state.params, state.frozen))]
+    whole = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.frozen)))
     width = 4 if computed is None else jax.numpy.dtype(computed).itemsize
-    reads = 2 * sum(whole) * width
+    each = 2 * whole // tensor * width + 2 * memory.activations
     updated = memory.parameters + memory.optimizer + memory.average + memory.gradients
-    return int(reads + 2 * updated + 2 * memory.activations)
+    return int(accumulate * each + 2 * updated)
 
 
 def shard_bytes(tree: Any) -> int:

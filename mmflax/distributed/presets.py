@@ -1,7 +1,8 @@
 """Sizes of the mesh by name: ``dp``, ``fsdp`` and ``fsdp+tensor``.
 
-Several TPU slices have data over them in each, because only gradients cross the network between
-slices then, once a step (parameters split over it would be gathered over it in every layer).
+Several TPU slices have data over them in each, because gradients cross the network between slices
+then, once a micro-batch (parameters split over it would be gathered over it in every layer), and
+with Muon the matrices that the devices share.
 """
 
 from collections.abc import Sequence

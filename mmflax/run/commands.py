@@ -214,6 +214,15 @@ def _plan(options: Any, overrides: list[str]) -> None:
         raise MmflaxError(f"--price is {options.price}; expected money for one chip and hour.")
     if options.search is not None and options.search < 1:
         raise MmflaxError(f"--search is {options.search}; expected how many to compile, from 1.")
+    ignored = [
+        f"--{name}"
+        for name in ("search", "hlo", "figure", "price")
+        if (options.layout or (options.search is not None and name == "hlo"))
+        and vars(options)[name] is not None
+    ]
+    if ignored:
+        other = "--layout" if options.layout else "--search"
+        raise MmflaxError(f"{other} does not use {ignored[0]}; leave one of them out.")
     for path in filter(None, (options.hlo, options.figure)):
         check_folder(path)
     config = _read(options, overrides)

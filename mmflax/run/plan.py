@@ -14,6 +14,7 @@ from mmflax.config.sections import PARTS
 from mmflax.data.dataset import Dataset
 from mmflax.distributed import mesh as meshes
 from mmflax.distributed import plan as plans
+from mmflax.distributed.chips import chip_of
 from mmflax.distributed.flops import count_flops
 from mmflax.distributed.layout import layout_table
 from mmflax.run.assemble import Built, apply_fn, assemble
@@ -49,8 +50,11 @@ class RunPlan:
 
     @property
     def chip_hours(self) -> float | None:
-        """Hours times chips."""
-        return None if self.hours is None else self.hours * self.step.chips
+        """Hours times chips, of which one may be several devices."""
+        chip = chip_of(self.step.kind)
+        if self.hours is None or chip is None:
+            return None
+        return self.hours * self.step.chips / chip.devices
 
     @property
     def cost(self) -> float | None:
@@ -164,7 +168,10 @@ def compiled(
         built.abstract,
         batch,
         mesh,
-        kept=_kept(built, -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"]))),
+        # The tensor axis splits heads and columns, which most of it is.
+        kept=_kept(built, -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"])))
+        // mesh.shape["tensor"],
+        accumulate=experiment.train.accumulate,
         model_flops=_model_flops(found, mesh),
         computed=experiment.config["model"]["fusion"].get("dtype"),
         see=see,

@@ -50,7 +50,9 @@ class Candidate:
 
     def overrides(self, config: Mapping[str, Any]) -> list[str]:
         """Words of the command line that choose it."""
-        words = [option(f"mesh.{axis}", size) for axis, size in self.mesh.items()]
+        preset = schema.at(config, "mesh").get("preset")
+        words = [] if preset is None else [option("mesh.preset", None)]
+        words += [option(f"mesh.{axis}", size) for axis, size in self.mesh.items()]
         words.append(option("train.accumulate", self.accumulate))
         for key, value in stack_values(config, self.remat, self.scan).items():
             words.append(option(key, value))
@@ -111,12 +113,12 @@ class ModelSize:
         state = built.abstract
         leaves = paths.leaves(state.params)
         if state.frozen is not None:
-            leaves = leaves | paths.leaves(state.frozen)
-        specs = meshes.param_specs(paths.nested(leaves), experiment.rules, mesh)
+            leaves = paths.leaves(paths.union(state.params, state.frozen))
+        specs = paths.leaves(meshes.param_specs(paths.nested(leaves), experiment.rules, mesh))
         split = [
             (leaf.shape[axis], "fsdp" if name == "fsdp" else "tensor")
-            for leaf, spec in zip(leaves.values(), jax.tree.leaves(specs), strict=True)
-            for axis, name in enumerate(spec.spec)
+            for path, leaf in leaves.items()
+            for axis, name in enumerate(specs[path].spec)
             if name in ("fsdp", "tensor")
         ]
         heads = [
@@ -193,7 +195,7 @@ def _seconds(
     passes = 2 if remat == "none" else 3
     gathered = accumulate * passes * held * model.itemsize * (fsdp - 1) / fsdp
     scattered = accumulate * 4 * held * (fsdp - 1) / fsdp
-    summed = 2 * 4 * held / fsdp * (data - 1) / data
+    summed = accumulate * 2 * 4 * held / fsdp * (data - 1) / data
     # Each layer's two sums in each direction; a layer keeps about 17 times what one sum sends
     # (Korthikanti et al. 2022, table 2).
     activations = 4 / 17 * model.kept["none"] * rows * 2 * (tensor - 1) / tensor

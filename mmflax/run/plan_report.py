@@ -21,7 +21,7 @@ _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def text(planned: RunPlan) -> str:
     """A few lines for a terminal."""
     step = planned.step
-    rows = step.batch_size / step.chips
+    rows = step.batch_size * step.mesh["tensor"] / step.chips
     axes = ", ".join(f"{axis}={size}" for axis, size in step.mesh.items())
     lines = [
         f"{_count(step.chips, _name(step))} ({axes}), a batch of {step.batch_size}: "

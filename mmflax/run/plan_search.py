@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
+from mmflax.config import schema
 from mmflax.distributed import plan as plans
 from mmflax.distributed.chips import chip_of
 from mmflax.distributed.presets import ROWS
-from mmflax.errors import MmflaxError
+from mmflax.errors import MmflaxError, option
 from mmflax.run.build import Experiment
 from mmflax.run.check import check
 from mmflax.run.decide import Opened
@@ -86,9 +87,19 @@ def search(
     experiment = Experiment(resolved(config, say=say, accelerated=True))
     mesh = one_chip(devices)
     check(experiment, mesh=mesh)
-    found = opened_or_planned(experiment, mesh)
+    # What is auto depends on how many devices there are.
+    found = opened_or_planned(
+        experiment, experiment.mesh(devices) if experiment.undecided else mesh
+    )
     model = ModelSize.of(found, mesh)
     every = list(candidates(found.experiment, devices, model, chip))
+    if not any(every):
+        rows = found.experiment.data.batch_size, found.experiment.evaluation.batch_size
+        raise MmflaxError(
+            f"No mesh of {len(devices)} chips divides data.batch_size = {rows[0]} and "
+            f"evaluation.batch_size = {rows[1]}; give --config.data.batch_size={len(devices)} and "
+            f"--config.evaluation.batch_size={len(devices)}, or multiples."
+        )
     fitting = [one for one in every if one is not None and one.bytes <= FIT * chip.memory]
     thin = sum(one is None for one in every)
     say(
@@ -113,7 +124,15 @@ def search(
         )
     fits.sort(key=lambda one: _step_seconds(one.plan))
     rest = [one for one in tried if one.plan is None]
+    sizes = {
+        key: schema.at(found.experiment.config, key)["batch_size"] for key in ("data", "evaluation")
+    }
     words = fits[0].candidate.overrides(config)
+    words += [
+        option(f"{key}.batch_size", size)
+        for key, size in sizes.items()
+        if f"{key}.batch_size" in experiment.undecided
+    ]
     too_large = len(every) - thin - len(fitting)
     return Found(len(every), too_large, thin, (*fits, *rest), tuple(words))
 
@@ -158,6 +177,7 @@ def _compiled(
     found: Opened, candidate: Candidate, devices: Sequence[Any], price: float | None
 ) -> Tried:
     values: dict[str, Any] = {f"mesh.{axis}": size for axis, size in candidate.mesh.items()}
+    values["mesh.preset"] = None
     values["train.accumulate"] = candidate.accumulate
     values |= stack_values(found.experiment.config, candidate.remat, candidate.scan)
     experiment = Experiment(changed(found.experiment.config, values))

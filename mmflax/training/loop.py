@@ -24,7 +24,7 @@ from mmflax.training.stopping import EarlyStopping
 from mmflax.training.window import Window
 
 Batch = dict[str, Any]
-_AHEAD = 2  # steps that the host may be ahead of the device, which holds their batches
+_AHEAD = 2  # steps that the host may be ahead of the device, which holds their batches and the next
 _KEPT = 256  # steps whose metrics stay on the device at most
 
 
@@ -88,7 +88,8 @@ def run(
         among the kept best.
       stopping: ends the run after an evaluation; its state is saved and restored with the rest.
       preemption: an entered ``Preemption``; by default one for the duration of the call.
-      max_skipped_in_row: stop after so many updates in a row with non-finite gradients.
+      max_skipped_in_row: stop after so many updates in a row with non-finite gradients, which is
+        seen when metrics are fetched: at the next log, evaluation or save.
       flops_per_example: forward and backward FLOPs of one example, for the utilization.
       frozen: makes the state's frozen parameters, which are in no checkpoint; `evals` are given
         them with the others.
@@ -143,6 +144,8 @@ def run(
             done = _Step(step, sums, ids)
             preempted = preemption.reached(step)
             last = step == steps
+            if len(pending) >= _AHEAD:  # so few batches are on the device
+                jax.block_until_ready(pending[-_AHEAD].sums)
             if not last and not preempted:
                 # Read and placed while the device computes the step.
                 batch, ids = training.next_batch(batches, step)
@@ -151,8 +154,6 @@ def run(
             elif len(pending) >= _KEPT:
                 training.finish(pending, log=False)
             pending.append(done)
-            if len(pending) > _AHEAD:
-                jax.block_until_ready(pending[-1 - _AHEAD].sums)
             due = step % log_every == 0 or last or preempted
 
             evaluates = not preempted and evaluates_at(step)

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 BEGIN = """
-from mmflax.distributed.plan import COLLECTIVES, topology_devices
+from mmflax.distributed.collectives import KINDS
+from mmflax.distributed.plan import topology_devices
 devices = topology_devices("v5e:2x2")
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -46,7 +47,7 @@ for implementation in ("chunked", "splash", "auto"):
     text, temporary = compiled(implementation)
     assert temporary < matrix / 4, (implementation, temporary)
     assert ("splash_mha_dkv" in text) == (implementation != "chunked"), implementation
-    for kind in COLLECTIVES:
+    for kind in KINDS:
         assert kind == "all-reduce" or f" {kind}(" not in text, (implementation, kind)
         assert kind == "all-reduce" or f" {kind}-start(" not in text, (implementation, kind)
 print("done")

@@ -103,6 +103,32 @@ def test_sizes_are_those_of_the_model(tmp_path):
     assert size.flops["none"] < size.flops["dots"] <= size.flops["block"] <= size.flops["full"]
 
 
+def test_adapters_are_small_beside_what_is_frozen(tmp_path):
+    words = [f"--config.plan.shapes.{word}" for word in ("answers=5", "examples=320")]
+    config = override(tiny.config(tmp_path), words)
+    config |= {"init": {"from": "somewhere"}, "lora": {"rank": 2}}
+    one = Experiment(config)
+    mesh = one.mesh()
+    size = ModelSize.of(opened_or_planned(one, mesh), mesh)
+    assert size.width == 32 and size.heads == 2
+    assert size.gradients < 2 * size.parameters  # of 4 bytes each: most have none
+    assert size.state < 8 * size.parameters
+
+
+def test_the_command_says_no_preset_where_it_gives_sizes():
+    one = next(one for one in every(8192, 256) if one)
+    config = tiny.config("none")
+    assert not any("preset" in word for word in one.overrides(config))
+    config["mesh"] = {"preset": "fsdp"}
+    words = one.overrides(config)
+    assert "--config.mesh.preset=None" in words
+    Experiment(override(config, words))
+
+
+def test_no_way_is_left_where_no_mesh_divides_the_batch():
+    assert every(50, 256) == []
+
+
 def test_changed_leaves_the_config_alone():
     config = {"a": {"b": 1}, "c": 2}
     assert changed(config, {"a.b": 3, "a.d.e": 4}) == {"a": {"b": 3, "d": {"e": 4}}, "c": 2}

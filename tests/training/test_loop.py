@@ -124,12 +124,42 @@ def test_metrics_are_fetched_when_they_are_logged(toy, toy_batches, monkeypatch)
 
 
 def test_a_long_window_keeps_few_metrics_on_the_device(toy, toy_batches, monkeypatch):
-    monkeypatch.setattr(loop, "_KEPT", 4)
+    fetched = []
+    get = jax.device_get
+
+    def counted(tree):
+        fetched.append(len(tree))
+        return get(tree)
+
     made = toy()
     short, _ = train(made, toy_batches(made), 11, log_every=1)
+    monkeypatch.setattr(loop, "_KEPT", 4)
+    monkeypatch.setattr(loop.jax, "device_get", counted)
     long, recorder = train(made, toy_batches(made), 11, log_every=11)
     same(short.state, long.state)
+    assert fetched == [4, 4, 3]
     assert [step for step, _ in recorder.records] == [11]
+
+
+def test_the_host_waits_for_the_step_before_the_last(toy, toy_batches, monkeypatch):
+    """Before it reads another batch, so that few batches are on the device."""
+    made, order = toy(), []
+    wait = jax.block_until_ready
+
+    def waited(tree):
+        order.append(f"wait {int(tree['loss'][1])}")
+        return wait(tree)
+
+    def read(index):
+        return lambda batch: (order.append(f"read {index}"), batch)[1]
+
+    monkeypatch.setattr(loop.jax, "block_until_ready", waited)
+    spoil = {index: read(index) for index in range(6)}
+    train(made, toy_batches(made, spoil), 6, log_every=6, checkpoint_every=None)
+    # Step 3 is under way and step 2 may be, when the batch of step 4 is read.
+    assert order == ["read 0", "read 1", "read 2", *(
+        word for index in range(3, 6) for word in ("wait 16", f"read {index}")
+    ), "wait 16"]  # fmt: skip
 
 
 def test_a_thousand_steps_compile_once(toy, toy_batches):
