@@ -22,6 +22,9 @@ from mmflax.distributed.mesh import activation_rules, trace_step
 from mmflax.distributed.roofline import Roofline, roofline
 from mmflax.errors import MmflaxError, option
 
+# What libtpu says of a program that does not fit, in two versions.
+_USED = r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"
+_NEEDED = r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -234,15 +237,21 @@ def _compiled(traced: Any, mesh: Mesh) -> Any:
         text = " ".join(str(error).split())
         if "hbm" not in text.lower() and "RESOURCE_EXHAUSTED" not in text:
             raise
-        figures = re.search(r"(Used [^.]*? of [^.]*?hbm[^.]*\.[^.]*)\.", text)
-        excess = re.search(r"capacity by ([\d.]+)([KMGT]?)", text)
+        found = re.search(_USED, text) or re.search(_NEEDED, text)
+        excess, figures = None, text[:200]
+        if found is not None:
+            needed, had = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+            excess = int(needed - had)
+            figures = (
+                f"the compiler counts {needed / 2**20:,.0f} MiB and has {had / 2**20:,.0f}, "
+                f"{excess / 2**20:,.0f} too few"
+            )
         raise TooLarge(
-            f"The step does not fit into the memory of one of {mesh.size} chips "
-            f"({figures[1] if figures else text[:200]}); give "
+            f"The step does not fit into the memory of one of {mesh.size} chips ({figures}); give "
             f"{option('mesh.fsdp', 2 * mesh.shape['fsdp'])}, a larger --config.train.accumulate=N, "
             "--config.model.text_encoder.remat=full (and the image encoder's and the fusion's), or "
             "a smaller --config.data.batch_size=ROWS.",
-            None if excess is None else int(float(excess[1]) * _UNITS[excess[2]]),
+            excess,
         ) from error
 
 

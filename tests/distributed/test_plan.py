@@ -76,7 +76,8 @@ def test_a_step_that_does_not_fit_says_by_how_much(tmp_path, shapes_dir):
     huge = ("--config.data.batch_size=2000000", "--config.evaluation.batch_size=16")
     done = plan(tmp_path, tmp_path / "none", "v5e:2x2", *sizes(), *huge)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "does not fit into the memory of one of 4 chips (Used" in done.stderr
+    said = "does not fit into the memory of one of 4 chips (the compiler counts 127,"
+    assert said in done.stderr and "MiB and has 16,128, 111," in done.stderr
     assert "--config.data.batch_size=ROWS" in done.stderr
 
 

@@ -3,12 +3,14 @@
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import pytest
 
 from mmflax.config.overrides import override
 from mmflax.config.reading import read_file
+from mmflax.distributed import plan as plans
 from mmflax.distributed.flops import count_flops
 from mmflax.run import plan_report
 from mmflax.run.assemble import assemble
@@ -97,6 +99,13 @@ def test_the_report_says_what_the_plan_has():
     values = json.loads(json.dumps(plan_report.values(found)))
     assert values["chips"] == 8 and values["memory"]["total"] == found.step.memory.total
     assert values["steps"] == 6 and values["hours"] is None and values["cost"] is None
+
+
+def test_what_two_versions_of_libtpu_say_of_memory_is_read():
+    old = "Used 122.46G of 15.75G hbm. Exceeded hbm capacity by 106.71G."
+    new = "required for HLO temporaries (512.5M) exceeds available HBM (15.75G)."
+    assert re.search(plans._USED, old).groups() == ("122.46", "G", "15.75", "G")
+    assert re.search(plans._NEEDED, new).groups() == ("512.5", "M", "15.75", "G")
 
 
 def test_epochs_are_counted_in_steps():
