@@ -191,3 +191,9 @@ def test_a_workdir_that_cannot_be_written(config_file, tmp_path, capsys):
     )
     assert code == 1
     assert err.count("\n") == 1 and "file" in err
+
+
+def test_a_picture_of_a_plan_that_cannot_be_written_is_told_before_it_compiles(tmp_path, capsys):
+    words = ["plan", "--config", "configs/public.py:vqa_v2", f"--figure={tmp_path / 'plan.xyz'}"]
+    assert cli.main(words) == 1
+    assert "must end in one of" in capsys.readouterr().err

@@ -113,14 +113,21 @@ def figure(
     save(fig, path)
 
 
-def save(fig: Any, path: epath.PathLike) -> None:
-    """Writes a matplotlib figure in the format of the file's suffix."""
+def check_picture(path: epath.PathLike) -> None:
+    """Raises unless a figure can be written there, by its suffix and its folder."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    formats = FigureCanvasAgg.get_supported_filetypes()
     target = epath.Path(path)
-    formats = fig.canvas.get_supported_filetypes()
-    suffix = target.suffix.lstrip(".").lower()
-    if suffix not in formats:
+    if target.suffix.lstrip(".").lower() not in formats:
         raise MmflaxError(f"The picture {path} must end in one of {', '.join(sorted(formats))}.")
     if not target.parent.exists():
         raise MmflaxError(f"There is no folder {target.parent} to write the picture to; make it.")
+
+
+def save(fig: Any, path: epath.PathLike) -> None:
+    """Writes a matplotlib figure in the format of the file's suffix."""
+    check_picture(path)
+    target = epath.Path(path)
     with target.open("wb") as file:
-        fig.savefig(file, format=suffix, dpi=130)
+        fig.savefig(file, format=target.suffix.lstrip(".").lower(), dpi=130)

@@ -207,6 +207,7 @@ def _config(options: Any, overrides: list[str]) -> None:
 
 
 def _plan(options: Any, overrides: list[str]) -> None:
+    from mmflax.inference.attention_figure import check_picture
     from mmflax.run import plan as planning
     from mmflax.run import plan_report
 
@@ -223,8 +224,11 @@ def _plan(options: Any, overrides: list[str]) -> None:
     if ignored:
         other = "--layout" if options.layout else "--search"
         raise MmflaxError(f"{other} does not use {ignored[0]}; leave one of them out.")
-    for path in filter(None, (options.hlo, options.figure)):
-        check_folder(path)
+    # Before minutes of compilation.
+    if options.hlo is not None:
+        check_folder(options.hlo)
+    if options.figure is not None:
+        check_picture(options.figure)
     config = _read(options, overrides)
     if options.layout:
         table = planning.layout(config, options.topology)

@@ -114,3 +114,10 @@ def test_every_shipped_config_loads_and_says_what_it_is(path):
     assert {"model", "task", "data", "optim", "train"} <= config.keys()
     head = path.read_text().split('"""')[1]
     assert "Command:" in head and "Hardware:" in head and "Expected score:" in head
+
+
+def test_tasks_that_start_from_the_demo_have_its_model():
+    folder = CONFIGS[0].parent
+    demo = load_config(str(folder / "shapes_vqa.py"))["model"]
+    for task in ("matching", "entailment", "nlvr", "nlvr2"):
+        assert load_config(f"{folder / 'shapes.py'}:{task}")["model"] == demo

@@ -106,35 +106,31 @@ def test_logged_values_are_means_over_their_window(toy, toy_batches):
     assert "mfu" not in values  # no peak is known for a CPU
 
 
-def test_metrics_are_fetched_when_they_are_logged(toy, toy_batches, monkeypatch):
-    """One transfer for the metrics of a window, however many steps it has."""
-    fetched = []
+@pytest.fixture
+def fetched(monkeypatch):
+    """Of each transfer of metrics, how many steps' it has."""
+    found = []
     get = jax.device_get
+    monkeypatch.setattr(
+        loop.jax, "device_get", lambda tree: (found.append(len(tree)), get(tree))[1]
+    )
+    return found
 
-    def counted(tree):
-        fetched.append(len(tree))
-        return get(tree)
 
+def test_metrics_are_fetched_when_they_are_logged(toy, toy_batches, fetched):
+    """One transfer for the metrics of a window, however many steps it has."""
     made = toy()
-    monkeypatch.setattr(loop.jax, "device_get", counted)
     _, recorder = train(made, toy_batches(made), 25, log_every=10)
     assert fetched == [10, 10, 5]
     assert [step for step, _ in recorder.records] == [10, 20, 25]
     assert all(0 <= values["input_wait"] <= 1 for _, values in recorder.records)
 
 
-def test_a_long_window_keeps_few_metrics_on_the_device(toy, toy_batches, monkeypatch):
-    fetched = []
-    get = jax.device_get
-
-    def counted(tree):
-        fetched.append(len(tree))
-        return get(tree)
-
+def test_a_long_window_keeps_few_metrics_on_the_device(toy, toy_batches, fetched, monkeypatch):
     made = toy()
     short, _ = train(made, toy_batches(made), 11, log_every=1)
+    fetched.clear()
     monkeypatch.setattr(loop, "_KEPT", 4)
-    monkeypatch.setattr(loop.jax, "device_get", counted)
     long, recorder = train(made, toy_batches(made), 11, log_every=11)
     same(short.state, long.state)
     assert fetched == [4, 4, 3]
